@@ -1,0 +1,156 @@
+"""Gates: which layers (or heads) of the receiver are fused, learned or laid down.
+
+Dimensions: P parts (keys, values), L mapped layers, H gates per layer (1, or one for each kv head).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+PARTS = {"both": (0, 1), "keys": (0,), "values": (1,)}
+
+
+@dataclass
+class GateConfig:
+    """A layer-gating configuration.
+
+    Attributes:
+        kind: `learned` logits, always `open`, or `fixed` to `open_layers`.
+        parts: whether keys, values or both are fused.
+        granularity: one gate per layer, or one per kv head.
+        noise: of a learned gate in training. `logistic` makes it a binary-concrete gate, for which a
+            logit of 0 is open half the time; `gumbel` is one Gumbel sample, as in the published code,
+            for which it is 63%.
+        init: initial logit. At 0 the gradients are weak, hence +1 (LCF-X).
+        temperature: first and last T of sigmoid((logit + noise) / T).
+        schedule: how T falls between the two.
+        anneal_steps: optimizer steps that the fall takes; None for all steps of the run.
+        sparsity: weight of the penalty on the expected share of open gates.
+        open_layers: the receiver layers that a `fixed` gate leaves open.
+    """
+
+    kind: Literal["learned", "open", "fixed"] = "learned"
+    parts: Literal["both", "keys", "values"] = "both"
+    granularity: Literal["layer", "head"] = "layer"
+    noise: Literal["logistic", "gumbel", "none"] = "logistic"
+    init: float = 1.0
+    temperature: tuple[float, float] = (1.0, 0.001)
+    schedule: Literal["exponential", "linear", "constant"] = "exponential"
+    anneal_steps: int | None = None
+    sparsity: float = 0.0
+    open_layers: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.temperature = tuple(self.temperature)
+        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+            raise ValueError(
+                f"gate.temperature is {list(self.temperature)}: give two positive numbers, first and last."
+            )
+        if self.anneal_steps is not None and self.anneal_steps < 1:
+            raise ValueError(f"gate.anneal_steps is {self.anneal_steps}: give at least 1, or null for the whole run.")
+        if (self.kind == "fixed") != (self.open_layers is not None):
+            raise ValueError(
+                f"gate.kind is {self.kind} and gate.open_layers is {self.open_layers}: "
+                "open_layers belongs to kind fixed, and kind fixed needs it."
+            )
+
+    def temperature_at(self, step: int, total_steps: int) -> float:
+        """T at optimizer step `step` of a run of `total_steps`."""
+        first, last = self.temperature
+        done = min(step / (self.anneal_steps or total_steps), 1.0)
+        if self.schedule == "constant":
+            return first
+        if self.schedule == "linear":
+            return first + (last - first) * done
+        return first * (last / first) ** done
+
+
+class Gate(nn.Module):
+    """Gate values in [0, 1] for every part and layer (PAPER.md section 2).
+
+    Args:
+        config: the layer-gating configuration.
+        receiver_layers: the L receiver layers that may be fused, ascending.
+        num_heads: kv heads of the receiver.
+        seed: of the noise, which depends on it and on the optimizer step alone: every rank and every
+            accumulated micro-batch of a step sees the same gates, and a resumed run the same as an
+            uninterrupted one.
+
+    Raises:
+        ValueError: a fixed gate names a layer that is not among `receiver_layers`.
+    """
+
+    def __init__(self, config: GateConfig, receiver_layers: list[int], num_heads: int, seed: int = 0):
+        super().__init__()
+        self.config, self.receiver_layers, self.seed = config, list(receiver_layers), seed
+        self.parts = PARTS[config.parts]
+        self.step, self.temperature = 0, config.temperature[0]
+        per_layer = num_heads if config.granularity == "head" else 1
+        logit_PLH = torch.full((len(self.parts), len(self.receiver_layers), per_layer), float(config.init))
+        if config.kind == "learned":
+            self.logit = nn.Parameter(logit_PLH)
+            return
+        is_open = torch.ones_like(logit_PLH)
+        if config.kind == "fixed":
+            strangers = sorted(set(config.open_layers) - set(self.receiver_layers))
+            if strangers:
+                raise ValueError(
+                    f"gate.open_layers has {strangers}, but only the receiver layers "
+                    f"{self.receiver_layers} are mapped to a sharer layer."
+                )
+            for i, layer in enumerate(self.receiver_layers):
+                is_open[:, i] = float(layer in config.open_layers)
+        # The sign of the logit is the gate at evaluation, for every kind alike.
+        self.register_buffer("logit", torch.where(is_open > 0, 1.0, -1.0))
+
+    @property
+    def learns(self) -> bool:
+        return self.config.kind == "learned"
+
+    def anneal(self, step: int, total_steps: int) -> None:
+        """Sets the temperature and the noise of optimizer step `step` of a run of `total_steps`."""
+        self.step, self.temperature = step, self.config.temperature_at(step, total_steps)
+
+    def is_open(self) -> Tensor:
+        """The gates at evaluation, (P, L, H) bool."""
+        return self.logit > 0
+
+    def forward(self) -> Tensor:
+        """(P, L, H): relaxed and noisy in training when learned, otherwise 0 or 1."""
+        if not (self.training and self.learns):
+            return self.is_open().to(torch.float32)
+        return torch.sigmoid((self.logit + self._noise()) / self.temperature)
+
+    def active(self) -> list[tuple[int, int]]:
+        """The (part, layer index) pairs that now have work to do: all of them while gates are learned."""
+        if self.training and self.learns:
+            rows = torch.ones(self.logit.shape[:2], dtype=torch.bool)
+        else:
+            rows = self.is_open().any(-1)
+        return [(p, layer) for p, layer in rows.nonzero().tolist()]
+
+    def penalty(self) -> Tensor:
+        """Sparsity penalty: its weight times the expected share of open gates; scalar."""
+        if not self.learns or self.config.sparsity == 0:
+            return self.logit.new_zeros(())
+        if self.config.noise == "gumbel":
+            probability = 1 - torch.exp(-torch.exp(self.logit))
+        else:
+            probability = torch.sigmoid(self.logit)
+        return self.config.sparsity * probability.mean()
+
+    def _noise(self) -> Tensor | float:
+        if self.config.noise == "none":
+            return 0.0
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        tiny = torch.finfo(torch.float32).tiny
+        uniform = torch.rand(self.logit.shape, generator=generator).clamp(tiny, 1 - 2**-24)
+        if self.config.noise == "gumbel":
+            noise = -torch.log(-torch.log(uniform))
+        else:
+            noise = torch.log(uniform) - torch.log1p(-uniform)
+        return noise.to(self.logit.device)

@@ -1,0 +1,49 @@
+"""Layers of many small networks side by side: one batched matmul where a loop would run G small ones.
+
+Dimensions: G groups (one small network each), T tokens, M hidden, I intermediate. Every module takes
+`groups`, the rows of its parameters to use: None for all, or an index tensor (g,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
+    return parameter if groups is None else parameter.index_select(0, groups)
+
+
+class StackedLinear(nn.Module):
+    """G linear layers, each initialised as `nn.Linear` initialises one."""
+
+    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_groups, 1, out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x_GTF: Tensor, groups: Tensor | None = None) -> Tensor:
+        weight_GFO = rows(self.weight, groups).mT
+        if self.bias is None:
+            return torch.bmm(x_GTF, weight_GFO)
+        return torch.baddbmm(rows(self.bias, groups), x_GTF, weight_GFO)
+
+
+class StackedBlock(nn.Module):
+    """x + dropout(W2 gelu(W1 RMSNorm(x))), no biases (PAPER.md section 2)."""
+
+    def __init__(self, num_groups: int, hidden: int, intermediate: int, dropout: float):
+        super().__init__()
+        self.norm = nn.Parameter(torch.ones(num_groups, 1, hidden))
+        self.w1 = StackedLinear(num_groups, hidden, intermediate, bias=False)
+        self.w2 = StackedLinear(num_groups, intermediate, hidden, bias=False)
+        self.dropout = dropout
+
+    def forward(self, x_GTM: Tensor, groups: Tensor | None = None) -> Tensor:
+        normed = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=1e-6) * rows(self.norm, groups)
+        out = self.w2(F.gelu(self.w1(normed, groups)), groups)
+        return x_GTM + F.dropout(out, self.dropout, self.training)
