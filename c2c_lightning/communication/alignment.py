@@ -1,0 +1,216 @@
+"""Token alignment: which sharer token stands opposite each receiver token.
+
+`spans`, the default: each model reads the messages through its own chat template and its own natural
+tokenization, and tokens are matched by the characters that they have read. Opposite a receiver token
+stands the newest sharer token that has read no further in the message, so the sharer never reads
+mangled text and the fuser never looks ahead. In a template section, which says nothing of the
+message, the j-th token stands opposite the j-th, or the section's last.
+
+`published`: the sharer is made to read the receiver's tokens one by one, each decoded and encoded
+again (PAPER.md section 2). For comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Message = dict[str, str]
+Alignment = Literal["spans", "published"]
+UNALIGNED = -1
+
+
+@dataclass
+class Reading:
+    """A prompt as one model reads it.
+
+    `sections` alternate: template, content, template, content, ..., template. `section` and `ends`
+    say for every token in which of them its last character stands, and how many of its characters
+    are read by then.
+    """
+
+    ids: list[int]
+    section: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass
+class AlignedPrompt:
+    """One conversation, ready for the receiver and every sharer.
+
+    Attributes:
+        receiver_ids: N token ids, the generation prompt included.
+        sharer_ids: token ids for each sharer.
+        positions: for each sharer, N - 1 indices into its ids (the last prompt token is not fused),
+            UNALIGNED where no sharer token stands opposite.
+        text: the prompt as the receiver's template renders it.
+    """
+
+    receiver_ids: list[int]
+    sharer_ids: list[list[int]]
+    positions: list[np.ndarray]
+    text: str
+
+
+class Aligner:
+    """Reads conversations for a receiver and its sharers.
+
+    Args:
+        receiver: the receiver's tokenizer.
+        sharers: the sharers' tokenizers.
+        alignment: `spans` or `published`.
+        template_kwargs: handed to every chat template.
+    """
+
+    def __init__(
+        self,
+        receiver: Tokenizer,
+        sharers: list[Tokenizer],
+        alignment: Alignment = "spans",
+        template_kwargs: dict[str, Any] | None = None,
+    ):
+        if alignment not in ("spans", "published"):
+            raise ValueError(f"model.alignment is {alignment!r}: give spans or published.")
+        self.receiver, self.sharers, self.alignment = receiver, sharers, alignment
+        # Qwen3's template opens an empty think block with it; templates that do not know it ignore it.
+        self.template_kwargs = {"enable_thinking": False} if template_kwargs is None else template_kwargs
+
+    @property
+    def pad_ids(self) -> list[int]:
+        """Padding ids of the receiver, then of every sharer."""
+        return [tokenizer.pad_token_id for tokenizer in (self.receiver, *self.sharers)]
+
+    def prompt(self, messages: list[Message]) -> AlignedPrompt:
+        """Aligns a conversation that ends before the response."""
+        text, spans = self._render(self.receiver, messages)
+        receiver = read(self.receiver, text, spans)
+        sharer_ids, positions = [], []
+        for tokenizer in self.sharers:
+            sharer_text, sharer_spans = self._render(tokenizer, messages)
+            sharer = read(tokenizer, sharer_text, sharer_spans)
+            if self.alignment == "published":
+                sharer = reread(self.receiver, receiver, tokenizer, sharer)
+            opposite = match(receiver, sharer, by_characters=self.alignment == "spans")
+            sharer_ids.append(sharer.ids)
+            positions.append(opposite[:-1])
+        return AlignedPrompt(receiver.ids, sharer_ids, positions, text)
+
+    def response_ids(self, messages: list[Message], prompt: AlignedPrompt) -> list[int]:
+        """The receiver's ids of the last message, an assistant's, up to and including its end of turn.
+
+        Raises:
+            ValueError: the receiver's chat template renders a finished conversation in such a way that
+                it does not begin with its prompt.
+        """
+        tokenizer = self.receiver
+        full = tokenizer.apply_chat_template(messages, tokenize=False, **self.template_kwargs)
+        if not full.startswith(prompt.text):
+            content = messages[-1]["content"]
+            full = prompt.text + full[full.rindex(content) :] if content in full else ""
+            if not full:
+                raise ValueError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
+        ids = tokenizer(full, add_special_tokens=False).input_ids
+        start = len(prompt.receiver_ids)
+        if ids[:start] != prompt.receiver_ids:
+            # Prompt and response merge in a token; generation starts from the prompt's own tokens.
+            ids, start = tokenizer(full[len(prompt.text) :], add_special_tokens=False).input_ids, 0
+        response = ids[start:]
+        special = set(tokenizer.all_special_ids)
+        end = next((i for i, token in enumerate(response) if token in special), None)
+        return [*response, tokenizer.eos_token_id] if end is None else response[: end + 1]
+
+    def _render(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt's text, and where in it each message's content stands."""
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+            )
+        except Exception as error:  # jinja2 and the template's own raise_exception
+            roles = [message["role"] for message in messages]
+            raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
+        # The template rendered around markers shows where contents go, also when a content's words
+        # stand in the template itself.
+        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        frame = tokenizer.apply_chat_template(
+            marked, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+        )
+        spans, at, frame_at = [], 0, 0
+        for i, message in enumerate(messages):
+            mark = f"\ue000{i}\ue001"
+            found = frame.find(mark, frame_at)
+            between = frame[frame_at:found] if found >= 0 else None
+            content = message["content"]
+            if between is not None and text.startswith(between, at):
+                at, frame_at = at + len(between), found + len(mark)
+                if not text.startswith(content, at):
+                    content = content.strip()
+                    start = text.find(content, at)
+                else:
+                    start = at
+            else:
+                content = content.strip()
+                start = text.find(content, at)
+            if start < 0:
+                raise ValueError(
+                    f"the chat template of {tokenizer.name_or_path!r} changes the text of the {message['role']}'s message"
+                )
+            at = start + len(content)
+            spans.append((start, at))
+        return text, spans
+
+
+def read(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) -> Reading:
+    """Tokenizes `text` as the model naturally would and places every token in its section."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # A token may cover no characters (a prefix space that was put in), or end before its
+    # predecessor (a character spread over several): what has been read never shrinks.
+    ends = np.maximum.accumulate([end for _, end in encoded.offset_mapping])
+    bounds = np.array([0, *(edge for span in spans for edge in span), len(text)])
+    # A token whose last character is the last of a section belongs to that section; empty sections
+    # own nothing.
+    section = np.searchsorted(bounds[1:], ends, side="left")
+    return Reading(encoded.input_ids, section, ends - bounds[section])
+
+
+def match(receiver: Reading, sharer: Reading, by_characters: bool = True) -> np.ndarray:
+    """For every receiver token the position of the sharer token opposite, or UNALIGNED.
+
+    In template sections, and everywhere if not `by_characters`, the j-th token of a section stands
+    opposite the j-th or the last; a section that the sharer lacks, opposite the newest token before it.
+    """
+    opposite = np.empty(len(receiver.ids), dtype=np.int64)
+    for s in np.unique(receiver.section):
+        mine = np.flatnonzero(receiver.section == s)
+        first, stop = np.searchsorted(sharer.section, [s, s + 1])
+        if s % 2 and by_characters:
+            num_read = np.searchsorted(sharer.ends[first:stop], receiver.ends[mine], side="right")
+        else:
+            num_read = np.minimum(np.arange(1, len(mine) + 1), stop - first)
+        opposite[mine] = first + num_read - 1
+    return opposite
+
+
+def reread(receiver_tokenizer: Tokenizer, receiver: Reading, tokenizer: Tokenizer, sharer: Reading) -> Reading:
+    """The sharer's template around the receiver's content tokens, each decoded and encoded again."""
+    ids, section = [], []
+    for s in range(int(max(receiver.section.max(), sharer.section.max())) + 1):
+        if s % 2:
+            tokens = [receiver.ids[i] for i in np.flatnonzero(receiver.section == s)]
+            part = [reencode(receiver_tokenizer, token, tokenizer) for token in tokens]
+        else:
+            part = [sharer.ids[i] for i in np.flatnonzero(sharer.section == s)]
+        ids += part
+        section += [s] * len(part)
+    return Reading(ids, np.array(section), np.arange(len(ids)))
+
+
+def reencode(receiver_tokenizer: Tokenizer, token: int, tokenizer: Tokenizer) -> int:
+    """The sharer's token for a receiver's: of several, the one that covers most characters."""
+    text = receiver_tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    candidates = tokenizer(text, add_special_tokens=False).input_ids
+    if not candidates:
+        return tokenizer.pad_token_id
+    return max(candidates, key=lambda c: len(tokenizer.decode([c], clean_up_tokenization_spaces=False)))

@@ -1,0 +1,120 @@
+"""Aligned prompts and responses as padded tensors.
+
+Dimensions: B conversations, N receiver prompt tokens, S sharer prompt tokens, R response tokens.
+Prompts are padded on the left so that they all end together, responses on the right after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from c2c_lightning.communication.alignment import UNALIGNED, AlignedPrompt
+
+
+@dataclass
+class SharerPrompt:
+    """A batch of prompts as one sharer reads them.
+
+    Attributes:
+        ids: (B, S) left-padded.
+        mask: (B, S) 1 for real tokens.
+        positions: (B, N - 1) column of `ids` opposite each receiver token but the last, UNALIGNED where
+            there is none.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+@dataclass
+class Batch:
+    """A batch of conversations.
+
+    Attributes:
+        prompt_ids: (B, N) left-padded; the last column is the last prompt token, which is not fused.
+        prompt_mask: (B, N) 1 for real tokens.
+        sharers: the prompts as each sharer reads them.
+        response_ids: (B, R) right-padded, empty where there is nothing to supervise.
+        response_mask: (B, R) 1 for supervised tokens.
+        references: the responses as text, where the data says that exact answers are meaningful.
+        epoch: which pass over the data this batch belongs to.
+        index: its place in that pass, counted over all ranks.
+        skipped: records that are missing from it, counted by reason.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    sharers: list[SharerPrompt]
+    response_ids: Tensor
+    response_mask: Tensor
+    references: list[str] | None = None
+    epoch: int = 0
+    index: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_supervised(self) -> Tensor:
+        return self.response_mask.sum()
+
+
+def collate(
+    prompts: Sequence[AlignedPrompt],
+    responses: Sequence[list[int]] | None = None,
+    pad_ids: Sequence[int] = (0,),
+) -> Batch:
+    """Pads a batch.
+
+    Args:
+        prompts: aligned conversations.
+        responses: supervised token ids; None for generation.
+        pad_ids: padding ids of the receiver, then of every sharer.
+    """
+    responses = responses if responses is not None else [[] for _ in prompts]
+    prompt_ids, prompt_mask = _pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
+    response_ids, response_mask = _pad(responses, pad_ids[0], left=False)
+    sharers = []
+    for i, pad_id in enumerate(pad_ids[1:]):
+        ids, mask = _pad([p.sharer_ids[i] for p in prompts], pad_id, left=True)
+        positions = torch.full((len(prompts), prompt_ids.shape[1] - 1), UNALIGNED)
+        for row, prompt in enumerate(prompts):
+            opposite = torch.from_numpy(prompt.positions[i])
+            shift = ids.shape[1] - len(prompt.sharer_ids[i])
+            columns = torch.where(opposite == UNALIGNED, UNALIGNED, opposite + shift)
+            positions[row, positions.shape[1] - len(opposite) :] = columns
+        sharers.append(SharerPrompt(ids, mask, positions))
+    return Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
+
+
+def exchange_questions(batch: Batch) -> Batch:
+    """Every receiver prompt with the sharers' reading of the next question in the batch.
+
+    The control for what a cache says of its own question. The two prompts are matched from their
+    ends; where the other one is shorter, its first token stands opposite the rest.
+    """
+    sharers = []
+    for sharer in batch.sharers:
+        ids, mask, positions = (t.roll(-1, dims=0) for t in (sharer.ids, sharer.mask, sharer.positions))
+        real = batch.prompt_mask.roll(-1, dims=0)[:, :-1]
+        columns = torch.arange(real.shape[1], device=real.device)
+        first = real.argmax(1, keepdim=True)
+        sharers.append(SharerPrompt(ids, mask, positions.gather(1, torch.maximum(columns, first))))
+    return Batch(**{**vars(batch), "sharers": sharers})
+
+
+def _pad(rows: Sequence[list[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, at] = torch.tensor(row, dtype=ids.dtype)
+        mask[i, at] = 1
+    return ids, mask

@@ -1,0 +1,72 @@
+"""KV caches of transformers as KV stacks, and forward passes that spend nothing on unwanted logits.
+
+Dimensions: L layers, B batch, H kv heads, N tokens, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+@contextmanager
+def logits_at(model: PreTrainedModel, mask_BN: Tensor) -> Iterator[None]:
+    """Within it, the model's forward returns logits (1, tokens where the mask is true, V).
+
+    The hidden states are picked just before the output embeddings, so the model is still entered
+    through its root (as FSDP2 needs) and no other logits are ever computed.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: (args[0][mask_BN].unsqueeze(0), *args[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
+    """The model's cache after reading left-padded prompts; no vocabulary logits are computed.
+
+    Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
+    """
+    cache = DynamicCache()
+    with logits_at(model, torch.zeros_like(mask_BN, dtype=torch.bool)):
+        model(
+            input_ids=ids_BN,
+            attention_mask=mask_BN,
+            position_ids=position_ids(mask_BN),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return cache
+
+
+def position_ids(mask_BN: Tensor) -> Tensor:
+    """Positions that count real tokens only, (B, N)."""
+    return (mask_BN.cumsum(-1) - 1).clamp(min=0)
+
+
+def read_stack(cache: DynamicCache, layers: Sequence[int], positions: Tensor | None = None) -> Tensor:
+    """KV stack (2, L, B, H, N, D) of some layers, gathered at (B, N) token positions if given.
+
+    It lies in memory as (2, L, B, N, H, D), so that a fuser's features are a view of it.
+    """
+    tensors = [getattr(cache.layers[layer], part) for part in ("keys", "values") for layer in layers]
+    if positions is None:
+        tokens = [t.transpose(1, 2) for t in tensors]
+    else:
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        tokens = [t.transpose(1, 2)[rows, positions] for t in tensors]
+    return torch.stack(tokens).unflatten(0, (2, len(layers))).transpose(3, 4)
+
+
+def write_stack(cache: DynamicCache, layers: Sequence[int], stack: Tensor) -> None:
+    """Puts a KV stack in the place of the cache's own entries of these layers."""
+    for i, layer in enumerate(layers):
+        cache.layers[layer].keys, cache.layers[layer].values = stack[0, i], stack[1, i]

@@ -1,0 +1,255 @@
+"""Frozen LMs and their fusers as one model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from c2c_lightning.communication.alignment import UNALIGNED, Aligner, Alignment, Message
+from c2c_lightning.communication.batch import Batch, collate
+from c2c_lightning.communication.cache import logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser_folder, write_fuser_folder
+from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
+from c2c_lightning.communication.models import kv_shape, load_model, load_tokenizer
+from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
+
+
+class Communicator(nn.Module):
+    """A receiver, its sharers, and one fuser for each sharer.
+
+    Args:
+        receiver: the LM that answers; it is frozen.
+        sharers: the LMs whose caches are handed over; they are frozen.
+        aligner: reads conversations for these models.
+        fuser: makes a fuser from (sharer shape, receiver shape, gate).
+        layer_map: see `map_layers`.
+        layers: see `map_layers`.
+        gate: the layer-gating configuration, the same for every sharer.
+
+    Raises:
+        ValueError: a model whose cache cannot be fused, or an impossible layer map or gate.
+    """
+
+    def __init__(
+        self,
+        receiver: PreTrainedModel,
+        sharers: Sequence[PreTrainedModel],
+        aligner: Aligner,
+        fuser: FuserFactory = C2CFuser,
+        layer_map: LayerMap = "terminal",
+        layers: Layers = "all",
+        gate: GateConfig | None = None,
+    ):
+        super().__init__()
+        self.receiver = receiver.requires_grad_(False).eval()
+        self.sharers = nn.ModuleList(sharer.requires_grad_(False).eval() for sharer in sharers)
+        self.aligner, self.layer_map, self.layers = aligner, layer_map, layers
+        shape = kv_shape(receiver.config)
+        self.layer_maps: list[dict[int, int]] = []
+        fusers: list[Fuser] = []
+        for i, sharer in enumerate(sharers):
+            sharer_shape = kv_shape(sharer.config)
+            mapped = map_layers(layer_map, layers, shape.num_layers, sharer_shape.num_layers)
+            gates = Gate(gate or GateConfig(), list(mapped), shape.num_heads, seed=torch.initial_seed() + i)
+            fusers.append(fuser(sharer_shape, shape, gates))
+            self.layer_maps.append(mapped)
+        self.fusers = nn.ModuleList(fusers)
+        self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
+
+    @property
+    def gates(self) -> list[Gate]:
+        return [fuser.gate for fuser in self.fusers]
+
+    def train(self, mode: bool = True) -> Communicator:
+        """Puts the fusers in training mode; the frozen models stay in eval mode."""
+        super().train(mode)
+        self.receiver.eval()
+        self.sharers.eval()
+        return self
+
+    def prefill(self, batch: Batch, fuse: bool = True) -> DynamicCache:
+        """The receiver's cache of all prompt tokens but the last, fused with the sharers'."""
+        cache = prefill(self.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1])
+        talking = [i for i, gate in enumerate(self.gates) if gate.active()] if fuse else []
+        if not talking:
+            return cache
+        own = read_stack(cache, self.fused_layers)
+        fused = own
+        for i in talking:
+            prompt, mapped = batch.sharers[i], self.layer_maps[i]
+            sharer_cache = prefill(self.sharers[i], prompt.ids, prompt.mask)
+            shared = read_stack(sharer_cache, list(mapped.values()), prompt.positions.clamp(min=0))
+            place = torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=own.device)
+            everywhere = len(mapped) == len(self.fused_layers)
+            out = self.fusers[i](
+                shared,
+                own if everywhere else own.index_select(1, place),
+                onto=fused if everywhere else fused.index_select(1, place),
+                aligned=prompt.positions != UNALIGNED,
+            )
+            fused = out if everywhere else fused.index_copy(1, place, out)
+        write_stack(cache, self.fused_layers, fused)
+        return cache
+
+    def forward(self, batch: Batch, fuse: bool = True) -> tuple[Tensor, Tensor]:
+        """Next-token loss on the responses.
+
+        Logits are computed at supervised positions only.
+
+        Returns:
+            The summed cross-entropy in nats, and the number of supervised tokens it is summed over.
+        """
+        cache = self.prefill(batch, fuse)
+        ids = torch.cat([batch.prompt_ids[:, -1:], batch.response_ids[:, :-1]], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask[:, :-1]], dim=1)
+        supervised = batch.response_mask.bool()
+        with logits_at(self.receiver, supervised):
+            logits_1TV = self.receiver(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids(mask)[:, -ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        loss = F.cross_entropy(logits_1TV[0].float(), batch.response_ids[supervised], reduction="sum")
+        return loss, supervised.sum()
+
+    @torch.no_grad()
+    def generate_ids(self, batch: Batch, fuse: bool = True, **generate_kwargs: Any) -> Any:
+        """The receiver's own `generate` on the fused cache.
+
+        Args:
+            batch: prompts; responses in it are ignored.
+            fuse: False for the receiver alone.
+            **generate_kwargs: anything that transformers' `generate` takes.
+
+        Returns:
+            What `generate` returns; sequences begin with the padded prompts.
+        """
+        cache = self.prefill(batch, fuse)
+        settings = generate_kwargs.get("generation_config") or self.receiver.generation_config
+        copies = max(
+            generate_kwargs.get(name) or getattr(settings, name, None) or 1
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        return self.receiver.generate(
+            input_ids=batch.prompt_ids,
+            attention_mask=batch.prompt_mask,
+            past_key_values=cache,
+            **{"pad_token_id": self.aligner.receiver.pad_token_id, **generate_kwargs},
+        )
+
+    def generate(
+        self, messages: list[Message] | list[list[Message]], fuse: bool = True, **generate_kwargs: Any
+    ) -> str | list[str]:
+        """Answers one conversation, or a batch of them.
+
+        Args:
+            messages: chat messages (`role`, `content`), or a list of such conversations.
+            fuse: False for the receiver alone.
+            **generate_kwargs: anything that transformers' `generate` takes.
+
+        Returns:
+            The response as text; a list where a batch was given or several sequences asked for.
+        """
+        single = isinstance(messages[0], dict)
+        batch = self.collate([messages] if single else messages)
+        out = self.generate_ids(batch, fuse, **generate_kwargs)
+        ids = out if isinstance(out, Tensor) else out.sequences
+        texts = self.decode(ids[:, batch.prompt_ids.shape[1] :])
+        return texts[0] if single and len(texts) == 1 else texts
+
+    def collate(self, conversations: list[list[Message]]) -> Batch:
+        """Conversations as a batch on the receiver's device."""
+        prompts = [self.aligner.prompt(messages) for messages in conversations]
+        batch = collate(prompts, pad_ids=self.aligner.pad_ids)
+        device = self.receiver.device
+        for part in (batch, *batch.sharers):
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor):
+                    setattr(part, name, value.to(device))
+        return batch
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Response ids (B, R) as text."""
+        return [text.strip() for text in self.aligner.receiver.batch_decode(ids, skip_special_tokens=True)]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves the fusers, and the names of the models they were trained between."""
+        fuser = self.fusers[0]
+        config = {
+            "receiver": self.receiver.name_or_path,
+            "sharers": [sharer.name_or_path for sharer in self.sharers],
+            "alignment": self.aligner.alignment,
+            "template_kwargs": self.aligner.template_kwargs,
+            "layer_map": self.layer_map,
+            "layers": self.layers,
+            "gate": asdict(fuser.gate.config),
+            "fuser": {
+                "class_path": f"{type(fuser).__module__}.{type(fuser).__qualname__}",
+                "init_args": fuser.init_args,
+            },
+        }
+        write_fuser_folder(Path(folder), config, self.fusers.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, name: str, dtype: str = "auto") -> Communicator:
+        """Loads a fuser with its receiver and sharers, ready to answer.
+
+        Args:
+            name: a folder that `save_pretrained` wrote, or the hub id of one.
+            dtype: of the frozen models; `auto` for the one they were saved in. Fusers stay in fp32.
+
+        Raises:
+            ValueError: a part is missing, damaged, or does not fit the models.
+        """
+        config, state = read_fuser_folder(name)
+        models = config["receiver"], config["sharers"]
+        communicator = load_communicator(
+            *models,
+            load_aligner(*models, config["alignment"], config["template_kwargs"]),
+            dtype,
+            fuser=import_fuser(config["fuser"], name),
+            layer_map=config["layer_map"],
+            layers=config["layers"],
+            gate=GateConfig(**config["gate"]),
+        )
+        try:
+            communicator.fusers.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"fuser {name!r} does not fit its config.json: {error}") from error
+        return communicator.eval()
+
+
+def load_aligner(
+    receiver: str,
+    sharers: Sequence[str],
+    alignment: Alignment = "spans",
+    template_kwargs: dict[str, Any] | None = None,
+) -> Aligner:
+    """The aligner of models named by folder or hub id; reads their tokenizers only."""
+    return Aligner(load_tokenizer(receiver), [load_tokenizer(s) for s in sharers], alignment, template_kwargs)
+
+
+def load_communicator(
+    receiver: str, sharers: Sequence[str], aligner: Aligner, dtype: str = "auto", **kwargs: Any
+) -> Communicator:
+    """A communicator with fresh fusers between models named by folder or hub id.
+
+    Args:
+        receiver: folder or hub id.
+        sharers: folders or hub ids.
+        aligner: of these models, as `load_aligner` makes it.
+        dtype: of the frozen models; `auto` for the one they were saved in.
+        **kwargs: see `Communicator`.
+    """
+    return Communicator(load_model(receiver, dtype), [load_model(s, dtype) for s in sharers], aligner, **kwargs)

@@ -1,0 +1,72 @@
+"""A saved fuser: config.json, which names receiver and sharers, and model.safetensors."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from c2c_lightning.communication.models import locate
+from c2c_lightning.fuser import Fuser, FuserFactory
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KEYS = ("receiver", "sharers", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
+
+
+def write_fuser_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+
+
+def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a saved fuser.
+
+    Raises:
+        ValueError: a file is missing or damaged, and which.
+    """
+    location = locate(name)
+    if not Path(location).is_dir():
+        try:
+            location = snapshot_download(location, allow_patterns=[CONFIG, WEIGHTS])
+        except (OSError, ValueError) as error:  # every error of the hub client is one of them
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
+    folder = Path(location)
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise ValueError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        state = load_file(folder / WEIGHTS)
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"fuser {name!r} is damaged: {error}") from error
+    missing = [key for key in KEYS if key not in config]
+    if config.get("format") != FORMAT or missing:
+        raise ValueError(
+            f"fuser {name!r}: its {CONFIG} has format {config.get('format')!r} and lacks {missing}; "
+            f"this version reads format {FORMAT}."
+        )
+    if isinstance(config["layer_map"], dict):
+        config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
+    return config, state
+
+
+def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
+    """The fuser class that a config.json names, with its sizes filled in."""
+    module, _, attribute = spec["class_path"].rpartition(".")
+    try:
+        fuser = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which cannot be imported: {error}") from error
+    if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
+        raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
+    return functools.partial(fuser, **spec["init_args"])

@@ -1,0 +1,110 @@
+"""Loading frozen LMs and their tokenizers, and refusing those whose cache cannot be fused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from c2c_lightning.fuser import KVShape
+
+PROJECT = Path(__file__).parents[2]
+
+
+def locate(name: str) -> str:
+    """A folder's path, or else `name` itself as a hub id.
+
+    Paths are looked up from the working folder and then from the project's, so that the built-in pair
+    is found from anywhere.
+
+    Raises:
+        ValueError: `name` can only be meant as a path, and nothing is there.
+    """
+    for folder in (Path(name).expanduser(), PROJECT / name):
+        if folder.is_dir():
+            return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"model {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
+    return name
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    return _load(AutoConfig, name, "config.json")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The model's tokenizer, with a chat template and a padding token.
+
+    Raises:
+        ValueError: there is no tokenizer, it has no chat template, or it cannot tell which characters
+            a token came from.
+    """
+    tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"model {name!r} has no chat template, so nobody can say how it reads a conversation. "
+            "Add chat_template.jinja to its folder, or use its instruction-tuned version."
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"model {name!r}: its tokenizer does not report which characters a token covers. "
+            "Convert it to a fast one (tokenizer.json)."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
+    """A frozen causal LM in eval mode; refused by `kv_shape` before its weights are read."""
+    kv_shape(load_config(name))
+    model = _load(AutoModelForCausalLM, name, "model.safetensors", dtype=dtype)
+    model.name_or_path = name  # as it was given: a path of this machine means nothing on another
+    return model
+
+
+def kv_shape(config: PreTrainedConfig) -> KVShape:
+    """The shape of a model's KV cache.
+
+    Raises:
+        ValueError: the model keeps no plain per-layer keys and values, and why.
+    """
+    name = config.name_or_path or config.model_type
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"model {name!r} ({config.model_type}) cannot be fused: {reason}.")
+
+    if config.is_encoder_decoder:
+        raise refuse("it is an encoder-decoder, and only decoder-only models have the cache that is fused")
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "kv_lora_rank", None):
+        raise refuse("multi-head latent attention caches a joint latent, not keys and values per head")
+    kinds = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or [])
+    strange = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+    if strange or hasattr(text, "ssm_cfg") or hasattr(text, "state_size") or "mamba" in config.model_type:
+        raise refuse(
+            f"state-space or linear-attention layers ({', '.join(sorted(strange)) or 'all'}) keep no keys and values"
+        )
+    if "rwkv" in config.model_type or getattr(text, "num_attention_heads", None) is None:
+        raise refuse("it has no attention, and so no keys and values")
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise refuse("some of its layers share another layer's cache, so they cannot be fused one by one")
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if getattr(text, "multi_query", False):
+        kv_heads = 1
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if any(isinstance(x, (list, tuple)) for x in (heads, kv_heads, head_dim)) or getattr(text, "global_head_dim", None):
+        raise refuse("its layers differ in their number of kv heads or in head_dim")
+    return KVShape(text.num_hidden_layers, kv_heads, head_dim)
+
+
+def _load(loader: type, name: str, files: str, **kwargs):
+    location = locate(name)
+    try:
+        return loader.from_pretrained(location, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        kind = "folder" if Path(location).is_dir() else "hub id"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error
