@@ -1,0 +1,47 @@
+"""Questions of the built-in world: training people for the fuser, held-out people for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from c2c_lightning.communication import Aligner
+from c2c_lightning.data.datamodule import InstructionData
+from c2c_lightning.data.records import Example
+from c2c_lightning.nano import world
+
+
+class NanoData(InstructionData):
+    """Two-hop questions with one-word answers, compared word for word.
+
+    Args:
+        batch_size: questions per device and micro-batch.
+        val_batch_size: the same for validation.
+        seed: of the order; None for that of `seed_everything`.
+        aligner: reads conversations for the models; comes from the model.
+    """
+
+    def __init__(
+        self, batch_size: int = 64, val_batch_size: int = 100, seed: int | None = None, aligner: Aligner | None = None
+    ):
+        super().__init__(
+            path=[],
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            exact_answers=True,
+            seed=seed,
+            aligner=aligner,
+        )
+
+    def train_examples(self) -> Sequence[Example]:
+        return [question(fact) for fact in world.facts()[0]]
+
+    def val_examples(self) -> Sequence[Example]:
+        return [question(fact) for fact in world.facts()[1]]
+
+
+def question(fact: world.Fact) -> Example:
+    """A fact's two-hop question with its answer."""
+    return Example(
+        [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answer}],
+        source=f"nano world: {fact.name}",
+    )

@@ -1,0 +1,146 @@
+"""Instruction records of the usual kinds as chat messages, and chats as (prompt, response) examples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from c2c_lightning.communication import Message
+
+log = logging.getLogger(__name__)
+
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+PAIRS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"), ("input", "output"))
+Supervise = Literal["last", "every"]
+
+
+class MalformedRecord(ValueError):
+    """A record that cannot be read as a conversation; the text says why."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised response: `messages` end with the assistant's turn to be learned."""
+
+    messages: list[Message]
+    source: str
+
+    @property
+    def prompt(self) -> list[Message]:
+        return self.messages[:-1]
+
+    @property
+    def response(self) -> str:
+        return self.messages[-1]["content"]
+
+    @property
+    def num_characters(self) -> int:
+        return sum(len(message["content"]) for message in self.messages)
+
+
+def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Message]:
+    """A record as chat messages.
+
+    Args:
+        record: OpenAI `messages`, ShareGPT `conversations`, Alpaca `instruction`/`input`/`output`, or
+            a pair of prompt and response columns.
+        columns: names of the two columns of a pair; None to recognise them.
+
+    Raises:
+        MalformedRecord: it is none of these, or has no prompt or no response.
+    """
+    if not isinstance(record, dict):
+        raise MalformedRecord(f"it is a {type(record).__name__}, not an object")
+    if columns is not None:
+        missing = [column for column in columns if column not in record]
+        if missing:
+            raise MalformedRecord(f"no column {missing[0]!r} among {sorted(record)}")
+        return _pair(record[columns[0]], record[columns[1]])
+    for key in ("messages", "conversations"):
+        if key in record:
+            return _chat(record[key], key)
+    if "instruction" in record and "output" in record:
+        extra = record.get("input")
+        return _pair(f"{record['instruction']}\n\n{extra}" if extra else record["instruction"], record["output"])
+    for prompt, response in PAIRS:
+        if prompt in record and response in record:
+            return _pair(record[prompt], record[response])
+    raise MalformedRecord(
+        f"columns {sorted(record)} are no known format; name them with data.prompt_column and data.response_column"
+    )
+
+
+def to_examples(messages: list[Message], source: str, supervise: Supervise) -> Iterator[Example]:
+    """The assistant's last turn, or every one of its turns, each after all that went before it."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for i in turns if supervise == "every" else turns[-1:]:
+        yield Example(messages[: i + 1], source)
+
+
+def _pair(prompt: Any, response: Any) -> list[Message]:
+    return _chat(
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], "prompt and response"
+    )
+
+
+def _chat(turns: Any, key: str) -> list[Message]:
+    if not isinstance(turns, list) or not turns:
+        raise MalformedRecord(f"{key} is not a list of turns")
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise MalformedRecord(f"a turn of {key} is a {type(turn).__name__}, not an object")
+        speaker = turn.get("role", turn.get("from"))
+        content = turn.get("content", turn.get("value"))
+        if speaker not in ROLES:
+            raise MalformedRecord(f"a turn of {key} is by {speaker!r}, none of {sorted(ROLES)}")
+        if not isinstance(content, str) or not (content.strip() or speaker == "system"):
+            raise MalformedRecord(f"the {ROLES[speaker]}'s text is {content!r}")
+        messages.append({"role": ROLES[speaker], "content": content})
+    first = messages[1:2] if messages[0]["role"] == "system" else messages[:1]
+    if not first or first[0]["role"] != "user":
+        raise MalformedRecord("it does not begin with the user")
+    if all(message["role"] != "assistant" for message in messages):
+        raise MalformedRecord("the assistant says nothing")
+    return messages
+
+
+class MalformedTally:
+    """Counts records that were skipped, and stops the run when they are too many.
+
+    Args:
+        what: the data's name, for messages.
+    """
+
+    LIMIT = 0.01
+    # A stream is judged only when enough of it was seen to tell a bad file from a bad record.
+    ENOUGH = 1000
+    SHOWN = 5
+
+    def __init__(self, what: str):
+        self.what, self.seen, self.skipped = what, 0, 0
+        self.first: list[str] = []
+
+    def skip(self, source: str, reason: str) -> None:
+        self.skipped += 1
+        log.warning("skipped %s: %s", source, reason)
+        if len(self.first) < self.SHOWN:
+            self.first.append(f"{source}: {reason}")
+
+    def check(self, final: bool = False) -> None:
+        """Raises ValueError if more than 1% of the records so far were skipped."""
+        if self.skipped > self.LIMIT * self.seen and (final or self.seen >= self.ENOUGH):
+            shown = "\n  ".join(self.first)
+            raise ValueError(
+                f"{self.what}: {self.skipped} of {self.seen} records are malformed, more than "
+                f"{self.LIMIT:.0%}. The first:\n  {shown}"
+            )

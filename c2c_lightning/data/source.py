@@ -1,0 +1,133 @@
+"""Where records come from: JSONL and Parquet files, folders, and the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow.parquet as pq
+
+from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
+
+JSON_LINES, PARQUET = (".jsonl", ".jsonl.gz", ".ndjson", ".json"), (".parquet",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records by name, read in a fixed order as often as asked.
+
+    Attributes:
+        path: a JSONL or Parquet file, a folder of them, a folder that `datasets` saved, or a hub id;
+            or several of these.
+        split: of a hub dataset or a saved dataset of several splits.
+        streaming: do not download a hub dataset first.
+        columns: names of the prompt and response columns, if they must be named.
+        supervise: the last assistant turn, or every one.
+    """
+
+    path: str | list[str]
+    split: str = "train"
+    streaming: bool = False
+    columns: tuple[str, str] | None = None
+    supervise: Supervise = "last"
+
+    def examples(self, tally: MalformedTally) -> Iterator[Example]:
+        """All examples; malformed records are counted in `tally`, which stops when they are too many."""
+        for source, record in self._rows():
+            tally.seen += 1
+            try:
+                if isinstance(record, MalformedRecord):
+                    raise record
+                messages = to_messages(record, self.columns)
+            except MalformedRecord as reason:
+                tally.skip(source, str(reason))
+                tally.check()
+                continue
+            yield from to_examples(messages, source, self.supervise)
+        tally.check(final=True)
+        if tally.seen == 0:
+            raise ValueError(f"data.path {self.path!r} has no records.")
+
+    def check(self) -> None:
+        """Raises ValueError if a path names nothing that can be read, before anything else is done."""
+        for path in self._paths():
+            if not Path(path).exists() and (path.startswith((".", "/", "~")) or Path(path).suffix):
+                raise ValueError(f"data.path {path!r}: no such file or folder.")
+            if Path(path).is_dir() and not self._is_saved_dataset(Path(path)):
+                _files(Path(path))
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Changes when a local file does."""
+        files = [f for p in self._paths() if Path(p).exists() for f in [Path(p), *sorted(Path(p).rglob("*"))]]
+        return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+
+    def _paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        for name in self._paths():
+            path = Path(name).expanduser()
+            if path.is_dir() and self._is_saved_dataset(path):
+                yield from self._dataset_rows(name, datasets.load_from_disk(str(path)))
+            elif path.exists():
+                for file in _files(path):
+                    yield from _parquet_rows(file) if file.name.endswith(PARQUET) else _json_rows(file)
+            else:
+                try:
+                    dataset = datasets.load_dataset(name, split=self.split, streaming=self.streaming)
+                except (OSError, ValueError) as error:  # whatever the hub client raises is one of them
+                    reason = str(error).strip().splitlines()[0]
+                    raise ValueError(
+                        f"data.path {name!r} is no file or folder here, and as a hub id: {reason}"
+                    ) from error
+                yield from self._dataset_rows(name, dataset)
+
+    def _dataset_rows(self, name: str, dataset: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(dataset, datasets.DatasetDict):
+            if self.split not in dataset:
+                raise ValueError(f"data.split is {self.split!r}, but {name!r} has {sorted(dataset)}.")
+            dataset = dataset[self.split]
+        for i, record in enumerate(dataset):
+            yield f"{name} row {i}", record
+
+    @staticmethod
+    def _is_saved_dataset(path: Path) -> bool:
+        return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if not path.name.endswith(JSON_LINES + PARQUET):
+            raise ValueError(
+                f"data.path {str(path)!r}: give JSONL or Parquet, not {path.suffix or 'a file without suffix'}."
+            )
+        return [path]
+    files = sorted(f for f in path.rglob("*") if f.name.endswith(JSON_LINES + PARQUET))
+    if not files:
+        raise ValueError(f"data.path {str(path)!r}: the folder has no JSONL or Parquet file.")
+    return files
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with fsspec.open(str(file), "rb", compression="infer") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+                record = MalformedRecord(f"not JSON: {error}")
+            yield f"{file}:{number}", record
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
+        for record in batch.to_pylist():
+            yield f"{file} row {number}", record
+            number += 1
