@@ -1,0 +1,1 @@
+"""The built-in pair: two tiny LMs, the invented world they were trained on, and how they were trained."""

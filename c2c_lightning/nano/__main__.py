@@ -1,0 +1,9 @@
+"""python -m c2c_lightning.nano build"""
+
+from __future__ import annotations
+
+from jsonargparse import auto_cli
+
+from c2c_lightning.nano.build import build
+
+auto_cli({"build": build, "_help": "The built-in pair of tiny LMs."}, prog="python -m c2c_lightning.nano")
