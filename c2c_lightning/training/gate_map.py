@@ -1,0 +1,93 @@
+"""A picture of the gates over training: which layers talk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from c2c_lightning.communication import Batch
+from c2c_lightning.fuser import Gate
+from c2c_lightning.training.tracking import MLflowTracker
+
+PART_NAMES = ("keys", "values")
+
+
+class GateMap(L.Callback):
+    """Records every gate's probability of being open and draws it as `gates.png` in the run's folder.
+
+    Args:
+        every: optimizer steps between two columns of the picture.
+    """
+
+    def __init__(self, every: int = 5):
+        self.every = every
+        self.steps: list[int] = []
+        self.history: list[list[torch.Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if trainer.is_global_zero and step % self.every == 0 and step not in self.steps[-1:]:
+            self.steps.append(step)
+            self.history.append([gate.logit.detach().sigmoid().cpu() for gate in module.communicator.gates])
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.steps:
+            file = Path(trainer.default_root_dir) / "gates.png"
+            draw(module.communicator.gates, self.steps, self.history).savefig(file, dpi=150)
+            for logger in trainer.loggers:
+                if isinstance(logger, MLflowTracker):
+                    logger.log_artifact(file)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "history": self.history}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps, self.history = list(state["steps"]), list(state["history"])
+
+
+def draw(gates: Sequence[Gate], steps: Sequence[int], history: Sequence[Sequence[torch.Tensor]]) -> Figure:
+    """Layers upwards, training to the right, one panel for keys and one for values of each sharer.
+
+    Args:
+        gates: one for each sharer.
+        steps: the optimizer steps of the columns.
+        history: for each step and sharer the sigmoid of the logits, (P, L, H).
+    """
+    num_layers = max(len(gate.receiver_layers) * gate.logit.shape[-1] for gate in gates)
+    size = (10, 1.7 + len(gates) * max(1.6, 0.22 * num_layers))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(gates), 2, squeeze=False, sharex=True)
+    edges = np.append(steps, 2 * steps[-1] - steps[-2] if len(steps) > 1 else steps[-1] + 1)
+    # White is undecided; blue is open at evaluation, red closed.
+    norm, colours = TwoSlopeNorm(0.5, 0.0, 1.0), matplotlib.colormaps["RdBu"]
+    mesh = None
+    for row, gate in enumerate(gates):
+        heads = gate.logit.shape[-1]
+        for part, name in enumerate(PART_NAMES):
+            axis = axes[row, part]
+            axis.set_title(name if len(gates) == 1 else f"sharer {row}: {name}")
+            if part not in gate.parts:
+                axis.text(0.5, 0.5, "not fused", ha="center", va="center", transform=axis.transAxes)
+                axis.set_yticks([])
+                continue
+            open_GT = torch.stack([column[row][gate.parts.index(part)].flatten() for column in history], dim=1)
+            mesh = axis.pcolormesh(edges, np.arange(len(open_GT) + 1), open_GT.numpy(), cmap=colours, norm=norm)
+            is_open = gate.is_open()[gate.parts.index(part)].sum().item()
+            axis.set_title(f"{axis.get_title()}: {is_open:.0f} of {len(open_GT)} open")
+            ticks = np.arange(len(gate.receiver_layers))
+            axis.set_yticks((ticks + 0.5) * heads, [str(layer) for layer in gate.receiver_layers])
+            axis.set_xlabel("optimizer step")
+        unit = "receiver layer" if heads == 1 else f"receiver layer ({heads} heads each)"
+        axes[row, 0].set_ylabel(unit)
+    if mesh is not None:
+        figure.colorbar(mesh, ax=axes, label="sigmoid(gate logit)", ticks=[0, 0.5, 1])
+    return figure

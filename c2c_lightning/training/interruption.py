@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM end a run at the next optimizer step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from c2c_lightning.communication import Batch
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop and left a checkpoint; the exit code is the shell's for the signal."""
+
+
+class Interruption(L.Callback):
+    """Stops between two optimizer steps, so that a resumed run goes on as if nothing had happened.
+
+    A second signal stops at once and saves nothing more.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        # Any rank's signal stops them all at the same step; on one device this costs nothing.
+        received = self.received or 0
+        if trainer.world_size > 1:
+            received = int(trainer.strategy.reduce(torch.tensor(received, device=module.device), reduce_op="max"))
+        if not received or trainer.fit_loop._should_accumulate():
+            return
+        file = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(file)
+        rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command and --ckpt_path {file}")
+        for logger in trainer.loggers:
+            logger.finalize("interrupted")
+        raise Interrupted(128 + received)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise Interrupted(128 + number)
+        self.received = number

@@ -1,0 +1,303 @@
+"""Trains the fusers of a communicator."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import get_linear_schedule_with_warmup
+
+from c2c_lightning.communication import (
+    Batch,
+    Communicator,
+    LayerMap,
+    Layers,
+    exchange_questions,
+    load_aligner,
+    load_communicator,
+)
+from c2c_lightning.communication.alignment import Alignment
+from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig
+
+FUSERS = "communicator.fusers."
+# Enough for any answer that is compared word for word.
+ANSWER_TOKENS = 32
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up and decay.
+
+    Attributes:
+        lr: peak learning rate (published: 1e-4).
+        gate_lr: the same for gate logits; None for `lr`.
+        weight_decay: of everything but gate logits.
+        warmup: share of the run's steps.
+    """
+
+    lr: float = 1e-4
+    gate_lr: float | None = None
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.gate_lr is not None and self.gate_lr < 0):
+            raise ValueError(f"model.optimizer has lr {self.lr}, gate_lr {self.gate_lr}: lr must be positive.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"model.optimizer.warmup is {self.warmup}: give the share of the steps, in [0, 1).")
+
+
+class C2CModule(L.LightningModule):
+    """Frozen receiver and sharers, and the fusers that are trained between them.
+
+    Args:
+        receiver: the LM that answers: a folder or a hub id.
+        sharers: the LMs whose caches are handed over.
+        alignment: `spans`, or `published` for the re-encoding of the published code.
+        layer_map: `terminal`, `depth`, or {receiver layer: sharer layer}.
+        layers: the receiver layers that may be fused: `all`, `first:K`, `last:K`, `every:K` or a list.
+        fuser: the fuser's class and sizes.
+        gate: the layer-gating configuration.
+        optimizer: learning rates and their schedule.
+        dtype: of the frozen models; `auto` for the one they were saved in. Fusers are always fp32.
+        template_kwargs: handed to every chat template.
+    """
+
+    def __init__(
+        self,
+        receiver: str,
+        sharers: list[str],
+        alignment: Alignment = "spans",
+        layer_map: LayerMap = "terminal",
+        layers: Layers = "all",
+        fuser: FuserFactory = C2CFuser,
+        gate: GateConfig = GateConfig(),  # noqa: B008 (the command line shows its defaults)
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        dtype: str = "auto",
+        template_kwargs: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if not sharers:
+            raise ValueError("model.sharers is empty: name at least one model whose cache is to be read.")
+        self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
+        self.fuser, self.gate, self.optimizer = fuser, gate, optimizer
+        self.layer_map, self.layers = layer_map, layers
+        self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
+        self.communicator: Communicator | None = None
+        self.strict_loading = False  # checkpoints hold the fusers only
+        self.seed = torch.initial_seed()
+        self.val_loss = MeanMetric()
+        self.accuracy = torch.nn.ModuleDict()
+        self.frozen_accuracy: dict[str, Tensor] = {}
+        self.skipped: dict[str, int] = {}
+
+    def configure_model(self) -> None:
+        if self.communicator is None:
+            self.communicator = load_communicator(
+                self.receiver,
+                self.sharers,
+                self.aligner,
+                self.dtype_name,
+                fuser=self.fuser,
+                layer_map=self.layer_map,
+                layers=self.layers,
+                gate=self.gate,
+            )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        steps = self.num_steps()
+        config = self.optimizer
+        logits, weights = [], []
+        for name, parameter in self.communicator.fusers.named_parameters():
+            (logits if name.endswith("gate.logit") else weights).append(parameter)
+        groups = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
+        if logits:
+            gate_lr = config.lr if config.gate_lr is None else config.gate_lr
+            groups.append({"params": logits, "lr": gate_lr, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def num_steps(self) -> int:
+        """The run's number of optimizer steps.
+
+        Raises:
+            ValueError: a stream without `trainer.max_steps`, whose length nobody knows.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("data.streaming has no known length: set trainer.max_steps.")
+        return int(steps)
+
+    def on_train_start(self) -> None:
+        self._steps = self.num_steps()
+        self._new_window()
+        self._clock = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout depends on the batch's place in the run and not on what was drawn before it, so a
+        # resumed run draws what an uninterrupted one does.
+        place = (self.seed, batch.epoch, batch.index, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        for gate in self.communicator.gates:
+            gate.anneal(self.global_step, self._steps)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, supervised = self.communicator(batch)
+        self._count_skipped(batch)
+        self._window += torch.stack(
+            [loss.detach(), supervised, batch.prompt_mask.sum() + batch.response_mask.sum()]
+        ).to(self._window)
+        # Summed here and divided by the supervised tokens of the whole step in
+        # `on_before_optimizer_step`, so that every token counts the same in whatever micro-batch it is.
+        return loss + sum(gate.penalty() for gate in self.communicator.gates) * supervised
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        window = self.trainer.strategy.reduce(self._window, reduce_op="sum")
+        loss, supervised, tokens = window.unbind()
+        # Lightning divides by the micro-batches of a step, and the gradients are averaged over ranks.
+        averaged_over = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        scale = averaged_over / supervised.clamp(min=1)
+        for parameter in self.communicator.fusers.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        now = time.perf_counter()
+        self.log("train/loss", (loss / supervised.clamp(min=1)).float(), prog_bar=True)
+        self.log("train/tokens_per_second", (tokens / (now - self._clock)).float())
+        self._clock = now
+        self._new_window()
+        for part, share in self.open_gates().items():
+            self.log(f"gate/open_{part}", share)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        norm = torch.nn.utils.clip_grad_norm_(self.communicator.fusers.parameters(), limit)
+        self.log("train/grad_norm", norm)
+
+    def on_validation_model_eval(self) -> None:
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        self.train()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, supervised = self.communicator(batch)
+        self._count_skipped(batch)
+        if supervised > 0:
+            self.val_loss.update(loss / supervised, supervised)
+        if batch.references is not None and supervised > 0:
+            for method, answers in self._answers(batch).items():
+                exact = [a == reference for a, reference in zip(answers, batch.references)]
+                if method not in self.accuracy:
+                    self.accuracy[method] = MeanMetric().to(self.device)
+                self.accuracy[method].update(torch.tensor(exact, dtype=torch.float32, device=self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss.compute()
+        self.log("val/loss", loss, prog_bar=True)
+        self.log("val/perplexity", loss.exp())
+        self.val_loss.reset()
+        for method, metric in self.accuracy.items():
+            if metric.update_called:
+                value = metric.compute()
+                metric.reset()
+                if self._is_frozen(method):
+                    self.frozen_accuracy[method] = value
+            else:
+                value = self.frozen_accuracy[method]
+            self.log(f"val/accuracy/{method}", value, prog_bar=method == "c2c")
+        for reason, count in self.skipped.items():
+            self.log(f"data/{reason}", float(count), reduce_fx="sum")
+
+    def on_validation_end(self) -> None:
+        self._clock = time.perf_counter()
+
+    def open_gates(self) -> dict[str, Tensor]:
+        """The share of the mapped layers (or heads) whose gate is open, for keys and for values."""
+        gates = self.communicator.gates
+        shares = {}
+        for part, name in enumerate(("keys", "values")):
+            rows = [gate.is_open()[gate.parts.index(part)].flatten() for gate in gates if part in gate.parts]
+            shares[name] = torch.cat(rows).float().mean() if rows else torch.zeros(())
+        return shares
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if FUSERS in name}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["c2c"] = self.settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained under other settings than this run's.
+
+        Lightning would otherwise restore the old learning rate over the one that the user typed.
+        """
+        now, then = self.settings(), checkpoint.get("c2c", {})
+        compared = now if self.trainer.training or self.trainer.state.fn == "fit" else set(now) - {"optimizer"}
+        for key in compared:
+            if key in then and then[key] != now[key]:
+                raise ValueError(
+                    f"the checkpoint was trained with model.{key} {then[key]}, but this run says {now[key]}. "
+                    "Give the same value to resume, or start without --ckpt_path."
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit."""
+        fuser = self.communicator.fusers[0]
+        return {
+            "receiver": self.receiver,
+            "sharers": self.sharers,
+            "alignment": self.aligner.alignment,
+            "layer_map": self.layer_map,
+            "layers": self.layers,
+            "fuser": {"class_path": f"{type(fuser).__module__}.{type(fuser).__qualname__}", **fuser.init_args},
+            "gate": {**asdict(self.gate), "temperature": list(self.gate.temperature)},
+            "optimizer": asdict(self.optimizer),
+        }
+
+    def _new_window(self) -> None:
+        """Loss, supervised tokens and all tokens since the last optimizer step; in fp64, as it counts."""
+        self._window = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def _count_skipped(self, batch: Batch) -> None:
+        for reason, count in batch.skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def _is_frozen(self, method: str) -> bool:
+        return method == "receiver" or method.startswith("sharer")
+
+    def _answers(self, batch: Batch) -> dict[str, list[str]]:
+        """Greedy answers by every method; those of the frozen models alone once a run."""
+        greedy = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "num_beams": 1}
+        width = batch.prompt_ids.shape[1]
+        communicator = self.communicator
+
+        def answer(batch: Batch, fuse: bool) -> list[str]:
+            return communicator.decode(communicator.generate_ids(batch, fuse, **greedy)[:, width:])
+
+        answers = {"c2c": answer(batch, True)}
+        if len(batch) > 1:
+            answers["wrong_question"] = answer(exchange_questions(batch), True)
+        if "receiver" not in self.frozen_accuracy:
+            answers["receiver"] = answer(batch, False)
+            for i, (sharer, prompt) in enumerate(zip(communicator.sharers, batch.sharers)):
+                tokenizer = self.aligner.sharers[i]
+                ids = sharer.generate(
+                    input_ids=prompt.ids, attention_mask=prompt.mask, pad_token_id=tokenizer.pad_token_id, **greedy
+                )
+                texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
+                name = "sharer" if len(batch.sharers) == 1 else f"sharer_{i}"
+                answers[name] = [text.strip() for text in texts]
+        return answers

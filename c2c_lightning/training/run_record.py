@@ -1,0 +1,117 @@
+"""What a run leaves behind: its folder, and the same in MLflow.
+
+runs/<date and time>/
+  config.yaml       everything that was configured, resolved
+  checkpoints/      last.ckpt and the newest numbered one; the fusers and the optimizer, no frozen weight
+  fuser/            config.json and model.safetensors, for `Communicator.from_pretrained`
+  gates.png         the gates over training
+  summary.json      final metrics
+  mlflow.json       where its MLflow run is
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from rich.console import Console
+from rich.table import Table
+
+from c2c_lightning.training.interruption import Interrupted
+from c2c_lightning.training.tracking import MLflowTracker
+
+MLFLOW_FILE = "mlflow.json"
+
+
+class RunRecord(SaveConfigCallback):
+    """Keeps the record while the run goes on; `LightningCLI` makes it, as it alone knows the configuration."""
+
+    def save_config(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        tracker = find_tracker(trainer)
+        if tracker is None:
+            return
+        config = yaml.safe_load(text)
+        if not (folder / MLFLOW_FILE).exists():
+            tracker.log_hyperparams({key: config[key] for key in ("seed_everything", "model", "data", "trainer")})
+        tracker.log_artifact(folder / "config.yaml")
+        sharers = [Path(sharer).name for sharer in module.sharers]
+        tracker.set_tags(
+            {"pair": f"{Path(module.receiver).name} <- {' + '.join(sharers)}", "run_folder": str(folder.resolve())}
+        )
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        tracker = find_tracker(trainer)
+        if tracker is None or not trainer.is_global_zero:
+            return
+        tracker.set_tags({"fuser": type(module.communicator.fusers[0]).__name__})
+        if tracker.run_id is not None:
+            where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
+            (Path(trainer.default_root_dir) / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        module.communicator.save_pretrained(folder / "fuser")
+        tracker = find_tracker(trainer)
+        if tracker is not None:
+            tracker.log_artifact(folder / "fuser", "fuser")
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        tracker = find_tracker(trainer)
+        if not trainer.is_global_zero or tracker is None:
+            return
+        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            text = "".join(traceback.format_exception(exception))
+            (folder / "traceback.txt").write_text(text, encoding="utf-8")
+            tracker.log_artifact(folder / "traceback.txt")
+            tracker.set_tags({"error": text.strip().splitlines()[-1][:500]})
+        tracker.save_undelivered(Path(trainer.default_root_dir))
+
+
+def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)), None)
+
+
+def summarize(trainer: L.Trainer, module: L.LightningModule, seconds: float) -> None:
+    """Writes `summary.json` and prints the same as a table.
+
+    Args:
+        trainer: of the finished run, with its last metrics.
+        module: the trained module.
+        seconds: that `fit` took.
+    """
+    if not trainer.is_global_zero:
+        return
+    folder = Path(trainer.default_root_dir)
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    for reason, count in module.skipped.items():
+        metrics[f"data/{reason}"] = float(count)
+    summary: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(seconds, 1), "metrics": metrics}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    tracker = find_tracker(trainer)
+    if tracker is not None:
+        tracker.log_artifact(folder / "summary.json")
+        tracker.save_undelivered(folder)
+    table = Table(title=f"{trainer.global_step} steps in {seconds:.0f} s")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        is_share = name.startswith(("val/accuracy", "gate/open"))
+        table.add_row(name, f"{value:.1%}" if is_share else f"{value:,.4g}")
+    console = Console()
+    console.print(table)
+    console.print(f"fuser, checkpoints and summary.json: {folder}", soft_wrap=True)
