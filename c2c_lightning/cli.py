@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import re
@@ -18,10 +19,11 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from c2c_lightning.data import InstructionData, NanoData  # noqa: F401 (so that `--data NanoData` finds it)
+from c2c_lightning.data import InstructionData, NanoData
+from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.training import (
     MLFLOW_FILE,
     C2CModule,
@@ -32,6 +34,7 @@ from c2c_lightning.training import (
     summarize,
 )
 
+PACKAGE = Path(__file__).parent
 RUNS = Path("runs")
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -39,23 +42,41 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": None,
     "val_check_interval": 100,
+    "enable_model_summary": False,  # the module says what is trained and what is frozen
 }
 
 
+UNKNOWN_NAME = re.compile(
+    r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
+    r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted"
+)
+
+
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one message, with the key that was probably meant."""
+    """Says what is wrong in one message, with the name that was probably meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # An abbreviation that fits today is another key's tomorrow.
+        super().__init__(*args, **kwargs, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = str(ex or message)
-        for unknown in re.findall(r"Key '([\w.]+)' is not expected|Unrecognized arguments: --([\w.]+)", text):
-            key = next(filter(None, unknown))
-            near = difflib.get_close_matches(key, self._keys(), n=1, cutoff=0.5)
+        text = our_message(ex) or str(ex or message)
+        no_class = re.search(r"Expected a dot import path string: \S+", text)
+        text = no_class.group() if no_class else text
+        for groups in UNKNOWN_NAME.findall(text):
+            near = difflib.get_close_matches(next(filter(None, groups)), self._names(), n=1)
             if near:
-                text += f"\nDid you mean {near[0]!r}?"
+                text += f"\nDid you mean {near[0]}?"
         sys.exit(f"error: {text}")
 
-    def _keys(self) -> list[str]:
-        return [action.dest for action in self._actions]
+    def _names(self) -> list[str]:
+        classes = [C2CFuser, InstructionData, NanoData]
+        names = [name for c in classes for name in (c.__name__, *inspect.signature(c).parameters)]
+        for action in self._actions:
+            names += [action.dest, *(action.choices or [])]
+            if isinstance(action.choices, dict):
+                names += [name for parser in action.choices.values() for name in parser._names()]
+        return names
 
 
 class C2CCLI(LightningCLI):
@@ -70,7 +91,7 @@ class C2CCLI(LightningCLI):
 
         The base class takes hyper-parameters out of the checkpoint here, over what the user typed.
         """
-        config = self.config[self.config.subcommand]
+        config = self.config.get(self.config.get("subcommand") or "", {})
         name = config.get("ckpt_path")
         if name is None:
             return
@@ -79,6 +100,8 @@ class C2CCLI(LightningCLI):
         config.ckpt_path = str(path)
 
     def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
         config = self.config[self.subcommand]
         trainer, path = config.trainer, config.get("ckpt_path")
         if trainer.default_root_dir is None:
@@ -88,6 +111,8 @@ class C2CCLI(LightningCLI):
             trainer.max_epochs = 1
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand is None:
+            return super().instantiate_trainer(**kwargs)
         config = self.config_init[self.subcommand].trainer
         folder = Path(config.default_root_dir)
         if config.logger is None or config.logger is True:
@@ -97,6 +122,10 @@ class C2CCLI(LightningCLI):
         callbacks = [*(config.callbacks or [])]
         if self.subcommand == "fit":
             callbacks += [GateMap(), Interruption()]
+            # Rich's bar would count to epoch -2 when only max_steps is set.
+            wanted = config.enable_progress_bar is not False
+            if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+                callbacks.append(TQDMProgressBar())
             if config.logger is not False:
                 callbacks.append(LearningRateMonitor("step"))
             if config.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
@@ -121,6 +150,21 @@ class C2CCLI(LightningCLI):
 
     def after_fit(self) -> None:
         summarize(self.trainer, self.model, time.perf_counter() - self._started)
+
+
+WIRING: dict[str, Any] = {
+    "model_class": C2CModule,
+    "datamodule_class": InstructionData,
+    "subclass_mode_data": True,
+    "save_config_callback": RunRecord,
+    "save_config_kwargs": {"save_to_log_dir": False},
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 42,
+    "parser_class": Parser,
+    "parser_kwargs": {"parser_mode": "omegaconf+"},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
 
 
 def newest_checkpoint(folder: str | None) -> Path:
@@ -158,27 +202,22 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        C2CCLI(
-            model_class=C2CModule,
-            datamodule_class=InstructionData,
-            subclass_mode_data=True,
-            save_config_callback=RunRecord,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        C2CCLI(**WIRING, args=args)
     except ValueError as error:
-        if not is_ours(error):
+        message = our_message(error)
+        if message is None:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message}")
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether our own code raised it, on purpose: then its message is all that the user needs."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+def our_message(error: BaseException | None) -> str | None:
+    """What our own code said when it refused something, however often it was wrapped since.
+
+    Any other exception is a bug, and its traceback should be seen.
+    """
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(PACKAGE):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -6,4 +6,4 @@ from jsonargparse import auto_cli
 
 from c2c_lightning.nano.build import build
 
-auto_cli({"build": build, "_help": "The built-in pair of tiny LMs."}, prog="python -m c2c_lightning.nano")
+auto_cli({"build": build}, prog="python -m c2c_lightning.nano")

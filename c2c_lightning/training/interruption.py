@@ -41,7 +41,7 @@ class Interruption(L.Callback):
         if not received or trainer.fit_loop._should_accumulate():
             return
         file = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(file)
+        trainer.save_checkpoint(file, weights_only=False)
         rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command and --ckpt_path {file}")
         for logger in trainer.loggers:
             logger.finalize("interrupted")

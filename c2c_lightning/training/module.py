@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_linear_schedule_with_warmup
@@ -116,10 +117,10 @@ class C2CModule(L.LightningModule):
         logits, weights = [], []
         for name, parameter in self.communicator.fusers.named_parameters():
             (logits if name.endswith("gate.logit") else weights).append(parameter)
-        groups = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
+        groups = [{"name": "fuser", "params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
         if logits:
             gate_lr = config.lr if config.gate_lr is None else config.gate_lr
-            groups.append({"params": logits, "lr": gate_lr, "weight_decay": 0.0})
+            groups.append({"name": "gates", "params": logits, "lr": gate_lr, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, fused=True)
         schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -134,6 +135,16 @@ class C2CModule(L.LightningModule):
         if steps == float("inf"):
             raise ValueError("data.streaming has no known length: set trainer.max_steps.")
         return int(steps)
+
+    def on_fit_start(self) -> None:
+        communicator = self.communicator
+        models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
+        for name, model in models:
+            rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
+        for fuser in communicator.fusers:
+            size = sum(parameter.numel() for parameter in fuser.parameters())
+            layers = fuser.gate.receiver_layers
+            rank_zero_info(f"trained: {type(fuser).__name__} on receiver layers {layers}, {size:,} parameters")
 
     def on_train_start(self) -> None:
         self._steps = self.num_steps()

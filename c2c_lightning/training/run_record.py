@@ -78,7 +78,7 @@ class RunRecord(SaveConfigCallback):
             text = "".join(traceback.format_exception(exception))
             (folder / "traceback.txt").write_text(text, encoding="utf-8")
             tracker.log_artifact(folder / "traceback.txt")
-            tracker.set_tags({"error": text.strip().splitlines()[-1][:500]})
+            tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
         tracker.save_undelivered(Path(trainer.default_root_dir))
 
 

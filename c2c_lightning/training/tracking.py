@@ -13,11 +13,12 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 RETRY_SECONDS = 60
-MAX_BATCH = 1000  # MLflow's own limit of metrics in one request
+MAX_METRICS = 1000  # MLflow's own limit of one request
 
 
 class MLflowTracker(MLFlowLogger):
@@ -77,19 +78,24 @@ class MLflowTracker(MLFlowLogger):
         """Copies a file, or all that is in a folder, to the run."""
         path = Path(path)
         if path.is_dir():
-            self.attempt(lambda: self.experiment.log_artifacts(self._run_id, str(path), folder))
+            self.attempt(lambda: self._open().log_artifacts(self._run_id, str(path), folder))
         else:
-            self.attempt(lambda: self.experiment.log_artifact(self._run_id, str(path), folder))
+            self.attempt(lambda: self._open().log_artifact(self._run_id, str(path), folder))
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         for key, value in tags.items():
-            self.attempt(lambda key=key, value=value: self.experiment.set_tag(self._run_id, key, value))
+            self.attempt(lambda key=key, value=value: self._open().set_tag(self._run_id, key, value))
+
+    @property
+    def experiment(self) -> MlflowClient:
+        self.attempt(self._open)
+        return self._mlflow_client
 
     @property
     def run_id(self) -> str | None:
         """None as long as the store is out of reach."""
-        self.attempt(lambda: self.experiment)
+        self.attempt(self._open)
         return self._run_id
 
     @property
@@ -109,7 +115,7 @@ class MLflowTracker(MLFlowLogger):
         self._silent_until = 0.0
         self._deliver()
         ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
-        self.attempt(lambda: self.experiment.set_terminated(self._run_id, ended))
+        self.attempt(lambda: self._open().set_terminated(self._run_id, ended))
 
     @rank_zero_only
     def save_undelivered(self, folder: Path) -> None:
@@ -135,9 +141,13 @@ class MLflowTracker(MLFlowLogger):
             return False
         return True
 
+    def _open(self) -> MlflowClient:
+        """The client, once the run is there; raises if the store is out of reach."""
+        return super().experiment
+
     def _deliver(self) -> None:
         while self._undelivered:
-            part = self._undelivered[:MAX_BATCH]
-            if not self.attempt(lambda part=part: self.experiment.log_batch(self.run_id, metrics=part)):
+            part = self._undelivered[:MAX_METRICS]
+            if not self.attempt(lambda part=part: self._open().log_batch(self._run_id, metrics=part)):
                 return
             del self._undelivered[: len(part)]

@@ -1,0 +1,48 @@
+"""Imports point down: nano, fuser <- communication <- data, training <- the command line."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "c2c_lightning"
+# What each part may import of the others, and which libraries it must not know.
+MAY_IMPORT = {
+    "fuser": set(),
+    "nano": set(),
+    "communication": {"fuser"},
+    "data": {"communication", "nano"},
+    "training": {"communication", "fuser"},
+}
+MUST_NOT_KNOW = {
+    "fuser": {"lightning", "mlflow", "transformers"},
+    "communication": {"lightning", "mlflow"},
+    "data": {"mlflow"},
+    "nano": {"mlflow"},
+    "training": set(),
+}
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_point_down(part):
+    for file in (PACKAGE / part).rglob("*.py"):
+        for name in imported(file):
+            pieces = name.split(".")
+            if pieces[0] == "c2c_lightning":
+                assert pieces[1] in MAY_IMPORT[part] | {part}, f"{file} imports {name}"
+            assert pieces[0] not in MUST_NOT_KNOW[part], f"{file} imports {name}"
+
+
+def test_every_part_has_its_place_in_the_order():
+    parts = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
+    assert parts == set(MAY_IMPORT)

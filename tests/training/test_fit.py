@@ -1,0 +1,114 @@
+"""What a finished run leaves behind."""
+
+import math
+
+import pytest
+import torch
+
+from c2c_lightning import Communicator
+from tests.training.conftest import newest, same
+
+STABLE_NAMES = {
+    "train/loss",
+    "train/tokens_per_second",
+    "train/grad_norm",
+    "gate/open_keys",
+    "gate/open_values",
+    "val/loss",
+    "val/perplexity",
+    "val/accuracy/c2c",
+    "val/accuracy/receiver",
+    "val/accuracy/sharer",
+    "val/accuracy/wrong_question",
+}
+
+
+@pytest.fixture(scope="module")
+def run(fit):
+    return fit("--trainer.max_steps=12", "--trainer.val_check_interval=6", "--trainer.log_every_n_steps=1")
+
+
+def test_metrics_have_their_stable_names(run):
+    assert set(run.tracked.data.metrics) >= STABLE_NAMES
+    assert set(run.summary["metrics"]) >= STABLE_NAMES
+    assert run.summary["steps"] == 12
+
+
+def test_every_step_and_every_validation_is_a_point_of_a_curve(run):
+    history = run.client.get_metric_history(run.tracked.info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(12))
+    assert len(run.client.get_metric_history(run.tracked.info.run_id, "val/accuracy/receiver")) == 2
+
+
+def test_perplexity_is_exp_of_the_loss(run):
+    metrics = run.summary["metrics"]
+    assert metrics["val/perplexity"] == pytest.approx(math.exp(metrics["val/loss"]), rel=1e-5)
+
+
+def test_mlflow_has_the_record_of_the_run(run):
+    tracked = run.tracked
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.tags["pair"] == "receiver <- sharer"
+    assert tracked.data.tags["fuser"] == "C2CFuser"
+    assert tracked.data.params["model/gate/init"] == "1.0"
+    artifacts = {file.path for file in run.client.list_artifacts(tracked.info.run_id)}
+    assert artifacts >= {"config.yaml", "gates.png", "fuser", "summary.json"}
+
+
+def test_the_checkpoint_holds_the_fuser_and_no_frozen_weight(run):
+    names = run.checkpoint()["state_dict"].keys()
+    assert names
+    assert all(name.startswith("communicator.fusers.") for name in names)
+
+
+def test_the_exported_fuser_is_the_trained_one(run):
+    communicator = Communicator.from_pretrained(str(run.folder / "fuser"))
+    trained = run.checkpoint()["state_dict"]
+    exported = {f"communicator.fusers.{name}": value for name, value in communicator.fusers.state_dict().items()}
+    assert exported.keys() == trained.keys()
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert isinstance(communicator.generate([{"role": "user", "content": "Who is it?"}], max_new_tokens=4), str)
+
+
+def test_training_changes_the_fuser_and_nothing_else(run, fit):
+    communicator = Communicator.from_pretrained(str(run.folder / "fuser"))
+    shipped = Communicator.from_pretrained(
+        str(fit("--trainer.max_steps=1", "--model.optimizer.lr=1e-9").folder / "fuser")
+    )
+    for trained, fresh in zip(communicator.receiver.parameters(), shipped.receiver.parameters()):
+        assert torch.equal(trained, fresh)
+    moved = [
+        not torch.allclose(trained, fresh)
+        for trained, fresh in zip(communicator.fusers.parameters(), shipped.fusers.parameters())
+    ]
+    assert all(moved)
+
+
+def test_two_runs_of_one_configuration_are_the_same_to_the_bit(run, fit):
+    again = fit("--trainer.max_steps=12", "--trainer.val_check_interval=6")
+    assert same(run.checkpoint(), again.checkpoint())
+
+
+def test_a_failed_run_is_marked_failed_with_its_traceback(fit, tmp_path):
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        fit("--trainer.max_steps=2", "--trainer.callbacks+=tests.training.conftest.Fail", workspace=tmp_path)
+    run = newest(tmp_path)
+    assert run.tracked.info.status == "FAILED"
+    assert run.tracked.data.tags["error"] == "RuntimeError: the disk is on fire"
+    assert "the disk is on fire" in (run.folder / "traceback.txt").read_text()
+    assert "traceback.txt" in {file.path for file in run.client.list_artifacts(run.tracked.info.run_id)}
+
+
+def test_a_tracking_server_out_of_reach_does_not_stop_the_run(fit, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.warns(UserWarning, match="out of reach; training goes on"):
+        fit(
+            "--trainer.max_steps=2",
+            "--trainer.val_check_interval=2",
+            workspace=tmp_path,
+            tracking_uri="http://127.0.0.1:9",
+        )
+    run = newest(tmp_path)
+    assert (run.folder / "fuser" / "model.safetensors").exists()
+    assert (run.folder / "checkpoints" / "last.ckpt").exists()
+    assert "val/accuracy/c2c" in (run.folder / "untracked_metrics.jsonl").read_text()
