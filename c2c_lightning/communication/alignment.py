@@ -12,6 +12,7 @@ again (PAPER.md section 2). For comparison.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,17 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 Message = dict[str, str]
 Alignment = Literal["spans", "published"]
 UNALIGNED = -1
+CHARACTER = 840  # divisible by 1 to 8, the number of tokens that a character may be spread over
+MARK = "\ue000{}\ue001"
+
+
+@dataclass
+class Span:
+    """Where in a prompt a message's content stands, without its first `skipped` characters."""
+
+    start: int
+    end: int
+    skipped: int = 0
 
 
 @dataclass
@@ -28,8 +40,8 @@ class Reading:
     """A prompt as one model reads it.
 
     `sections` alternate: template, content, template, content, ..., template. `section` and `ends`
-    say for every token in which of them its last character stands, and how many of its characters
-    are read by then.
+    say for every token in which of them its last character stands, and how much of it is read by
+    then, in CHARACTER-ths of a character; of a content, counted in the message itself.
     """
 
     ids: list[int]
@@ -102,16 +114,22 @@ class Aligner:
         """The receiver's ids of the last message, an assistant's, up to and including its end of turn.
 
         Raises:
-            ValueError: the receiver's chat template renders a finished conversation in such a way that
-                it does not begin with its prompt.
+            ValueError: the receiver's chat template changes the message, or refuses the conversation.
         """
         tokenizer = self.receiver
-        full = tokenizer.apply_chat_template(messages, tokenize=False, **self.template_kwargs)
+        full = self._apply_template(tokenizer, messages, add_generation_prompt=False)
         if not full.startswith(prompt.text):
-            content = messages[-1]["content"]
-            full = prompt.text + full[full.rindex(content) :] if content in full else ""
-            if not full:
+            last = messages[-1]
+            marked = self._apply_template(
+                tokenizer, [*messages[:-1], {**last, "content": MARK.format(0)}], add_generation_prompt=False
+            )
+            head, found, tail = marked.rpartition(MARK.format(0))
+            fitting = [s for s in stripped(last["content"]) if found and full.endswith(s + tail)]
+            # What stands before may differ with the content: a think block in it, say.
+            said = min(fitting, key=lambda s: full != head + s + tail, default=None)
+            if said is None:
                 raise ValueError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
+            full = prompt.text + said + tail
         ids = tokenizer(full, add_special_tokens=False).input_ids
         start = len(prompt.receiver_ids)
         if ids[:start] != prompt.receiver_ids:
@@ -122,57 +140,72 @@ class Aligner:
         end = next((i for i, token in enumerate(response) if token in special), None)
         return [*response, tokenizer.eos_token_id] if end is None else response[: end + 1]
 
-    def _render(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The prompt's text, and where in it each message's content stands."""
+    def _apply_template(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
-            text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+            return tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs
             )
         except Exception as error:  # jinja2 and the template's own raise_exception
             roles = [message["role"] for message in messages]
             raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
-        # The template rendered around markers shows where contents go, also when a content's words
-        # stand in the template itself.
-        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
-        frame = tokenizer.apply_chat_template(
-            marked, add_generation_prompt=True, tokenize=False, **self.template_kwargs
-        )
-        spans, at, frame_at = [], 0, 0
-        for i, message in enumerate(messages):
-            mark = f"\ue000{i}\ue001"
-            found = frame.find(mark, frame_at)
-            between = frame[frame_at:found] if found >= 0 else None
-            content = message["content"]
-            if between is not None and text.startswith(between, at):
-                at, frame_at = at + len(between), found + len(mark)
-                if not text.startswith(content, at):
-                    content = content.strip()
-                    start = text.find(content, at)
-                else:
-                    start = at
-            else:
-                content = content.strip()
-                start = text.find(content, at)
-            if start < 0:
+
+    def _render(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
+        """The prompt's text, and where in it each message's content stands."""
+        text = self._apply_template(tokenizer, messages, add_generation_prompt=True)
+        # The template rendered around marks shows where contents go, also when a content's words stand
+        # in the template itself. A blank content stays as it is, for a template may pass over it.
+        marks = {i: MARK.format(i) for i, message in enumerate(messages) if message["content"].strip()}
+        marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
+        frame = self._apply_template(tokenizer, marked, add_generation_prompt=True)
+        first, *others = re.split(MARK.format(r"(\d+)"), frame)
+        found, frame_after = [int(i) for i in others[::2]], others[1::2]
+        if found != list(marks):
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path!r} leaves out, repeats or moves a message: "
+                f"of {[message['role'] for message in messages]} it renders those at {found}"
+            )
+        at, spans = len(first), {}
+        for i, after in zip(found, frame_after):
+            content = messages[i]["content"]
+            said = next((s for s in stripped(content) if text.startswith(s + after, at)), None)
+            if said is None:
                 raise ValueError(
-                    f"the chat template of {tokenizer.name_or_path!r} changes the text of the {message['role']}'s message"
+                    f"the chat template of {tokenizer.name_or_path!r} changes the text of the "
+                    f"{messages[i]['role']}'s message, or what stands around it by what it says"
                 )
-            at = start + len(content)
-            spans.append((start, at))
-        return text, spans
+            spans[i] = Span(at, at + len(said), content.index(said))
+            at += len(said) + len(after)
+        blank = Span(0, 0)
+        for i in range(len(messages)):
+            blank = spans.setdefault(i, Span(blank.end, blank.end))
+        return text, [spans[i] for i in range(len(messages))]
 
 
-def read(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) -> Reading:
+def stripped(content: str) -> list[str]:
+    """A message's content as templates leave it, who may take white space from its ends."""
+    ways = [(way, characters) for characters in (None, "\n") for way in (str.strip, str.lstrip, str.rstrip)]
+    return [content, *(way(content, characters) for way, characters in ways)]
+
+
+def read(tokenizer: Tokenizer, text: str, spans: list[Span]) -> Reading:
     """Tokenizes `text` as the model naturally would and places every token in its section."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts, ends = np.array(encoded.offset_mapping).T
     # A token may cover no characters (a prefix space that was put in), or end before its
-    # predecessor (a character spread over several): what has been read never shrinks.
-    ends = np.maximum.accumulate([end for _, end in encoded.offset_mapping])
-    bounds = np.array([0, *(edge for span in spans for edge in span), len(text)])
+    # predecessor: what has been read never shrinks.
+    ends = np.maximum.accumulate(ends)
+    bounds = np.array([0, *(edge for span in spans for edge in (span.start, span.end)), len(text)])
     # A token whose last character is the last of a section belongs to that section; empty sections
     # own nothing.
     section = np.searchsorted(bounds[1:], ends, side="left")
-    return Reading(encoded.input_ids, section, ends - bounds[section])
+    origin = bounds[:-1].copy()
+    origin[1::2] -= [span.skipped for span in spans]
+    # Tokens that share a character, as bytes of an emoji do, have each read their part of it.
+    shares = (ends[1:] == ends[:-1]) & (starts[1:] < ends[1:])
+    group = np.cumsum(np.r_[True, ~shares]) - 1
+    size = np.bincount(group)[group]
+    still_to_come = np.searchsorted(group, group, side="right") - 1 - np.arange(len(group))
+    return Reading(encoded.input_ids, section, (ends - origin[section]) * CHARACTER - CHARACTER * still_to_come // size)
 
 
 def match(receiver: Reading, sharer: Reading, by_characters: bool = True) -> np.ndarray:

@@ -39,7 +39,7 @@ class Batch:
         prompt_ids: (B, N) left-padded; the last column is the last prompt token, which is not fused.
         prompt_mask: (B, N) 1 for real tokens.
         sharers: the prompts as each sharer reads them.
-        response_ids: (B, R) right-padded, empty where there is nothing to supervise.
+        response_ids: (B, R) right-padded, R at least 1.
         response_mask: (B, R) 1 for supervised tokens.
         references: the responses as text, where the data says that exact answers are meaningful.
         epoch: which pass over the data this batch belongs to.
@@ -79,7 +79,8 @@ def collate(
     """
     responses = responses if responses is not None else [[] for _ in prompts]
     prompt_ids, prompt_mask = _pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
-    response_ids, response_mask = _pad(responses, pad_ids[0], left=False)
+    # One column at least: a batch with nothing to supervise goes through the receiver like any other.
+    response_ids, response_mask = _pad(responses, pad_ids[0], left=False, least=1)
     sharers = []
     for i, pad_id in enumerate(pad_ids[1:]):
         ids, mask = _pad([p.sharer_ids[i] for p in prompts], pad_id, left=True)
@@ -109,8 +110,8 @@ def exchange_questions(batch: Batch) -> Batch:
     return Batch(**{**vars(batch), "sharers": sharers})
 
 
-def _pad(rows: Sequence[list[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows), default=0)
+def _pad(rows: Sequence[list[int]], pad_id: int, left: bool, least: int = 0) -> tuple[Tensor, Tensor]:
+    width = max([least, *map(len, rows)])
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):

@@ -213,6 +213,10 @@ class Communicator(nn.Module):
             ValueError: a part is missing, damaged, or does not fit the models.
         """
         config, state = read_fuser_folder(name)
+        try:
+            gate = GateConfig(**config["gate"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"fuser {name!r}: its config.json is wrong about the gate: {error}") from error
         models = config["receiver"], config["sharers"]
         communicator = load_communicator(
             *models,
@@ -221,7 +225,7 @@ class Communicator(nn.Module):
             fuser=import_fuser(config["fuser"], name),
             layer_map=config["layer_map"],
             layers=config["layers"],
-            gate=GateConfig(**config["gate"]),
+            gate=gate,
         )
         try:
             communicator.fusers.load_state_dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,23 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: a file is missing or damaged, and which.
     """
-    location = locate(name)
+    location = locate(name, "fuser")
     if not Path(location).is_dir():
         try:
             location = snapshot_download(location, allow_patterns=[CONFIG, WEIGHTS])
         except (OSError, ValueError) as error:  # every error of the hub client is one of them
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
-    folder = Path(location)
+    folder, parts = Path(location), []
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise ValueError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        state = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"fuser {name!r} is damaged: {error}") from error
+    for file, parse in ((CONFIG, _load_config), (WEIGHTS, load_file)):
+        try:
+            parts.append(parse(folder / file))
+        except (ValueError, SafetensorError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+            raise ValueError(f"fuser {name!r}: its {file} is damaged: {error}") from error
+    config, state = parts
     missing = [key for key in KEYS if key not in config]
     if config.get("format") != FORMAT or missing:
         raise ValueError(
@@ -60,6 +62,13 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
+def _load_config(file: Path) -> dict[str, Any]:
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"it holds a {type(config).__name__}, not an object")
+    return config
+
+
 def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
     """The fuser class that a config.json names, with its sizes filled in."""
     module, _, attribute = spec["class_path"].rpartition(".")
@@ -69,4 +78,8 @@ def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
         raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which cannot be imported: {error}") from error
     if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
         raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
+    try:
+        inspect.signature(fuser).bind(None, None, None, **spec["init_args"])
+    except TypeError as error:
+        raise ValueError(f"fuser {name!r}: its {CONFIG} does not fit {spec['class_path']}: {error}") from error
     return functools.partial(fuser, **spec["init_args"])

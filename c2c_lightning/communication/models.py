@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.fuser import KVShape
 
 PROJECT = Path(__file__).parents[2]
+CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
 
 
-def locate(name: str) -> str:
+def locate(name: str, what: str = "model") -> str:
     """A folder's path, or else `name` itself as a hub id.
 
     Paths are looked up from the working folder and then from the project's, so that the built-in pair
@@ -25,7 +27,7 @@ def locate(name: str) -> str:
         if folder.is_dir():
             return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"model {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
+        raise ValueError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
     return name
 
 
@@ -37,8 +39,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The model's tokenizer, with a chat template and a padding token.
 
     Raises:
-        ValueError: there is no tokenizer, it has no chat template, or it cannot tell which characters
-            a token came from.
+        ValueError: there is no tokenizer, it has no chat template or no end of turn, or it cannot tell
+            which characters a token came from.
     """
     tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
     if not tokenizer.chat_template:
@@ -50,6 +52,11 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise ValueError(
             f"model {name!r}: its tokenizer does not report which characters a token covers. "
             "Convert it to a fast one (tokenizer.json)."
+        )
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"model {name!r}: its tokenizer has no eos_token, so nobody can say where a turn ends. "
+            "Name it in tokenizer_config.json."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -78,6 +85,9 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     if config.is_encoder_decoder:
         raise refuse("it is an encoder-decoder, and only decoder-only models have the cache that is fused")
     text = config.get_text_config(decoder=True)
+    uneven = CACHE_SIZES & set(getattr(text, "per_layer_attributes", None) or ())
+    if uneven:
+        raise refuse(f"its layers differ in {', '.join(sorted(uneven))}")
     if getattr(text, "kv_lora_rank", None):
         raise refuse("multi-head latent attention caches a joint latent, not keys and values per head")
     kinds = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or [])
@@ -92,11 +102,15 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
         raise refuse("some of its layers share another layer's cache, so they cannot be fused one by one")
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    if getattr(text, "multi_query", False):
+    if getattr(text, "new_decoder_architecture", False):  # Falcon's caches a kv head once per query head
+        kv_heads = heads
+    elif getattr(text, "multi_query", False):
         kv_heads = 1
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     if any(isinstance(x, (list, tuple)) for x in (heads, kv_heads, head_dim)) or getattr(text, "global_head_dim", None):
         raise refuse("its layers differ in their number of kv heads or in head_dim")
+    if getattr(text, "v_head_dim", None) not in (None, head_dim):
+        raise refuse(f"its keys have head_dim {head_dim} and its values {text.v_head_dim}")
     return KVShape(text.num_hidden_layers, kv_heads, head_dim)
 
 
@@ -104,7 +118,7 @@ def _load(loader: type, name: str, files: str, **kwargs):
     location = locate(name)
     try:
         return loader.from_pretrained(location, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         kind = "folder" if Path(location).is_dir() else "hub id"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error

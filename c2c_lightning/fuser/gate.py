@@ -6,7 +6,7 @@ Dimensions: P parts (keys, values), L mapped layers, H gates per layer (1, or on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class GateConfig:
     open_layers: list[int] | None = None
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            words, value = get_args(hint), getattr(self, name)
+            if get_origin(hint) is Literal and value not in words:
+                raise ValueError(f"gate.{name} is {value!r}: give {', '.join(words[:-1])} or {words[-1]}.")
         self.temperature = tuple(self.temperature)
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise ValueError(
@@ -146,7 +150,8 @@ class Gate(nn.Module):
     def _noise(self) -> Tensor | float:
         if self.config.noise == "none":
             return 0.0
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        # A seed that nobody set is any 64-bit number.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         tiny = torch.finfo(torch.float32).tiny
         uniform = torch.rand(self.logit.shape, generator=generator).clamp(tiny, 1 - 2**-24)
         if self.config.noise == "gumbel":
