@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 
 import lightning as L
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
-from c2c_lightning.communication import Aligner, Batch, collate
+from c2c_lightning.communication import Aligner, Batch
+from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.loader import BatchStream, Loader
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
@@ -25,8 +27,10 @@ class InstructionData(L.LightningDataModule):
     Args:
         path: file, folder or hub id, or several of them.
         val_path: the same for validation; None to hold out `val_fraction` of `path`.
-        val_fraction: share of the examples held out, at least one of them.
-        split: of a hub dataset.
+        val_fraction: share of the records held out, at least one of them; 0 for no validation.
+        split: of a hub dataset, or of a saved one.
+        val_split: the same for `val_path`; None for `split`.
+        subset: of a hub dataset that has several.
         streaming: read as it comes, for data too large to hold; needs `trainer.max_steps`, and
             `val_path` for validation. Otherwise examples are kept on disk, memory-mapped.
         prompt_column: with `response_column`, the columns of a prompt/response pair; the usual ones
@@ -38,6 +42,8 @@ class InstructionData(L.LightningDataModule):
         batch_size: examples per device and micro-batch.
         val_batch_size: the same for validation; None for `batch_size`.
         buffer: examples of a stream that are shuffled together.
+        bucket: make batches of examples of like length, which saves padding; where length tells what an
+            example is about, batches are then less mixed.
         num_workers: processes that tokenize.
         exact_answers: responses are short enough to compare word for word: validation generates too.
         seed: of the order; None for that of `seed_everything`.
@@ -50,6 +56,8 @@ class InstructionData(L.LightningDataModule):
         val_path: str | list[str] | None = None,
         val_fraction: float = 0.01,
         split: str = "train",
+        val_split: str | None = None,
+        subset: str | None = None,
         streaming: bool = False,
         prompt_column: str | None = None,
         response_column: str | None = None,
@@ -58,6 +66,7 @@ class InstructionData(L.LightningDataModule):
         batch_size: int = 8,
         val_batch_size: int | None = None,
         buffer: int = 10_000,
+        bucket: bool = True,
         num_workers: int = 0,
         exact_answers: bool = False,
         seed: int | None = None,
@@ -67,19 +76,35 @@ class InstructionData(L.LightningDataModule):
         for key, value in {"batch_size": batch_size, "val_batch_size": val_batch_size, "buffer": buffer}.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{key} is {value}: it must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers is {num_workers}: it must be at least 0.")
         if (prompt_column is None) != (response_column is None):
-            raise ValueError("data.prompt_column and data.response_column must be given together.")
+            raise ValueError(
+                f"data.prompt_column is {prompt_column!r} and data.response_column {response_column!r}: "
+                "give both or neither."
+            )
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction is {val_fraction}: it must lie in [0, 1).")
         if max_length < 2:
             raise ValueError(f"data.max_length is {max_length}: a prompt and a response need at least 2 tokens.")
         columns = (prompt_column, response_column) if prompt_column and response_column else None
-        self.source = Source(path, split, streaming, columns, supervise)
-        self.val_source = Source(val_path, split, False, columns, supervise) if val_path else None
+        val_split = val_split or split
+        if val_path and (val_path, val_split) == (path, split):
+            raise ValueError(
+                f"data.val_path {val_path!r} is data.path, so validation would be on what was trained on: give "
+                "another, or another data.val_split, or neither to hold out data.val_fraction."
+            )
+        self.source = Source(path, split, subset, streaming, columns, supervise)
+        self.val_source = (
+            Source(val_path, val_split, subset, False, columns, supervise, "data.val_") if val_path else None
+        )
+        if streaming and not val_path:
+            log.warning("data.streaming without data.val_path: there is no validation.")
         for source in filter(None, (self.source, self.val_source)):
             source.check()
         self.val_fraction, self.streaming, self.max_length = val_fraction, streaming, max_length
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
+        self.bucket = bucket
         self.buffer, self.num_workers, self.exact_answers = buffer, num_workers, exact_answers
         self.seed = (torch.initial_seed() if seed is None else seed) % 2**32
         self.aligner = aligner
@@ -87,7 +112,7 @@ class InstructionData(L.LightningDataModule):
     def train_examples(self) -> Sequence[Example] | Callable[[], Iterable[Example]]:
         """What to train on: a sequence, or (streaming) a function that yields it."""
         if self.streaming:
-            return lambda: self.source.examples(MalformedTally(str(self.source.path)))
+            return partial(_stream, self.source)
         return self._parts[0]
 
     def val_examples(self) -> Sequence[Example]:
@@ -101,14 +126,14 @@ class InstructionData(L.LightningDataModule):
         stored = StoredExamples.of(self.source)
         if self.val_source is not None or self.val_fraction == 0:
             return stored, []
-        if len(stored) < 2:
+        # Which records are held out must not depend on the run's seed, or runs could not be compared.
+        kept, held_out = stored.hold_out(self.val_fraction, np.random.default_rng(0))
+        if not len(held_out):
             raise ValueError(
-                f"data.path {self.source.path!r} has {len(stored)} example: give data.val_path, or data.val_fraction 0."
+                f"data.path {self.source.path!r} has one record, of which data.val_fraction {self.val_fraction} "
+                "cannot be held out: give data.val_path, or data.val_fraction 0."
             )
-        # Which examples are held out must not depend on the run's seed, or runs could not be compared.
-        order = np.random.default_rng(0).permutation(len(stored))
-        held_out = max(1, round(len(stored) * self.val_fraction))
-        return stored.select(np.sort(order[held_out:])), stored.select(np.sort(order[:held_out]))
+        return kept, held_out
 
     def train_dataloader(self) -> Loader:
         return self._loader(self.train_examples(), self.batch_size, self.seed)
@@ -130,48 +155,24 @@ class InstructionData(L.LightningDataModule):
         make_batch = BatchMaker(self.aligner, self.max_length, self.exact_answers)
 
         def stream(epoch: int, start: int) -> BatchStream:
-            return BatchStream(examples, make_batch, global_batch, rank, world_size, seed, self.buffer, epoch, start)
-
-        num_batches = None if callable(examples) else -(-len(examples) // global_batch)
-        return Loader(stream, num_batches, self.num_workers, torch.cuda.is_available())
-
-
-class BatchMaker:
-    """Tokenizes and aligns examples; leaves out those that are too long, and says so in the batch."""
-
-    def __init__(self, aligner: Aligner, max_length: int, exact_answers: bool):
-        self.aligner, self.max_length, self.exact_answers = aligner, max_length, exact_answers
-        self.seen, self.too_long = 0, 0
-
-    def __call__(self, examples: list[Example]) -> Batch:
-        prompts, responses, references = [], [], []
-        skipped = 0
-        for example in examples:
-            prompt = self.aligner.prompt(example.prompt)
-            response = self.aligner.response_ids(example.messages, prompt)
-            longest = max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids))
-            if longest > self.max_length:
-                skipped += 1
-                log.info("left out %s: %d tokens", example.source, longest)
-                continue
-            prompts.append(prompt)
-            responses.append(response)
-            references.append(example.response)
-        self._check(len(examples), skipped)
-        if not prompts:
-            # A rank that has nothing to learn from must take part in the step all the same.
-            prompts, responses = [self.aligner.prompt([{"role": "user", "content": "-"}])], [[]]
-            references = [""]
-        batch = collate(prompts, responses, self.aligner.pad_ids)
-        batch.references = references if self.exact_answers else None
-        batch.skipped = {"too_long": skipped} if skipped else {}
-        return batch
-
-    def _check(self, seen: int, too_long: int) -> None:
-        self.seen += seen
-        self.too_long += too_long
-        if self.too_long == self.seen and self.seen >= 32:
-            raise ValueError(
-                f"data.max_length is {self.max_length}: the first {self.seen} examples are all longer. "
-                "Raise it, or shorten the data."
+            return BatchStream(
+                examples, make_batch, global_batch, rank, world_size, seed, self.buffer, self.bucket, epoch, start
             )
+
+        num_examples = None if callable(examples) else len(examples)
+        num_batches = None if num_examples is None else -(-num_examples // global_batch)
+        order = {
+            "data.batch_size x devices": global_batch,
+            "data.seed": seed,
+            "data.path's number of examples": num_examples,
+            "data.bucket": self.bucket,
+            "data.buffer": self.buffer if num_examples is None else None,
+        }
+        return Loader(stream, num_batches, self.num_workers, order)
+
+
+def _stream(source: Source) -> Iterator[Example]:
+    """A source's examples; of all workers that read it, the first one says what is malformed."""
+    worker = get_worker_info()
+    level = logging.WARNING if worker is None or worker.id == 0 else logging.DEBUG
+    return source.examples(MalformedTally(str(source.path), level))

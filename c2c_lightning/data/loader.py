@@ -2,7 +2,7 @@
 
 Every rank and worker walks the same order and takes its own part of it, so nothing is lost or read
 twice whatever their number, ranks get examples of like length, and a resumed run goes on exactly
-where it was cut off: the state is one pair of numbers.
+where it was cut off: the state is a pair of numbers, and what the order depends on.
 """
 
 from __future__ import annotations
@@ -14,32 +14,56 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from c2c_lightning.communication import Batch
+from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
 
-# How many global batches are sorted by length together: enough to make like batches (padding of a
-# few per cent on GSM8K), few enough to keep the order random.
-BUCKET_BATCHES = 50
-MakeBatch = Callable[[list[Example]], Batch]
+# How many global batches are made of examples that were shuffled together: enough to make like
+# batches (9% of GSM8K's tokens are padding; of 50 batches it would be 13%), few enough that every
+# epoch makes others.
+BUCKET_BATCHES = 400
+# If none of so many of the shortest examples can be used, nothing can.
+TRIED = 32
 
 
-def arrange(lengths: Sequence[int], batch_size: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Places of examples, as batches: in order without `rng`, otherwise shuffled and length-bucketed."""
-    places = np.arange(len(lengths))
-    if rng is None:
-        return [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-    places = rng.permutation(places)
-    lengths, batches = np.asarray(lengths), []
+def arrange(
+    lengths: np.ndarray, batch_size: int, rng: np.random.Generator | None, bucket: bool = True
+) -> Iterator[np.ndarray]:
+    """Places of examples, as batches.
+
+    Args:
+        lengths: (examples, 2), of prompt and response.
+        batch_size: examples in a batch; fewer in the last one.
+        rng: draws the order; None to keep it as it is.
+        bucket: make shuffled batches of like lengths.
+    """
+    places = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    if rng is None or not bucket:
+        yield from (places[i : i + batch_size] for i in range(0, len(places), batch_size))
+        return
     for i in range(0, len(places), batch_size * BUCKET_BATCHES):
-        window = places[i : i + batch_size * BUCKET_BATCHES]
-        window = window[np.argsort(lengths[window], kind="stable")]
-        cut = [window[j : j + batch_size] for j in range(0, len(window), batch_size)]
-        batches += [cut[k] for k in rng.permutation(len(cut))]
-    return batches
+        batches = _alike(places[i : i + batch_size * BUCKET_BATCHES], lengths, batch_size)
+        yield from (batches[k] for k in rng.permutation(len(batches)))
+
+
+def _alike(places: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches of like prompts and like responses.
+
+    Prompts and responses are padded apart, so examples of the same total length are not enough:
+    they are halved by whichever of the two lengths spreads further, until a batch is left.
+    """
+    if len(places) <= batch_size:
+        return [places]
+    spread = np.ptp(lengths[places], axis=0)
+    places = places[np.argsort(lengths[places, spread.argmax()], kind="stable")]
+    half = -(-len(places) // batch_size) // 2 * batch_size
+    return _alike(places[:half], lengths, batch_size) + _alike(places[half:], lengths, batch_size)
 
 
 class BatchStream(IterableDataset):
     """This rank's and this worker's batches of one epoch.
+
+    In a DataLoader worker a ValueError comes out as the last item instead of being raised.
 
     Args:
         examples: a sequence of examples, or (streaming) a function that yields them in order.
@@ -47,7 +71,8 @@ class BatchStream(IterableDataset):
         batch_size: over all ranks.
         rank, world_size: which part of each global batch to take.
         seed: of the order; None to keep the examples' own.
-        buffer: how many examples of a stream are shuffled together.
+        buffer: how many examples of a stream are shuffled together; rounded up to whole batches.
+        bucket: make batches of examples of like length.
         epoch: changes the shuffled order.
         start: global batches of this epoch to leave out.
     """
@@ -55,24 +80,35 @@ class BatchStream(IterableDataset):
     def __init__(
         self,
         examples: Sequence[Example] | Callable[[], Iterable[Example]],
-        make_batch: MakeBatch,
+        make_batch: BatchMaker,
         batch_size: int,
         rank: int,
         world_size: int,
         seed: int | None,
         buffer: int,
+        bucket: bool,
         epoch: int,
         start: int,
     ):
         self.examples, self.make_batch, self.batch_size = examples, make_batch, batch_size
-        self.rank, self.world_size, self.seed, self.buffer = rank, world_size, seed, buffer
+        self.rank, self.world_size, self.seed, self.bucket = rank, world_size, seed, bucket
+        self.pool_size = -(-buffer // batch_size) * batch_size
         self.epoch, self.start = epoch, start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | ValueError]:
         worker = get_worker_info()
-        turn, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker is None:
+            yield from self._batches(0, 1)
+            return
+        try:
+            yield from self._batches(worker.id, worker.num_workers)
+        except ValueError as error:
+            # The DataLoader would raise it as a page of traceback, in which the message drowns.
+            yield ValueError(str(error))
+
+    def _batches(self, turn: int, num_turns: int) -> Iterator[Batch]:
         for index, (examples, places) in enumerate(self._global_batches()):
-            if index < self.start or (index - self.start) % num_workers != turn:
+            if index < self.start or (index - self.start) % num_turns != turn:
                 continue
             batch = self.make_batch([examples[int(i)] for i in places[self.rank :: self.world_size]])
             batch.epoch, batch.index = self.epoch, index
@@ -80,27 +116,32 @@ class BatchStream(IterableDataset):
 
     def _global_batches(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
         rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))
-        for examples, lengths in self._pools():
-            for places in arrange(lengths, self.batch_size, rng):
+        for i, (examples, lengths) in enumerate(self._pools()):
+            if i == 0:
+                shortest = np.argsort(lengths.sum(axis=1), kind="stable")[:TRIED]
+                self.make_batch.check(examples[int(k)] for k in shortest)
+            for places in arrange(lengths, self.batch_size, rng, self.bucket):
                 yield examples, places
 
-    def _pools(self) -> Iterator[tuple[Sequence[Example], Sequence[int]]]:
-        if not callable(self.examples):
-            stored = isinstance(self.examples, StoredExamples)
-            yield self.examples, self.examples.lengths if stored else _lengths(self.examples)
+    def _pools(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
+        """The examples, or a buffer of them after the other, with their lengths."""
+        if isinstance(self.examples, StoredExamples):
+            yield self.examples, self.examples.lengths
             return
-        pool: list[Example] = []
-        for example in self.examples():
-            pool.append(example)
-            if len(pool) == self.buffer:
-                yield pool, _lengths(pool)
-                pool = []
-        if pool:
-            yield pool, _lengths(pool)
+        pools = _cut(self.examples(), self.pool_size) if callable(self.examples) else [self.examples]
+        for pool in pools:
+            yield pool, np.array([example.lengths for example in pool])
 
 
-def _lengths(examples: Sequence[Example]) -> list[int]:
-    return [example.num_characters for example in examples]
+def _cut(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    pool: list[Example] = []
+    for example in examples:
+        pool.append(example)
+        if len(pool) == size:
+            yield pool
+            pool = []
+    if pool:
+        yield pool
 
 
 class Loader:
@@ -108,15 +149,24 @@ class Loader:
 
     Lightning saves and restores it through `state_dict` and `load_state_dict`. What counts as done is
     what was handed to the model (`mark`), not what workers have prepared.
+
+    Args:
+        stream: makes the batches of (epoch, start).
+        num_batches: in an epoch; None for a stream.
+        num_workers: processes that tokenize.
+        order: what the order of the batches depends on, by name; it must not change in mid-run.
     """
 
     def __init__(
-        self, stream: Callable[[int, int], BatchStream], num_batches: int | None, num_workers: int, pin_memory: bool
+        self,
+        stream: Callable[[int, int], BatchStream],
+        num_batches: int | None,
+        num_workers: int,
+        order: dict[str, int | None],
     ):
-        self.stream, self.num_batches = stream, num_batches
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.stream, self.num_batches, self.num_workers, self.order = stream, num_batches, num_workers, order
         self.next_epoch, self.start = 0, 0
-        self.done: tuple[int, int] | None = None
+        self.done = (0, 0)
 
     def __len__(self) -> int:
         if self.num_batches is None:
@@ -126,20 +176,31 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self.next_epoch, self.start
         self.next_epoch, self.start = epoch + 1, 0
-        yield from DataLoader(
-            self.stream(epoch, start), batch_size=None, num_workers=self.num_workers, pin_memory=self.pin_memory
-        )
+        empty = True
+        for batch in DataLoader(self.stream(epoch, start), batch_size=None, num_workers=self.num_workers):
+            if isinstance(batch, ValueError):
+                raise batch
+            empty = False
+            yield batch
+        if empty and start:
+            # The run was cut off after the last batch of an epoch; a stream has to be read to know that.
+            yield from self
 
     def mark(self, batch: Batch) -> None:
         """Says that the model has been given this batch."""
         self.done = (batch.epoch, batch.index + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        epoch, start = self.done or (self.next_epoch, self.start)
-        return {"epoch": epoch, "start": start}
+        epoch, start = self.done
+        return {"epoch": epoch, "start": start, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        epoch, start = state["epoch"], state["start"]
-        finished = self.num_batches is not None and start >= self.num_batches
-        self.next_epoch, self.start = (epoch + 1, 0) if finished else (epoch, start)
-        self.done = (self.next_epoch, self.start)
+        """Raises ValueError if the order is not what it was, so that the place in it means nothing."""
+        for name, now in self.order.items():
+            then = state["order"].get(name)
+            if then != now:
+                raise ValueError(
+                    f"{name} is {now}, but was {then} when the checkpoint was saved, so its place in the data "
+                    "is lost. Give the same to resume, or start without --ckpt_path."
+                )
+        self.next_epoch, self.start = self.done = (state["epoch"], state["start"])

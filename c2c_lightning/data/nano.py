@@ -23,10 +23,12 @@ class NanoData(InstructionData):
     def __init__(
         self, batch_size: int = 64, val_batch_size: int = 100, seed: int | None = None, aligner: Aligner | None = None
     ):
+        # All questions are about equally long, and those of like length are of one wording.
         super().__init__(
             path=[],
             batch_size=batch_size,
             val_batch_size=val_batch_size,
+            bucket=False,
             exact_answers=True,
             seed=seed,
             aligner=aligner,

@@ -43,8 +43,9 @@ class Example:
         return self.messages[-1]["content"]
 
     @property
-    def num_characters(self) -> int:
-        return sum(len(message["content"]) for message in self.messages)
+    def lengths(self) -> tuple[int, int]:
+        """Characters of the prompt and of the response."""
+        return sum(len(message["content"]) for message in self.prompt), len(self.response)
 
 
 def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Message]:
@@ -69,8 +70,11 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         if key in record:
             return _chat(record[key], key)
     if "instruction" in record and "output" in record:
-        extra = record.get("input")
-        return _pair(f"{record['instruction']}\n\n{extra}" if extra else record["instruction"], record["output"])
+        instruction, extra = record["instruction"], record.get("input")
+        for part in (instruction, extra or ""):
+            if not isinstance(part, str):
+                raise MalformedRecord(f"the user's text is {part!r}")
+        return _pair(f"{instruction}\n\n{extra}" if extra else instruction, record["output"])
     for prompt, response in PAIRS:
         if prompt in record and response in record:
             return _pair(record[prompt], record[response])
@@ -101,10 +105,14 @@ def _chat(turns: Any, key: str) -> list[Message]:
             raise MalformedRecord(f"a turn of {key} is a {type(turn).__name__}, not an object")
         speaker = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        if speaker not in ROLES:
+        if not isinstance(speaker, str) or speaker not in ROLES:
             raise MalformedRecord(f"a turn of {key} is by {speaker!r}, none of {sorted(ROLES)}")
         if not isinstance(content, str) or not (content.strip() or speaker == "system"):
             raise MalformedRecord(f"the {ROLES[speaker]}'s text is {content!r}")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+            raise MalformedRecord(f"the {ROLES[speaker]}'s text is not Unicode: {error}") from error
         messages.append({"role": ROLES[speaker], "content": content})
     first = messages[1:2] if messages[0]["role"] == "system" else messages[:1]
     if not first or first[0]["role"] != "user":
@@ -119,6 +127,7 @@ class MalformedTally:
 
     Args:
         what: the data's name, for messages.
+        level: at which skipped records are logged.
     """
 
     LIMIT = 0.01
@@ -126,13 +135,13 @@ class MalformedTally:
     ENOUGH = 1000
     SHOWN = 5
 
-    def __init__(self, what: str):
-        self.what, self.seen, self.skipped = what, 0, 0
+    def __init__(self, what: str, level: int = logging.WARNING):
+        self.what, self.level, self.seen, self.skipped = what, level, 0, 0
         self.first: list[str] = []
 
     def skip(self, source: str, reason: str) -> None:
         self.skipped += 1
-        log.warning("skipped %s: %s", source, reason)
+        log.log(self.level, "skipped %s: %s", source, reason)
         if len(self.first) < self.SHOWN:
             self.first.append(f"{source}: {reason}")
 

@@ -8,45 +8,73 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.data.source import Source
 
 
 class StoredExamples(Sequence[Example]):
-    """A sequence of examples in a table that `datasets` keeps in its cache."""
+    """Some or all examples of a table that `datasets` keeps in its cache.
 
-    def __init__(self, table: datasets.Dataset):
+    Args:
+        table: as `of` makes it.
+        places: the rows to take; None for all.
+    """
+
+    def __init__(self, table: datasets.Dataset, places: np.ndarray | None = None):
         self.table = table
+        self.places = np.arange(len(table)) if places is None else places
 
     @classmethod
     def of(cls, source: Source) -> StoredExamples:
         """All examples of a source, read once for as long as its files stay the same."""
-        table = datasets.Dataset.from_generator(
-            _stored_rows, gen_kwargs={"source": source, "fingerprint": source.fingerprint()}
-        )
-        return cls(table)
+        # As text: `datasets` takes a list for shards, and would read the source once for each.
+        kwargs = {"source": source, "fingerprint": json.dumps(source.fingerprint())}
+        try:
+            return cls(datasets.Dataset.from_generator(_stored_rows, gen_kwargs=kwargs))
+        except DatasetGenerationError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
+            raise
 
-    def select(self, places: np.ndarray) -> StoredExamples:
-        return StoredExamples(self.table.select(places))
+    def hold_out(self, fraction: float, rng: np.random.Generator) -> tuple[StoredExamples, StoredExamples]:
+        """(Kept, held out) examples: a share of the records, at least one and not all of them.
+
+        Whole records, as one conversation may give several examples that begin alike.
+        """
+        record = self._column("record")
+        records = np.unique(record)
+        num_held_out = min(max(1, round(len(records) * fraction)), len(records) - 1)
+        held_out = np.isin(record, rng.permutation(records)[:num_held_out])
+        return StoredExamples(self.table, self.places[~held_out]), StoredExamples(self.table, self.places[held_out])
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.places)
 
     def __getitem__(self, i: int) -> Example:
-        row = self.table[i]
+        row = self.table[int(self.places[i])]
         return Example(json.loads(row["messages"]), row["source"])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Characters of each example, without reading the examples."""
-        return np.asarray(self.table.with_format("numpy")["num_characters"])
+        """(examples, 2) characters of prompt and response, without reading the examples."""
+        return np.stack([self._column("prompt_characters"), self._column("response_characters")], axis=1)
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.table.data.column(name).to_numpy()[self.places]
 
 
-def _stored_rows(source: Source, fingerprint: Any) -> Iterator[dict[str, Any]]:
+def _stored_rows(source: Source, fingerprint: str) -> Iterator[dict[str, Any]]:
+    record, last = -1, None
     for example in source.examples(MalformedTally(str(source.path))):
+        record += example.source != last
+        last = example.source
+        prompt_characters, response_characters = example.lengths
         yield {
+            "record": record,
             "source": example.source,
             "messages": json.dumps(example.messages),
-            "num_characters": example.num_characters,
+            "prompt_characters": prompt_characters,
+            "response_characters": response_characters,
         }
