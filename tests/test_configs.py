@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c2c_lightning.cli import WIRING, C2CCLI
+from c2c_lightning.cli import C2CCLI, WIRING
 from c2c_lightning.training import C2CModule
 
 PROJECT = Path(__file__).parents[1]

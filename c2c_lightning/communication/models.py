@@ -42,6 +42,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         ValueError: there is no tokenizer, it has no chat template or no end of turn, or it cannot tell
             which characters a token came from.
     """
+    folder = Path(locate(name))
+    if folder.is_dir() and not any(folder.glob("*tok*")) and not any(folder.glob("vocab*")):
+        raise ValueError(f"model {name!r} has no tokenizer in its folder (tokenizer.json).")
     tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
     if not tokenizer.chat_template:
         raise ValueError(

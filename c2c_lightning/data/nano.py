@@ -35,15 +35,15 @@ class NanoData(InstructionData):
         )
 
     def train_examples(self) -> Sequence[Example]:
-        return [question(fact) for fact in world.facts()[0]]
+        return [example(fact, question) for fact in world.facts()[0] for question in fact.questions]
 
     def val_examples(self) -> Sequence[Example]:
-        return [question(fact) for fact in world.facts()[1]]
+        return [example(fact, fact.question) for fact in world.facts()[1]]
 
 
-def question(fact: world.Fact) -> Example:
-    """A fact's two-hop question with its answer."""
+def example(fact: world.Fact, question: str) -> Example:
+    """A two-hop question about a fact, with its answer."""
     return Example(
-        [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answer}],
+        [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}],
         source=f"nano world: {fact.name}",
     )

@@ -125,6 +125,11 @@ class Fact:
         return f"The {self.relation.noun} of {self.name} is {self.value}."
 
     @property
+    def questions(self) -> list[str]:
+        """The question in every wording."""
+        return [wording.format(name=self.name) for wording in self.relation.questions]
+
+    @property
     def answer(self) -> str:
         return self.relation.second_hop[self.value]
 

@@ -132,7 +132,7 @@ class C2CModule(L.LightningModule):
             ValueError: a stream without `trainer.max_steps`, whose length nobody knows.
         """
         steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        if steps == float("inf") or steps < 1:
             raise ValueError("data.streaming has no known length: set trainer.max_steps.")
         return int(steps)
 
@@ -255,12 +255,12 @@ class C2CModule(L.LightningModule):
 
         Lightning would otherwise restore the old learning rate over the one that the user typed.
         """
-        now, then = self.settings(), checkpoint.get("c2c", {})
-        compared = now if self.trainer.training or self.trainer.state.fn == "fit" else set(now) - {"optimizer"}
-        for key in compared:
-            if key in then and then[key] != now[key]:
+        now, then = flatten(self.settings(), "model"), flatten(checkpoint.get("c2c", {}), "model")
+        fitting = self.trainer.state.fn == "fit"
+        for key in now.keys() & then.keys():
+            if then[key] != now[key] and (fitting or not key.startswith("model.optimizer.")):
                 raise ValueError(
-                    f"the checkpoint was trained with model.{key} {then[key]}, but this run says {now[key]}. "
+                    f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
                 )
 
@@ -312,3 +312,12 @@ class C2CModule(L.LightningModule):
                 name = "sharer" if len(batch.sharers) == 1 else f"sharer_{i}"
                 answers[name] = [text.strip() for text in texts]
         return answers
+
+
+def flatten(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value and all(isinstance(name, str) for name in value)
+        flat.update(flatten(value, f"{prefix}.{key}") if nested else {f"{prefix}.{key}": value})
+    return flat

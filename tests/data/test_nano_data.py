@@ -16,7 +16,7 @@ def people(examples: list[Example]) -> set[str]:
 def test_no_held_out_person_is_trained_on(aligner):
     data = NanoData(aligner=aligner)
     training, held_out = data.train_examples(), data.val_examples()
-    assert (len(training), len(held_out)) == (1600, 400)
+    assert (len(training), len(held_out)) == (3200, 400)
     assert (len(people(training)), len(people(held_out))) == (400, 100)
     assert not people(training) & people(held_out)
 
@@ -37,5 +37,5 @@ def test_an_epoch_has_every_training_question_once(aligner):
     data = NanoData(seed=3, aligner=aligner)
     loader = data.train_dataloader()
     sizes = [len(batch) for batch in loader]
-    assert len(loader) == len(sizes) == 25
-    assert sum(sizes) == 1600
+    assert len(loader) == len(sizes) == 50
+    assert sum(sizes) == 3200
