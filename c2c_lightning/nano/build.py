@@ -9,6 +9,7 @@ half is supervised layer by layer, and asked for the value at every prompt token
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,8 +78,11 @@ def receiver_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         texts,
         trainers.BpeTrainer(vocab_size=900, special_tokens=[*special, "<unk>", *byte_tokens], show_progress=False),
     )
+    # Training puts only special tokens first; in use a byte is text, which decoding must not drop.
+    trained = json.loads(tokenizer.to_str())
+    trained["added_tokens"] = [token for token in trained["added_tokens"] if token["content"] not in byte_tokens]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(json.dumps(trained)),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",

@@ -143,7 +143,12 @@ class MLflowTracker(MLFlowLogger):
 
     def _open(self) -> MlflowClient:
         """The client, once the run is there; raises if the store is out of reach."""
-        return super().experiment
+        fresh = not self._initialized
+        client = super().experiment
+        if fresh:
+            # MLflow's UI would otherwise open on its pages for prompts and traces.
+            client.set_experiment_tag(self._experiment_id, "mlflow.experimentKind", "custom_model_development")
+        return client
 
     def _deliver(self) -> None:
         while self._undelivered:

@@ -59,6 +59,12 @@ def test_names_have_several_tokens_in_either_tokenizer(tokenizers):
             assert len(tokenizer(f"of {name}?", add_special_tokens=False).input_ids) >= 4
 
 
+def test_both_tokenizers_read_and_write_any_text(tokenizers):
+    text = "Zürich 北京 👍🏽 def f(x):\n    return x"
+    for tokenizer in tokenizers:
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
 def test_build_remakes_the_pair_from_its_seed(tmp_path):
     for folder in ("first", "second"):
         build(tmp_path / folder, sharer_steps=1, receiver_steps=1)
