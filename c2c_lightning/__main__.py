@@ -1,4 +1,4 @@
-"""python -m c2c_lightning fit|validate|test|predict"""
+"""python -m c2c_lightning fit|validate"""
 
 from c2c_lightning.cli import main
 

@@ -4,7 +4,8 @@
 # val/accuracy/wrong_question of the two runs in `make ui`. For a real pair, name its config instead.
 set -euo pipefail
 config=${1:-conf/base.yaml}
+now=$(date +%F_%H-%M-%S)
 for alignment in spans published; do
-    python -m c2c_lightning fit --config "$config" --model.alignment "$alignment" \
-        --trainer.default_root_dir "runs/alignment-$alignment"
+    "${PYTHON:-.venv/bin/python}" -m c2c_lightning fit --config "$config" --model.alignment "$alignment" \
+        --trainer.default_root_dir "runs/$now-alignment-$alignment"
 done

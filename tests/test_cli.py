@@ -101,7 +101,8 @@ def test_a_misspelt_command_gets_the_one_that_was_meant():
         (["--model.layers=first:x"], "model.layers is 'first:x'"),
         (["--model.layer_map={0: 9}"], "sharer layer 9"),
         (["--model.fuser.init_args.num_layers=2"], "num_layers is 2"),
-        (["--model.optimizer.lr=0"], "lr must be positive"),
+        (["--model.gate.kind=fixed", "--model.gate.open_layers=[]"], "nothing to train"),
+        (["--model.optimizer.lr=0"], "model.optimizer.lr is 0.0: it must be positive"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt: no such file"),
         (["--ckpt_path=last"], "no run in"),
         (["--data=InstructionData", "--data.init_args.path=nowhere.jsonl"], "'nowhere.jsonl': no such file"),
@@ -146,3 +147,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("c2c_lightning.training.module.load_aligner", lambda *_: int("not ours"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["fit", BASE])
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(workspace):
+    (workspace / "mine").mkdir()
+    (workspace / "mine" / "config.yaml").touch()
+    assert "mine already holds a run" in message("fit", BASE, "--trainer.default_root_dir=mine")

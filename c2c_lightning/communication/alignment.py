@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from c2c_lightning.errors import UserError
+
 Message = dict[str, str]
 Alignment = Literal["spans", "published"]
 UNALIGNED = -1
@@ -85,7 +87,7 @@ class Aligner:
         template_kwargs: dict[str, Any] | None = None,
     ):
         if alignment not in ("spans", "published"):
-            raise ValueError(f"model.alignment is {alignment!r}: give spans or published.")
+            raise UserError(f"model.alignment is {alignment!r}: give spans or published.")
         self.receiver, self.sharers, self.alignment = receiver, sharers, alignment
         # Qwen3's template opens an empty think block with it; templates that do not know it ignore it.
         self.template_kwargs = {"enable_thinking": False} if template_kwargs is None else template_kwargs
@@ -114,7 +116,7 @@ class Aligner:
         """The receiver's ids of the last message, an assistant's, up to and including its end of turn.
 
         Raises:
-            ValueError: the receiver's chat template changes the message, or refuses the conversation.
+            UserError: the receiver's chat template changes the message, or refuses the conversation.
         """
         tokenizer = self.receiver
         full = self._apply_template(tokenizer, messages, add_generation_prompt=False)
@@ -128,7 +130,7 @@ class Aligner:
             # What stands before may differ with the content: a think block in it, say.
             said = min(fitting, key=lambda s: full != head + s + tail, default=None)
             if said is None:
-                raise ValueError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
+                raise UserError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
             full = prompt.text + said + tail
         ids = tokenizer(full, add_special_tokens=False).input_ids
         start = len(prompt.receiver_ids)
@@ -147,7 +149,7 @@ class Aligner:
             )
         except Exception as error:  # jinja2 and the template's own raise_exception
             roles = [message["role"] for message in messages]
-            raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
+            raise UserError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
 
     def _render(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
         """The prompt's text, and where in it each message's content stands."""
@@ -160,7 +162,7 @@ class Aligner:
         first, *others = re.split(MARK.format(r"(\d+)"), frame)
         found, frame_after = [int(i) for i in others[::2]], others[1::2]
         if found != list(marks):
-            raise ValueError(
+            raise UserError(
                 f"the chat template of {tokenizer.name_or_path!r} leaves out, repeats or moves a message: "
                 f"of {[message['role'] for message in messages]} it renders those at {found}"
             )
@@ -169,7 +171,7 @@ class Aligner:
             content = messages[i]["content"]
             said = next((s for s in stripped(content) if text.startswith(s + after, at)), None)
             if said is None:
-                raise ValueError(
+                raise UserError(
                     f"the chat template of {tokenizer.name_or_path!r} changes the text of the "
                     f"{messages[i]['role']}'s message, or what stands around it by what it says"
                 )

@@ -14,14 +14,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 @contextmanager
-def logits_at(model: PreTrainedModel, mask_BN: Tensor) -> Iterator[None]:
-    """Within it, the model's forward returns logits (1, tokens where the mask is true, V).
+def logits_at(model: PreTrainedModel, index: tuple[Tensor | slice, Tensor | slice]) -> Iterator[None]:
+    """Within it, the model's forward returns logits (1, T, V) of the T tokens at an index into (B, N).
 
     The hidden states are picked just before the output embeddings, so the model is still entered
     through its root (as FSDP2 needs) and no other logits are ever computed.
     """
     handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: (args[0][mask_BN].unsqueeze(0), *args[1:])
+        lambda _, args: (args[0][index].flatten(0, -2).unsqueeze(0), *args[1:])
     )
     try:
         yield
@@ -36,7 +36,7 @@ def prefill(model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicC
     Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
     """
     cache = DynamicCache()
-    with logits_at(model, torch.zeros_like(mask_BN, dtype=torch.bool)):
+    with logits_at(model, (slice(None), slice(0, 0))):
         model(
             input_ids=ids_BN,
             attention_mask=mask_BN,

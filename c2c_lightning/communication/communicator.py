@@ -18,6 +18,7 @@ from c2c_lightning.communication.cache import logits_at, position_ids, prefill, 
 from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser_folder, write_fuser_folder
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.communication.models import kv_shape, load_model, load_tokenizer
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
 
 
@@ -34,7 +35,7 @@ class Communicator(nn.Module):
         gate: the layer-gating configuration, the same for every sharer.
 
     Raises:
-        ValueError: a model whose cache cannot be fused, or an impossible layer map or gate.
+        UserError: a model whose cache cannot be fused, or an impossible layer map or gate.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Communicator(nn.Module):
         cache = self.prefill(batch, fuse)
         ids = torch.cat([batch.prompt_ids[:, -1:], batch.response_ids[:, :-1]], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask[:, :-1]], dim=1)
-        supervised = batch.response_mask.bool()
+        supervised = batch.response_mask.nonzero(as_tuple=True)
         with logits_at(self.receiver, supervised):
             logits_1TV = self.receiver(
                 input_ids=ids,
@@ -119,7 +120,7 @@ class Communicator(nn.Module):
                 use_cache=True,
             ).logits
         loss = F.cross_entropy(logits_1TV[0].float(), batch.response_ids[supervised], reduction="sum")
-        return loss, supervised.sum()
+        return loss, batch.response_mask.sum()
 
     @torch.no_grad()
     def generate_ids(self, batch: Batch, fuse: bool = True, **generate_kwargs: Any) -> Any:
@@ -183,10 +184,10 @@ class Communicator(nn.Module):
         """Response ids (B, R) as text."""
         return [text.strip() for text in self.aligner.receiver.batch_decode(ids, skip_special_tokens=True)]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Saves the fusers, and the names of the models they were trained between."""
+    def config(self) -> dict[str, Any]:
+        """What a saved fuser says of itself: the models it was trained between, and how."""
         fuser = self.fusers[0]
-        config = {
+        return {
             "receiver": self.receiver.name_or_path,
             "sharers": [sharer.name_or_path for sharer in self.sharers],
             "alignment": self.aligner.alignment,
@@ -199,7 +200,10 @@ class Communicator(nn.Module):
                 "init_args": fuser.init_args,
             },
         }
-        write_fuser_folder(Path(folder), config, self.fusers.state_dict())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves the fusers, and the names of the models they were trained between."""
+        write_fuser_folder(Path(folder), self.config(), self.fusers.state_dict())
 
     @classmethod
     def from_pretrained(cls, name: str, dtype: str = "auto") -> Communicator:
@@ -210,13 +214,13 @@ class Communicator(nn.Module):
             dtype: of the frozen models; `auto` for the one they were saved in. Fusers stay in fp32.
 
         Raises:
-            ValueError: a part is missing, damaged, or does not fit the models.
+            UserError: a part is missing, damaged, or does not fit the models.
         """
         config, state = read_fuser_folder(name)
         try:
             gate = GateConfig(**config["gate"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"fuser {name!r}: its config.json is wrong about the gate: {error}") from error
+            raise UserError(f"fuser {name!r}: its config.json is wrong about the gate: {error}") from error
         models = config["receiver"], config["sharers"]
         communicator = load_communicator(
             *models,
@@ -230,7 +234,7 @@ class Communicator(nn.Module):
         try:
             communicator.fusers.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"fuser {name!r} does not fit its config.json: {error}") from error
+            raise UserError(f"fuser {name!r} does not fit its config.json: {error}") from error
         return communicator.eval()
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from c2c_lightning.communication.models import locate
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import Fuser, FuserFactory
 
 FORMAT = 1
@@ -32,7 +33,7 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of a saved fuser.
 
     Raises:
-        ValueError: a file is missing or damaged, and which.
+        UserError: a file is missing or damaged, and which.
     """
     location = locate(name, "fuser")
     if not Path(location).is_dir():
@@ -40,20 +41,20 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             location = snapshot_download(location, allow_patterns=[CONFIG, WEIGHTS])
         except (OSError, ValueError) as error:  # every error of the hub client is one of them
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
+            raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
     folder, parts = Path(location), []
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise ValueError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
+            raise UserError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
     for file, parse in ((CONFIG, _load_config), (WEIGHTS, load_file)):
         try:
             parts.append(parse(folder / file))
         except (ValueError, SafetensorError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-            raise ValueError(f"fuser {name!r}: its {file} is damaged: {error}") from error
+            raise UserError(f"fuser {name!r}: its {file} is damaged: {error}") from error
     config, state = parts
     missing = [key for key in KEYS if key not in config]
     if config.get("format") != FORMAT or missing:
-        raise ValueError(
+        raise UserError(
             f"fuser {name!r}: its {CONFIG} has format {config.get('format')!r} and lacks {missing}; "
             f"this version reads format {FORMAT}."
         )
@@ -65,7 +66,7 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _load_config(file: Path) -> dict[str, Any]:
     config = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ValueError(f"it holds a {type(config).__name__}, not an object")
+        raise UserError(f"it holds a {type(config).__name__}, not an object")
     return config
 
 
@@ -75,11 +76,11 @@ def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
     try:
         fuser = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which cannot be imported: {error}") from error
+        raise UserError(f"fuser {name!r} is a {spec['class_path']}, which cannot be imported: {error}") from error
     if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
-        raise ValueError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
+        raise UserError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
     try:
         inspect.signature(fuser).bind(None, None, None, **spec["init_args"])
     except TypeError as error:
-        raise ValueError(f"fuser {name!r}: its {CONFIG} does not fit {spec['class_path']}: {error}") from error
+        raise UserError(f"fuser {name!r}: its {CONFIG} does not fit {spec['class_path']}: {error}") from error
     return functools.partial(fuser, **spec["init_args"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from c2c_lightning.errors import UserError
+
 LayerMap = str | dict[int, int]
 Layers = str | list[int]
 
@@ -18,7 +20,7 @@ def map_layers(layer_map: LayerMap, layers: Layers, num_receiver: int, num_share
         num_sharer: layers of the sharer.
 
     Raises:
-        ValueError: an unknown word, a layer that the model does not have, or nothing left to fuse.
+        UserError: an unknown word, a layer that the model does not have, or nothing left to fuse.
     """
     if isinstance(layer_map, dict):
         mapped = {int(r): int(s) for r, s in layer_map.items()}
@@ -31,11 +33,11 @@ def map_layers(layer_map: LayerMap, layers: Layers, num_receiver: int, num_share
         scale = (num_sharer - 1) / max(num_receiver - 1, 1)
         mapped = {r: round(r * scale) for r in range(num_receiver)}
     else:
-        raise ValueError(f"model.layer_map is {layer_map!r}: give terminal, depth or {{receiver layer: sharer layer}}.")
+        raise UserError(f"model.layer_map is {layer_map!r}: give terminal, depth or {{receiver layer: sharer layer}}.")
     kept = _select(layers, num_receiver)
     chosen = {r: mapped[r] for r in sorted(mapped) if r in kept}
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"model.layers {layers!r} and model.layer_map {layer_map!r} leave no layer of the receiver's "
             f"{num_receiver} to fuse."
         )
@@ -54,11 +56,11 @@ def _select(layers: Layers, num_receiver: int) -> set[int]:
     if word in ("first", "last", "every") and number.isdigit() and int(number) > 0:
         k = int(number)
         return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
-    raise ValueError(
+    raise UserError(
         f"model.layers is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers."
     )
 
 
 def _check(layer: int, num_layers: int, model: str, key: str) -> None:
     if not 0 <= layer < num_layers:
-        raise ValueError(f"{key} names {model} layer {layer}, but the {model} has layers 0 to {num_layers - 1}.")
+        raise UserError(f"{key} names {model} layer {layer}, but the {model} has layers 0 to {num_layers - 1}.")

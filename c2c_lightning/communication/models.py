@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import KVShape
 
 PROJECT = Path(__file__).parents[2]
@@ -21,13 +22,13 @@ def locate(name: str, what: str = "model") -> str:
     is found from anywhere.
 
     Raises:
-        ValueError: `name` can only be meant as a path, and nothing is there.
+        UserError: `name` can only be meant as a path, and nothing is there.
     """
     for folder in (Path(name).expanduser(), PROJECT / name):
         if folder.is_dir():
             return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
+        raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
     return name
 
 
@@ -39,25 +40,25 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The model's tokenizer, with a chat template and a padding token.
 
     Raises:
-        ValueError: there is no tokenizer, it has no chat template or no end of turn, or it cannot tell
+        UserError: there is no tokenizer, it has no chat template or no end of turn, or it cannot tell
             which characters a token came from.
     """
     folder = Path(locate(name))
     if folder.is_dir() and not any(folder.glob("*tok*")) and not any(folder.glob("vocab*")):
-        raise ValueError(f"model {name!r} has no tokenizer in its folder (tokenizer.json).")
+        raise UserError(f"model {name!r} has no tokenizer in its folder (tokenizer.json).")
     tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             f"model {name!r} has no chat template, so nobody can say how it reads a conversation. "
             "Add chat_template.jinja to its folder, or use its instruction-tuned version."
         )
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: its tokenizer does not report which characters a token covers. "
             "Convert it to a fast one (tokenizer.json)."
         )
     if tokenizer.eos_token is None:
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: its tokenizer has no eos_token, so nobody can say where a turn ends. "
             "Name it in tokenizer_config.json."
         )
@@ -78,12 +79,12 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     """The shape of a model's KV cache.
 
     Raises:
-        ValueError: the model keeps no plain per-layer keys and values, and why.
+        UserError: the model keeps no plain per-layer keys and values, and why.
     """
     name = config.name_or_path or config.model_type
 
-    def refuse(reason: str) -> ValueError:
-        return ValueError(f"model {name!r} ({config.model_type}) cannot be fused: {reason}.")
+    def refuse(reason: str) -> UserError:
+        return UserError(f"model {name!r} ({config.model_type}) cannot be fused: {reason}.")
 
     if config.is_encoder_decoder:
         raise refuse("it is an encoder-decoder, and only decoder-only models have the cache that is fused")
@@ -124,4 +125,4 @@ def _load(loader: type, name: str, files: str, **kwargs):
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         kind = "folder" if Path(location).is_dir() else "hub id"
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error
+        raise UserError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from c2c_lightning.communication import AlignedPrompt, Aligner, Batch, collate
 from c2c_lightning.data.records import Example, MalformedTally
+from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class BatchMaker:
             self.refused.seen += 1
             try:
                 prompt, response, num_tokens = self._read(example)
-            except ValueError as reason:  # one template may refuse what another takes
+            except UserError as reason:  # one template may refuse what another takes
                 skipped["refused"] += 1
                 self.refused.skip(example.source, str(reason))
                 self.refused.check()
@@ -54,12 +55,12 @@ class BatchMaker:
         return batch
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Raises ValueError if none of these examples, the shortest that there are, can be used."""
+        """Raises UserError if none of these examples, the shortest that there are, can be used."""
         reason = None
         for example in examples:
             try:
                 num_tokens = self._read(example)[-1]
-            except ValueError as error:
+            except UserError as error:
                 reason = reason or f"no example can be read. {example.source}: {error}"
                 continue
             if num_tokens <= self.max_length:
@@ -69,7 +70,7 @@ class BatchMaker:
                 f"({example.source} has {num_tokens} tokens): raise it, or shorten the data."
             )
         if reason:
-            raise ValueError(reason)
+            raise UserError(reason)
 
     def _read(self, example: Example) -> tuple[AlignedPrompt, list[int], int]:
         """Prompt and response, and how many tokens they have for the model that needs most."""

@@ -17,6 +17,7 @@ from c2c_lightning.data.loader import BatchStream, Loader
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
+from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +76,22 @@ class InstructionData(L.LightningDataModule):
         super().__init__()
         for key, value in {"batch_size": batch_size, "val_batch_size": val_batch_size, "buffer": buffer}.items():
             if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}: it must be at least 1.")
+                raise UserError(f"data.{key} is {value}: it must be at least 1.")
         if num_workers < 0:
-            raise ValueError(f"data.num_workers is {num_workers}: it must be at least 0.")
+            raise UserError(f"data.num_workers is {num_workers}: it must be at least 0.")
         if (prompt_column is None) != (response_column is None):
-            raise ValueError(
+            raise UserError(
                 f"data.prompt_column is {prompt_column!r} and data.response_column {response_column!r}: "
                 "give both or neither."
             )
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction is {val_fraction}: it must lie in [0, 1).")
+            raise UserError(f"data.val_fraction is {val_fraction}: it must lie in [0, 1).")
         if max_length < 2:
-            raise ValueError(f"data.max_length is {max_length}: a prompt and a response need at least 2 tokens.")
+            raise UserError(f"data.max_length is {max_length}: a prompt and a response need at least 2 tokens.")
         columns = (prompt_column, response_column) if prompt_column and response_column else None
         val_split = val_split or split
         if val_path and (val_path, val_split) == (path, split):
-            raise ValueError(
+            raise UserError(
                 f"data.val_path {val_path!r} is data.path, so validation would be on what was trained on: give "
                 "another, or another data.val_split, or neither to hold out data.val_fraction."
             )
@@ -129,7 +130,7 @@ class InstructionData(L.LightningDataModule):
         # Which records are held out must not depend on the run's seed, or runs could not be compared.
         kept, held_out = stored.hold_out(self.val_fraction, np.random.default_rng(0))
         if not len(held_out):
-            raise ValueError(
+            raise UserError(
                 f"data.path {self.source.path!r} has one record, of which data.val_fraction {self.val_fraction} "
                 "cannot be held out: give data.val_path, or data.val_fraction 0."
             )

@@ -17,6 +17,7 @@ from c2c_lightning.communication import Batch
 from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
+from c2c_lightning.errors import UserError
 
 # How many global batches are made of examples that were shuffled together: enough to make like
 # batches (9% of GSM8K's tokens are padding; of 50 batches it would be 13%), few enough that every
@@ -63,7 +64,7 @@ def _alike(places: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.
 class BatchStream(IterableDataset):
     """This rank's and this worker's batches of one epoch.
 
-    In a DataLoader worker a ValueError comes out as the last item instead of being raised.
+    In a DataLoader worker a UserError comes out as the last item instead of being raised.
 
     Args:
         examples: a sequence of examples, or (streaming) a function that yields them in order.
@@ -95,16 +96,16 @@ class BatchStream(IterableDataset):
         self.pool_size = -(-buffer // batch_size) * batch_size
         self.epoch, self.start = epoch, start
 
-    def __iter__(self) -> Iterator[Batch | ValueError]:
+    def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
         if worker is None:
             yield from self._batches(0, 1)
             return
         try:
             yield from self._batches(worker.id, worker.num_workers)
-        except ValueError as error:
+        except UserError as error:
             # The DataLoader would raise it as a page of traceback, in which the message drowns.
-            yield ValueError(str(error))
+            yield UserError(str(error))
 
     def _batches(self, turn: int, num_turns: int) -> Iterator[Batch]:
         for index, (examples, places) in enumerate(self._global_batches()):
@@ -178,7 +179,7 @@ class Loader:
         self.next_epoch, self.start = epoch + 1, 0
         empty = True
         for batch in DataLoader(self.stream(epoch, start), batch_size=None, num_workers=self.num_workers):
-            if isinstance(batch, ValueError):
+            if isinstance(batch, UserError):
                 raise batch
             empty = False
             yield batch
@@ -195,11 +196,11 @@ class Loader:
         return {"epoch": epoch, "start": start, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the order is not what it was, so that the place in it means nothing."""
+        """Raises UserError if the order is not what it was, so that the place in it means nothing."""
         for name, now in self.order.items():
             then = state["order"].get(name)
             if then != now:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {now}, but was {then} when the checkpoint was saved, so its place in the data "
                     "is lost. Give the same to resume, or start without --ckpt_path."
                 )

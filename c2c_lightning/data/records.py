@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from c2c_lightning.communication import Message
+from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ PAIRS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"
 Supervise = Literal["last", "every"]
 
 
-class MalformedRecord(ValueError):
+class MalformedRecord(UserError):
     """A record that cannot be read as a conversation; the text says why."""
 
 
@@ -136,20 +137,18 @@ class MalformedTally:
     SHOWN = 5
 
     def __init__(self, what: str, level: int = logging.WARNING):
-        self.what, self.level, self.seen, self.skipped = what, level, 0, 0
-        self.first: list[str] = []
+        self.what, self.level, self.seen = what, level, 0
+        self.skipped: list[tuple[str, str]] = []
 
     def skip(self, source: str, reason: str) -> None:
-        self.skipped += 1
+        self.skipped.append((source, reason))
         log.log(self.level, "skipped %s: %s", source, reason)
-        if len(self.first) < self.SHOWN:
-            self.first.append(f"{source}: {reason}")
 
     def check(self, final: bool = False) -> None:
-        """Raises ValueError if more than 1% of the records so far were skipped."""
-        if self.skipped > self.LIMIT * self.seen and (final or self.seen >= self.ENOUGH):
-            shown = "\n  ".join(self.first)
-            raise ValueError(
-                f"{self.what}: {self.skipped} of {self.seen} records are malformed, more than "
+        """Raises UserError if more than 1% of the records so far were skipped."""
+        if len(self.skipped) > self.LIMIT * self.seen and (final or self.seen >= self.ENOUGH):
+            shown = "\n  ".join(f"{source}: {reason}" for source, reason in self.skipped[: self.SHOWN])
+            raise UserError(
+                f"{self.what}: {len(self.skipped)} of {self.seen} records are malformed, more than "
                 f"{self.LIMIT:.0%}. The first:\n  {shown}"
             )

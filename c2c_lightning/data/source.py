@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from c2c_lightning.data import records
 from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
+from c2c_lightning.errors import UserError
 
 JSON_LINES, PARQUET = (".jsonl", ".jsonl.gz", ".ndjson", ".json"), (".parquet",)
 
@@ -58,16 +59,16 @@ class Source:
             yield from to_examples(messages, source, self.supervise)
         tally.check(final=True)
         if tally.seen == 0:
-            raise ValueError(f"{self.prefix}path {self.path!r} has no records.")
+            raise UserError(f"{self.prefix}path {self.path!r} has no records.")
 
     def check(self) -> None:
-        """Raises ValueError if a path names nothing that can be read, before anything else is done."""
+        """Raises UserError if a path names nothing that can be read, before anything else is done."""
         for name, path in self._paths():
             if path.exists():
                 if not _is_saved_dataset(path):
                     self._files(path)
             elif name.startswith((".", "/", "~")) or name.endswith(JSON_LINES + PARQUET) or name.count("/") > 1:
-                raise ValueError(f"{self.prefix}path {name!r}: no such file or folder.")
+                raise UserError(f"{self.prefix}path {name!r}: no such file or folder.")
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Changes when a file of the data does, or the code that reads it."""
@@ -94,14 +95,14 @@ class Source:
                     try:
                         yield from _parquet_rows(file) if file.name.endswith(PARQUET) else _json_rows(file)
                     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
-                        raise ValueError(f"{self.prefix}path: {file} cannot be read: {error}") from error
+                        raise UserError(f"{self.prefix}path: {file} cannot be read: {error}") from error
 
     def _from_hub(self, name: str) -> Any:
         try:
             return datasets.load_dataset(name, self.subset, split=self.split, streaming=self.streaming)
         except (OSError, ValueError) as error:  # whatever the hub client raises is one of them
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{self.prefix}path {name!r} (subset {self.subset!r}, split {self.split!r}) is no file or folder "
                 f"here, and as a hub id: {reason}"
             ) from error
@@ -109,7 +110,7 @@ class Source:
     def _dataset_rows(self, name: str, dataset: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(dataset, datasets.DatasetDict):
             if self.split not in dataset:
-                raise ValueError(f"{self.prefix}split is {self.split!r}, but {name!r} has {sorted(dataset)}.")
+                raise UserError(f"{self.prefix}split is {self.split!r}, but {name!r} has {sorted(dataset)}.")
             dataset = dataset[self.split]
         for i, record in enumerate(dataset):
             yield f"{name} row {i}", record
@@ -117,14 +118,14 @@ class Source:
     def _files(self, path: Path) -> list[Path]:
         if path.is_file():
             if not path.name.endswith(JSON_LINES + PARQUET):
-                raise ValueError(
+                raise UserError(
                     f"{self.prefix}path {str(path)!r}: give JSONL or Parquet, "
                     f"not {path.suffix or 'a file without suffix'}."
                 )
             return [path]
         files = sorted(f for f in path.rglob("*") if f.name.endswith(JSON_LINES + PARQUET))
         if not files:
-            raise ValueError(f"{self.prefix}path {str(path)!r}: the folder has no JSONL or Parquet file.")
+            raise UserError(f"{self.prefix}path {str(path)!r}: the folder has no JSONL or Parquet file.")
         return files
 
 

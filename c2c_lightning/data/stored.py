@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from datasets.exceptions import DatasetGenerationError
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.data.source import Source
+
+log = logging.getLogger(__name__)
+
+MALFORMED = -1  # the record of a row that only says what is wrong with one
 
 
 class StoredExamples(Sequence[Example]):
@@ -32,11 +37,22 @@ class StoredExamples(Sequence[Example]):
         # As text: `datasets` takes a list for shards, and would read the source once for each.
         kwargs = {"source": source, "fingerprint": json.dumps(source.fingerprint())}
         try:
-            return cls(datasets.Dataset.from_generator(_stored_rows, gen_kwargs=kwargs))
+            stored = cls(datasets.Dataset.from_generator(_stored_rows, gen_kwargs=kwargs))
         except DatasetGenerationError as error:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
             raise
+        return stored._without_malformed(str(source.path))
+
+    def _without_malformed(self, what: str) -> StoredExamples:
+        """Leaves out the rows that stand for malformed records, and names them at every run."""
+        malformed = self._column("record") == MALFORMED
+        for i in np.flatnonzero(malformed):
+            row = self.table[int(i)]
+            log.warning("skipped %s: %s", row["source"], row["messages"])
+        if malformed.any():
+            log.warning("%s: %d malformed records were skipped", what, malformed.sum())
+        return StoredExamples(self.table, self.places[~malformed])
 
     def hold_out(self, fraction: float, rng: np.random.Generator) -> tuple[StoredExamples, StoredExamples]:
         """(Kept, held out) examples: a share of the records, at least one and not all of them.
@@ -67,7 +83,8 @@ class StoredExamples(Sequence[Example]):
 
 def _stored_rows(source: Source, fingerprint: str) -> Iterator[dict[str, Any]]:
     record, last = -1, None
-    for example in source.examples(MalformedTally(str(source.path))):
+    tally = MalformedTally(str(source.path), logging.DEBUG)  # named when the table is used
+    for example in source.examples(tally):
         record += example.source != last
         last = example.source
         prompt_characters, response_characters = example.lengths
@@ -77,4 +94,12 @@ def _stored_rows(source: Source, fingerprint: str) -> Iterator[dict[str, Any]]:
             "messages": json.dumps(example.messages),
             "prompt_characters": prompt_characters,
             "response_characters": response_characters,
+        }
+    for malformed, reason in tally.skipped:
+        yield {
+            "record": MALFORMED,
+            "source": malformed,
+            "messages": reason,
+            "prompt_characters": 0,
+            "response_characters": 0,
         }

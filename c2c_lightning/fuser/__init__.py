@@ -2,6 +2,6 @@
 
 from c2c_lightning.fuser.base import Fuser, FuserFactory, KVShape
 from c2c_lightning.fuser.c2c import C2CFuser
-from c2c_lightning.fuser.gate import Gate, GateConfig
+from c2c_lightning.fuser.gate import PART_NAMES, Gate, GateConfig
 
-__all__ = ["C2CFuser", "Fuser", "FuserFactory", "Gate", "GateConfig", "KVShape"]
+__all__ = ["PART_NAMES", "C2CFuser", "Fuser", "FuserFactory", "Gate", "GateConfig", "KVShape"]

@@ -95,7 +95,7 @@ class Fuser(nn.Module, ABC):
         update = self.update(
             self._features(pick(sharer.flatten(0, 1))), self._features(pick(receiver.flatten(0, 1))), groups
         )
-        update_GBHND = update.view(-1, B, N, H, D).transpose(2, 3)
+        update_GBHND = update.reshape(-1, B, N, H, D).transpose(2, 3)
         gate_GH = self.gate().flatten(0, 1)
         gate_GH = gate_GH if groups is None else gate_GH.index_select(0, groups)
         gated = gate_GH[:, None, :, None, None] * update_GBHND

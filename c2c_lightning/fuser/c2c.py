@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.base import Fuser, KVShape
 from c2c_lightning.fuser.gate import Gate
 from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
@@ -23,7 +24,7 @@ class C2CFuser(Fuser):
         dropout: inside the blocks.
 
     Raises:
-        ValueError: a size that no network has.
+        UserError: a size that no network has.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class C2CFuser(Fuser):
             sharer, receiver, gate, hidden=hidden, intermediate=intermediate, num_layers=num_layers, dropout=dropout
         )
         if num_layers < 3:
-            raise ValueError(f"fuser num_layers is {num_layers}: C2CFuser has at least 3.")
+            raise UserError(f"fuser num_layers is {num_layers}: C2CFuser has at least 3.")
         if hidden < 1 or (intermediate is not None and intermediate < 1):
-            raise ValueError(f"fuser hidden is {hidden}, intermediate {intermediate}: both must be positive.")
+            raise UserError(f"fuser hidden is {hidden}, intermediate {intermediate}: both must be positive.")
         if not 0 <= dropout < 1:
-            raise ValueError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
+            raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
         groups = self.num_groups
         intermediate = intermediate or hidden
         self.input = StackedLinear(groups, sharer.features + receiver.features, hidden)

@@ -11,6 +11,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from c2c_lightning.errors import UserError
+
+PART_NAMES = ("keys", "values")
 PARTS = {"both": (0, 1), "keys": (0,), "values": (1,)}
 
 
@@ -48,16 +51,14 @@ class GateConfig:
         for name, hint in get_type_hints(type(self)).items():
             words, value = get_args(hint), getattr(self, name)
             if get_origin(hint) is Literal and value not in words:
-                raise ValueError(f"gate.{name} is {value!r}: give {', '.join(words[:-1])} or {words[-1]}.")
+                raise UserError(f"gate.{name} is {value!r}: give {', '.join(words[:-1])} or {words[-1]}.")
         self.temperature = tuple(self.temperature)
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
-            raise ValueError(
-                f"gate.temperature is {list(self.temperature)}: give two positive numbers, first and last."
-            )
+            raise UserError(f"gate.temperature is {list(self.temperature)}: give two positive numbers, first and last.")
         if self.anneal_steps is not None and self.anneal_steps < 1:
-            raise ValueError(f"gate.anneal_steps is {self.anneal_steps}: give at least 1, or null for the whole run.")
+            raise UserError(f"gate.anneal_steps is {self.anneal_steps}: give at least 1, or null for the whole run.")
         if (self.kind == "fixed") != (self.open_layers is not None):
-            raise ValueError(
+            raise UserError(
                 f"gate.kind is {self.kind} and gate.open_layers is {self.open_layers}: "
                 "open_layers belongs to kind fixed, and kind fixed needs it."
             )
@@ -85,7 +86,7 @@ class Gate(nn.Module):
             uninterrupted one.
 
     Raises:
-        ValueError: a fixed gate names a layer that is not among `receiver_layers`.
+        UserError: a fixed gate names a layer that is not among `receiver_layers`.
     """
 
     def __init__(self, config: GateConfig, receiver_layers: list[int], num_heads: int, seed: int = 0):
@@ -102,7 +103,7 @@ class Gate(nn.Module):
         if config.kind == "fixed":
             strangers = sorted(set(config.open_layers) - set(self.receiver_layers))
             if strangers:
-                raise ValueError(
+                raise UserError(
                     f"gate.open_layers has {strangers}, but only the receiver layers "
                     f"{self.receiver_layers} are mapped to a sharer layer."
                 )
@@ -153,7 +154,7 @@ class Gate(nn.Module):
         # A seed that nobody set is any 64-bit number.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         tiny = torch.finfo(torch.float32).tiny
-        uniform = torch.rand(self.logit.shape, generator=generator).clamp(tiny, 1 - 2**-24)
+        uniform = torch.rand(self.logit.shape, generator=generator).clamp(min=tiny)
         if self.config.noise == "gumbel":
             noise = -torch.log(-torch.log(uniform))
         else:

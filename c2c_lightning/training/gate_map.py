@@ -13,14 +13,12 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from c2c_lightning.communication import Batch
-from c2c_lightning.fuser import Gate
-from c2c_lightning.training.tracking import MLflowTracker
-
-PART_NAMES = ("keys", "values")
+from c2c_lightning.fuser import PART_NAMES, Gate
+from c2c_lightning.training.tracking import find_tracker
 
 
 class GateMap(L.Callback):
-    """Records every gate's probability of being open and draws it as `gates.png` in the run's folder.
+    """Records the sigmoid of every gate logit and draws it as `gates.png` in the run's folder.
 
     Args:
         every: optimizer steps between two columns of the picture.
@@ -43,9 +41,9 @@ class GateMap(L.Callback):
         if trainer.is_global_zero and self.steps:
             file = Path(trainer.default_root_dir) / "gates.png"
             draw(module.communicator.gates, self.steps, self.history).savefig(file, dpi=150)
-            for logger in trainer.loggers:
-                if isinstance(logger, MLflowTracker):
-                    logger.log_artifact(file)
+            tracker = find_tracker(trainer)
+            if tracker is not None:
+                tracker.log_artifact(file)
 
     def state_dict(self) -> dict:
         return {"steps": self.steps, "history": self.history}

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.communication import Batch
+from c2c_lightning.training.checkpoints import FOLDER, LAST
 
 
 class Interrupted(SystemExit):
@@ -34,13 +35,15 @@ class Interruption(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
         # Any rank's signal stops them all at the same step; on one device this costs nothing.
         received = self.received or 0
         if trainer.world_size > 1:
             received = int(trainer.strategy.reduce(torch.tensor(received, device=module.device), reduce_op="max"))
-        if not received or trainer.fit_loop._should_accumulate():
+        if not received:
             return
-        file = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        file = Path(trainer.default_root_dir) / FOLDER / LAST
         trainer.save_checkpoint(file, weights_only=False)
         rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command and --ckpt_path {file}")
         for logger in trainer.loggers:

@@ -19,16 +19,16 @@ from c2c_lightning.communication import (
     Communicator,
     LayerMap,
     Layers,
-    exchange_questions,
     load_aligner,
     load_communicator,
 )
 from c2c_lightning.communication.alignment import Alignment
-from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig
+from c2c_lightning.errors import UserError
+from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
+from c2c_lightning.training.exact_answers import ExactAnswers
 
 FUSERS = "communicator.fusers."
-# Enough for any answer that is compared word for word.
-ANSWER_TOKENS = 32
+LEFT_OUT = ("too_long", "refused")
 
 
 @dataclass
@@ -48,10 +48,11 @@ class OptimizerConfig:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or (self.gate_lr is not None and self.gate_lr < 0):
-            raise ValueError(f"model.optimizer has lr {self.lr}, gate_lr {self.gate_lr}: lr must be positive.")
+        for key, rate in {"lr": self.lr, "gate_lr": self.gate_lr}.items():
+            if rate is not None and rate <= 0:
+                raise UserError(f"model.optimizer.{key} is {rate}: it must be positive.")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"model.optimizer.warmup is {self.warmup}: give the share of the steps, in [0, 1).")
+            raise UserError(f"model.optimizer.warmup is {self.warmup}: give the share of the steps, in [0, 1).")
 
 
 class C2CModule(L.LightningModule):
@@ -85,7 +86,7 @@ class C2CModule(L.LightningModule):
     ):
         super().__init__()
         if not sharers:
-            raise ValueError("model.sharers is empty: name at least one model whose cache is to be read.")
+            raise UserError("model.sharers is empty: name at least one model whose cache is to be read.")
         self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
         self.fuser, self.gate, self.optimizer = fuser, gate, optimizer
         self.layer_map, self.layers = layer_map, layers
@@ -94,9 +95,9 @@ class C2CModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold the fusers only
         self.seed = torch.initial_seed()
         self.val_loss = MeanMetric()
-        self.accuracy = torch.nn.ModuleDict()
-        self.frozen_accuracy: dict[str, Tensor] = {}
-        self.skipped: dict[str, int] = {}
+        self.exact_answers = ExactAnswers(len(sharers))
+        self.left_out = dict.fromkeys(LEFT_OUT, 0)
+        self._clock = 0.0
 
     def configure_model(self) -> None:
         if self.communicator is None:
@@ -129,15 +130,20 @@ class C2CModule(L.LightningModule):
         """The run's number of optimizer steps.
 
         Raises:
-            ValueError: a stream without `trainer.max_steps`, whose length nobody knows.
+            UserError: nobody knows it, as of a stream without `trainer.max_steps`.
         """
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf") or steps < 1:
-            raise ValueError("data.streaming has no known length: set trainer.max_steps.")
+            raise UserError(
+                "the run has no known number of steps, which the learning rate and the gates are scheduled "
+                "over: set trainer.max_steps."
+            )
         return int(steps)
 
     def on_fit_start(self) -> None:
         communicator = self.communicator
+        if not any(gate.learns or gate.active() for gate in communicator.gates):
+            raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
         models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
         for name, model in models:
             rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
@@ -149,6 +155,7 @@ class C2CModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
         self._new_window()
+        self.validated_at: int | None = None
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -161,7 +168,9 @@ class C2CModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, supervised = self.communicator(batch)
-        self._count_skipped(batch)
+        if batch.epoch == 0:  # later epochs leave out the same
+            for reason, count in batch.skipped.items():
+                self.left_out[reason] += count
         self._window += torch.stack(
             [loss.detach(), supervised, batch.prompt_mask.sum() + batch.response_mask.sum()]
         ).to(self._window)
@@ -179,8 +188,8 @@ class C2CModule(L.LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         now = time.perf_counter()
-        self.log("train/loss", (loss / supervised.clamp(min=1)).float(), prog_bar=True)
-        self.log("train/tokens_per_second", (tokens / (now - self._clock)).float())
+        self.log("train/loss", loss / supervised.clamp(min=1), prog_bar=True)
+        self.log("train/tokens_per_second", tokens / (now - self._clock))
         self._clock = now
         self._new_window()
         for part, share in self.open_gates().items():
@@ -192,53 +201,38 @@ class C2CModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.communicator.fusers.parameters(), limit)
-        self.log("train/grad_norm", norm)
+        gradients = [p.grad for p in self.communicator.fusers.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_validation_model_eval(self) -> None:
-        self.eval()
-
-    def on_validation_model_train(self) -> None:
-        self.train()
+    def on_validation_start(self) -> None:
+        self._paused = time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, supervised = self.communicator(batch)
-        self._count_skipped(batch)
-        if supervised > 0:
-            self.val_loss.update(loss / supervised, supervised)
-        if batch.references is not None and supervised > 0:
-            for method, answers in self._answers(batch).items():
-                exact = [a == reference for a, reference in zip(answers, batch.references)]
-                if method not in self.accuracy:
-                    self.accuracy[method] = MeanMetric().to(self.device)
-                self.accuracy[method].update(torch.tensor(exact, dtype=torch.float32, device=self.device))
+        self.val_loss.update(loss / supervised.clamp(min=1), supervised)
+        if batch.references is not None:
+            self.exact_answers.update(self.communicator, batch)
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
+        self.val_loss.reset()
         self.log("val/loss", loss, prog_bar=True)
         self.log("val/perplexity", loss.exp())
-        self.val_loss.reset()
-        for method, metric in self.accuracy.items():
-            if metric.update_called:
-                value = metric.compute()
-                metric.reset()
-                if self._is_frozen(method):
-                    self.frozen_accuracy[method] = value
-            else:
-                value = self.frozen_accuracy[method]
-            self.log(f"val/accuracy/{method}", value, prog_bar=method == "c2c")
-        for reason, count in self.skipped.items():
-            self.log(f"data/{reason}", float(count), reduce_fx="sum")
+        for method, accuracy in self.exact_answers.compute().items():
+            self.log(f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
+        for reason, count in self.left_out.items():
+            self.log(f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")
+        self.validated_at = self.global_step
 
     def on_validation_end(self) -> None:
-        self._clock = time.perf_counter()
+        self._clock += time.perf_counter() - self._paused
 
     def open_gates(self) -> dict[str, Tensor]:
         """The share of the mapped layers (or heads) whose gate is open, for keys and for values."""
         gates = self.communicator.gates
         shares = {}
-        for part, name in enumerate(("keys", "values")):
+        for part, name in enumerate(PART_NAMES):
             rows = [gate.is_open()[gate.parts.index(part)].flatten() for gate in gates if part in gate.parts]
             shares[name] = torch.cat(rows).float().mean() if rows else torch.zeros(())
         return shares
@@ -259,59 +253,18 @@ class C2CModule(L.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         for key in now.keys() & then.keys():
             if then[key] != now[key] and (fitting or not key.startswith("model.optimizer.")):
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
                 )
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
-        fuser = self.communicator.fusers[0]
-        return {
-            "receiver": self.receiver,
-            "sharers": self.sharers,
-            "alignment": self.aligner.alignment,
-            "layer_map": self.layer_map,
-            "layers": self.layers,
-            "fuser": {"class_path": f"{type(fuser).__module__}.{type(fuser).__qualname__}", **fuser.init_args},
-            "gate": {**asdict(self.gate), "temperature": list(self.gate.temperature)},
-            "optimizer": asdict(self.optimizer),
-        }
+        return {**self.communicator.config(), "dtype": self.dtype_name, "optimizer": asdict(self.optimizer)}
 
     def _new_window(self) -> None:
-        """Loss, supervised tokens and all tokens since the last optimizer step; in fp64, as it counts."""
-        self._window = torch.zeros(3, dtype=torch.float64, device=self.device)
-
-    def _count_skipped(self, batch: Batch) -> None:
-        for reason, count in batch.skipped.items():
-            self.skipped[reason] = self.skipped.get(reason, 0) + count
-
-    def _is_frozen(self, method: str) -> bool:
-        return method == "receiver" or method.startswith("sharer")
-
-    def _answers(self, batch: Batch) -> dict[str, list[str]]:
-        """Greedy answers by every method; those of the frozen models alone once a run."""
-        greedy = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "num_beams": 1}
-        width = batch.prompt_ids.shape[1]
-        communicator = self.communicator
-
-        def answer(batch: Batch, fuse: bool) -> list[str]:
-            return communicator.decode(communicator.generate_ids(batch, fuse, **greedy)[:, width:])
-
-        answers = {"c2c": answer(batch, True)}
-        if len(batch) > 1:
-            answers["wrong_question"] = answer(exchange_questions(batch), True)
-        if "receiver" not in self.frozen_accuracy:
-            answers["receiver"] = answer(batch, False)
-            for i, (sharer, prompt) in enumerate(zip(communicator.sharers, batch.sharers)):
-                tokenizer = self.aligner.sharers[i]
-                ids = sharer.generate(
-                    input_ids=prompt.ids, attention_mask=prompt.mask, pad_token_id=tokenizer.pad_token_id, **greedy
-                )
-                texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
-                name = "sharer" if len(batch.sharers) == 1 else f"sharer_{i}"
-                answers[name] = [text.strip() for text in texts]
-        return answers
+        """Loss, supervised tokens and all of the receiver's tokens since the last optimizer step."""
+        self._window = torch.zeros(3, device=self.device)
 
 
 def flatten(settings: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ runs/<date and time>/
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from rich.console import Console
 from rich.table import Table
 
+from c2c_lightning.training.checkpoints import FOLDER, LAST
 from c2c_lightning.training.interruption import Interrupted
-from c2c_lightning.training.tracking import MLflowTracker
+from c2c_lightning.training.tracking import find_tracker
 
-MLFLOW_FILE = "mlflow.json"
+CONFIG_FILE, MLFLOW_FILE = "config.yaml", "mlflow.json"
 
 
 class RunRecord(SaveConfigCallback):
@@ -37,20 +39,21 @@ class RunRecord(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         tracker = find_tracker(trainer)
         if tracker is None:
             return
         config = yaml.safe_load(text)
         if not (folder / MLFLOW_FILE).exists():
             tracker.log_hyperparams({key: config[key] for key in ("seed_everything", "model", "data", "trainer")})
-        tracker.log_artifact(folder / "config.yaml")
+        tracker.log_artifact(folder / CONFIG_FILE)
         sharers = [Path(sharer).name for sharer in module.sharers]
         tracker.set_tags(
             {"pair": f"{Path(module.receiver).name} <- {' + '.join(sharers)}", "run_folder": str(folder.resolve())}
         )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
         tracker = find_tracker(trainer)
         if tracker is None or not trainer.is_global_zero:
             return
@@ -60,46 +63,47 @@ class RunRecord(SaveConfigCallback):
             (Path(trainer.default_root_dir) / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        """Sees to it that the last step is the one that is validated, saved and exported."""
+        if module.validated_at != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
         folder = Path(trainer.default_root_dir)
-        module.communicator.save_pretrained(folder / "fuser")
-        tracker = find_tracker(trainer)
-        if tracker is not None:
-            tracker.log_artifact(folder / "fuser", "fuser")
+        if trainer.checkpoint_callback is not None:
+            trainer.save_checkpoint(folder / FOLDER / LAST, weights_only=False)
+        if trainer.is_global_zero:
+            module.communicator.save_pretrained(folder / "fuser")
+            tracker = find_tracker(trainer)
+            if tracker is not None:
+                tracker.log_artifact(folder / "fuser", "fuser")
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            summarize(trainer, time.perf_counter() - self.started)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         tracker = find_tracker(trainer)
         if not trainer.is_global_zero or tracker is None:
             return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
             text = "".join(traceback.format_exception(exception))
             (folder / "traceback.txt").write_text(text, encoding="utf-8")
             tracker.log_artifact(folder / "traceback.txt")
             tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
-        tracker.save_undelivered(Path(trainer.default_root_dir))
+        tracker.save_undelivered(folder)
 
 
-def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)), None)
-
-
-def summarize(trainer: L.Trainer, module: L.LightningModule, seconds: float) -> None:
+def summarize(trainer: L.Trainer, seconds: float) -> None:
     """Writes `summary.json` and prints the same as a table.
 
     Args:
         trainer: of the finished run, with its last metrics.
-        module: the trained module.
-        seconds: that `fit` took.
+        seconds: that training took, validation included.
     """
-    if not trainer.is_global_zero:
-        return
     folder = Path(trainer.default_root_dir)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    for reason, count in module.skipped.items():
-        metrics[f"data/{reason}"] = float(count)
     summary: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(seconds, 1), "metrics": metrics}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     tracker = find_tracker(trainer)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
@@ -26,6 +27,7 @@ class MLflowTracker(MLFlowLogger):
 
     While a tracking server does not answer, metrics are kept and tried again every minute; what could
     not be delivered by the end of the run is left in `untracked_metrics.jsonl` in the run's folder.
+    Tags and artifacts of that time are lost to MLflow; all of them are in the run's folder too.
 
     Args:
         experiment: name of the MLflow experiment.
@@ -156,3 +158,7 @@ class MLflowTracker(MLFlowLogger):
             if not self.attempt(lambda part=part: self._open().log_batch(self._run_id, metrics=part)):
                 return
             del self._undelivered[: len(part)]
+
+
+def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)), None)

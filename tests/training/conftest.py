@@ -1,69 +1,11 @@
-"""Real runs of the command line on the built-in pair, small enough for a test."""
-
 from __future__ import annotations
 
-import json
-import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning as L
-import mlflow
 import pytest
-import torch
 
 from c2c_lightning.cli import main
-
-PROJECT = Path(__file__).parents[2]
-BASE = str(PROJECT / "conf" / "base.yaml")
-SMALL = [
-    "--model.fuser.init_args.hidden=16",
-    "--data.init_args.batch_size=16",
-    "--trainer.limit_val_batches=1",
-    "--data.init_args.val_batch_size=8",
-    "--trainer.enable_progress_bar=false",
-]
-
-
-class RaiseSignal(L.Callback):
-    """Sends a signal to the run itself after an optimizer step, as Ctrl-C or a cluster would."""
-
-    def __init__(self, step: int, number: int = signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            signal.raise_signal(self.number)
-
-
-class Fail(L.Callback):
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        raise RuntimeError("the disk is on fire")
-
-
-@dataclass
-class Run:
-    """A finished run's folder, and its MLflow run."""
-
-    folder: Path
-    store: str
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text())
-
-    def checkpoint(self, name: str = "last.ckpt") -> dict[str, Any]:
-        return torch.load(self.folder / "checkpoints" / name, weights_only=True)
-
-    @property
-    def client(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(self.store)
-
-    @property
-    def tracked(self) -> mlflow.entities.Run:
-        where = json.loads((self.folder / "mlflow.json").read_text())
-        return self.client.get_run(where["run_id"])
+from tests.training.runs import BASE, SMALL, Run, newest
 
 
 @pytest.fixture(scope="session")
@@ -83,14 +25,3 @@ def fit(tmp_path_factory):
         return newest(workspace)
 
     return run
-
-
-def newest(workspace: Path) -> Run:
-    folder = max((workspace / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
-    return Run(folder, f"sqlite:///{workspace / 'mlflow.db'}")
-
-
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two checkpoints hold the same fuser to the bit."""
-    a, b = first["state_dict"], second["state_dict"]
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from c2c_lightning import Communicator
-from tests.training.conftest import newest, same
+from tests.training.runs import newest, same
 
 STABLE_NAMES = {
     "train/loss",
@@ -70,18 +70,15 @@ def test_the_exported_fuser_is_the_trained_one(run):
     assert isinstance(communicator.generate([{"role": "user", "content": "Who is it?"}], max_new_tokens=4), str)
 
 
-def test_training_changes_the_fuser_and_nothing_else(run, fit):
-    communicator = Communicator.from_pretrained(str(run.folder / "fuser"))
-    shipped = Communicator.from_pretrained(
-        str(fit("--trainer.max_steps=1", "--model.optimizer.lr=1e-9").folder / "fuser")
-    )
-    for trained, fresh in zip(communicator.receiver.parameters(), shipped.receiver.parameters()):
-        assert torch.equal(trained, fresh)
-    moved = [
-        not torch.allclose(trained, fresh)
-        for trained, fresh in zip(communicator.fusers.parameters(), shipped.fusers.parameters())
-    ]
-    assert all(moved)
+def test_training_changes_the_fuser_and_nothing_else(fit):
+    """Seen on the live models after a run, as no checkpoint holds a frozen weight."""
+    fit("--trainer.max_steps=2", "--trainer.callbacks+=tests.training.runs.CompareWithShipped")
+
+
+def test_a_run_ends_with_numbers_of_its_last_step(fit):
+    run = fit("--trainer.max_steps=3")  # by itself it would be validated every 100
+    assert set(run.summary["metrics"]) >= STABLE_NAMES
+    assert run.checkpoint()["global_step"] == 3
 
 
 def test_two_runs_of_one_configuration_are_the_same_to_the_bit(run, fit):
@@ -91,7 +88,7 @@ def test_two_runs_of_one_configuration_are_the_same_to_the_bit(run, fit):
 
 def test_a_failed_run_is_marked_failed_with_its_traceback(fit, tmp_path):
     with pytest.raises(RuntimeError, match="the disk is on fire"):
-        fit("--trainer.max_steps=2", "--trainer.callbacks+=tests.training.conftest.Fail", workspace=tmp_path)
+        fit("--trainer.max_steps=2", "--trainer.callbacks+=tests.training.runs.Fail", workspace=tmp_path)
     run = newest(tmp_path)
     assert run.tracked.info.status == "FAILED"
     assert run.tracked.data.tags["error"] == "RuntimeError: the disk is on fire"

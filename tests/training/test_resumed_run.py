@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from tests.training.conftest import newest, same
+from tests.training.runs import newest, same
 
 STEPS = ["--trainer.max_steps=10", "--trainer.val_check_interval=4", "--model.fuser.init_args.dropout=0.1"]
 ACCUMULATED = ["--trainer.accumulate_grad_batches=2"]
@@ -29,7 +29,7 @@ def test_a_resumed_run_ends_with_the_same_fuser_to_the_bit(fit, tmp_path, short_
     arguments = [*STEPS, *{"built-in": [], "short epochs": short_epochs, "accumulated": ACCUMULATED}[kind]]
     whole = fit(*arguments)
     cut = [
-        "--trainer.callbacks+=tests.training.conftest.RaiseSignal",
+        "--trainer.callbacks+=tests.training.runs.RaiseSignal",
         "--trainer.callbacks.step=5",
         f"--trainer.callbacks.number={int(number)}",
     ]
@@ -44,6 +44,7 @@ def test_a_resumed_run_ends_with_the_same_fuser_to_the_bit(fit, tmp_path, short_
     assert resumed.folder == interrupted.folder
     assert resumed.tracked.info.run_id == interrupted.tracked.info.run_id
     assert resumed.tracked.info.status == "FINISHED"
+    assert resumed.checkpoint()["global_step"] == whole.checkpoint()["global_step"] == 10
     assert same(resumed.checkpoint(), whole.checkpoint())
 
 

@@ -1,0 +1,56 @@
+"""One clear message for what a user got wrong."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from c2c_lightning.data import InstructionData, NanoData
+from c2c_lightning.errors import UserError
+from c2c_lightning.fuser import C2CFuser
+
+UNKNOWN_NAME = re.compile(
+    r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
+    r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted"
+)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one message, with the name that was probably meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # An abbreviation that fits today is another key's tomorrow.
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = user_message(ex) or str(ex or message)
+        no_class = re.search(r"Expected a dot import path string: \S+", text)
+        text = no_class.group() if no_class else text
+        for groups in UNKNOWN_NAME.findall(text):
+            near = difflib.get_close_matches(next(filter(None, groups)), self._names(), n=1)
+            if near:
+                text += f"\nDid you mean {near[0]}?"
+        sys.exit(f"error: {text}")
+
+    def _names(self) -> list[str]:
+        classes = [C2CFuser, InstructionData, NanoData]
+        names = [name for c in classes for name in (c.__name__, *inspect.signature(c).parameters)]
+        for action in self._actions:
+            names += [action.dest, *(action.choices or [])]
+            if isinstance(action.choices, dict):
+                names += [name for parser in action.choices.values() for name in parser._names()]
+        return names
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """What we said when we refused something, however often it was wrapped since; None for a bug."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

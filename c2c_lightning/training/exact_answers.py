@@ -1,0 +1,84 @@
+"""Accuracy where responses are short enough to be right word for word."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from c2c_lightning.communication import Batch, Communicator, exchange_questions
+
+# A sharer alone may say anything, such as the sentence that it knows.
+SHARER_TOKENS = 32
+
+
+class ExactAnswers(nn.Module):
+    """The share of exact greedy answers, by method.
+
+    `c2c`: the receiver on the fused cache; `wrong_question`: the same, fused with the cache of the next
+    question in the batch; `receiver` and `sharer` (`sharer_0`, ... of several): each alone. The frozen
+    models' own answers never change, so they are asked for once.
+
+    Args:
+        num_sharers: how many sharers answer alone.
+    """
+
+    def __init__(self, num_sharers: int):
+        super().__init__()
+        self.sharers = ["sharer"] if num_sharers == 1 else [f"sharer_{i}" for i in range(num_sharers)]
+        # All from the start: their synchronisation is collective, whatever this rank's batches held.
+        methods = ["c2c", "wrong_question", "receiver", *self.sharers]
+        self.metrics = nn.ModuleDict({method: MeanMetric() for method in methods})
+        self.frozen: dict[str, Tensor] = {}
+        self.asked = False
+
+    def update(self, communicator: Communicator, batch: Batch) -> None:
+        """Answers a batch whose `references` are set, by every method that is still open."""
+        self.asked = True
+        if not batch.response_mask.any():
+            return
+        for method, answers in self._answers(communicator, batch).items():
+            exact = [answer == reference.strip() for answer, reference in zip(answers, batch.references)]
+            self.metrics[method].update(torch.tensor(exact, dtype=torch.float32, device=batch.prompt_ids.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Accuracy by method over all ranks; empty if nothing was asked."""
+        if not self.asked:
+            return {}
+        values = dict(self.frozen)
+        for method, metric in self.metrics.items():
+            if method not in self.frozen:
+                values[method] = metric.compute()
+                metric.reset()
+        self.frozen = {method: values[method] for method in ("receiver", *self.sharers)}
+        self.asked = False
+        return values
+
+    def _answers(self, communicator: Communicator, batch: Batch) -> dict[str, list[str]]:
+        greedy = {"do_sample": False, "num_beams": 1}
+        # An answer that runs past the longest reference is wrong whatever follows.
+        limit = batch.response_ids.shape[1] + 1
+        width = batch.prompt_ids.shape[1]
+
+        def answer(batch: Batch, fuse: bool) -> list[str]:
+            ids = communicator.generate_ids(batch, fuse, max_new_tokens=limit, **greedy)
+            return communicator.decode(ids[:, width:])
+
+        answers = {"c2c": answer(batch, True)}
+        if len(batch) > 1:
+            answers["wrong_question"] = answer(exchange_questions(batch), True)
+        if self.frozen:
+            return answers
+        answers["receiver"] = answer(batch, False)
+        for i, method in enumerate(self.sharers):
+            prompt, tokenizer = batch.sharers[i], communicator.aligner.sharers[i]
+            ids = communicator.sharers[i].generate(
+                input_ids=prompt.ids,
+                attention_mask=prompt.mask,
+                pad_token_id=tokenizer.pad_token_id,
+                max_new_tokens=SHARER_TOKENS,
+                **greedy,
+            )
+            texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
+            answers[method] = [text.strip() for text in texts]
+        return answers
