@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from c2c_lightning.training import (
 )
 
 RUNS = Path("runs")
+FOLDER_VARIABLE = "C2C_RUN_FOLDER"
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -134,11 +136,14 @@ WIRING: dict[str, Any] = {
 
 
 def new_folder() -> Path:
-    """A folder of this moment's own under `runs/`."""
+    """A folder of this moment's own under `runs/`, the same for all processes that Lightning starts."""
+    if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[FOLDER_VARIABLE])
     first = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = first, 2
     while folder.exists():
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
 
 
