@@ -16,6 +16,7 @@ import lightning as L
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
@@ -82,6 +83,11 @@ class C2CCLI(LightningCLI):
                 "or name another folder."
             )
         trainer.default_root_dir = str(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
+        for key in ("accumulate_grad_batches", "val_check_interval"):
+            if trainer[key] is not None and trainer[key] <= 0:
+                raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
 
@@ -102,7 +108,7 @@ class C2CCLI(LightningCLI):
             callbacks.append(TQDMProgressBar())
         if config.logger is not False:
             callbacks.append(LearningRateMonitor("step"))
-        if config.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        if config.enable_checkpointing is not False:
             interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
             callbacks.append(
                 ModelCheckpoint(
@@ -125,7 +131,6 @@ WIRING: dict[str, Any] = {
     "datamodule_class": InstructionData,
     "subclass_mode_data": True,
     "save_config_callback": RunRecord,
-    "save_config_kwargs": {"save_to_log_dir": False},
     "trainer_defaults": TRAINER_DEFAULTS,
     "seed_everything_default": 42,
     "parser_class": Parser,
@@ -159,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         C2CCLI(**WIRING, args=args)
     except Exception as error:
-        message = user_message(error)
+        message = str(error) if isinstance(error, MisconfigurationException) else user_message(error)
         if message is None:
             raise
         sys.exit(f"error: {message}")

@@ -134,8 +134,12 @@ class Communicator(nn.Module):
         Returns:
             What `generate` returns; sequences begin with the padded prompts.
         """
-        cache = self.prefill(batch, fuse)
         settings = generate_kwargs.get("generation_config") or self.receiver.generation_config
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if generate_kwargs.get(name) or getattr(settings, name, None):
+                # transformers' assisted decoding starts from an empty cache, and goes wrong on a filled one.
+                raise UserError(f"generate cannot take {name}: assisted decoding does not start from a fused cache.")
+        cache = self.prefill(batch, fuse)
         copies = max(
             generate_kwargs.get(name) or getattr(settings, name, None) or 1
             for name in ("num_beams", "num_return_sequences")
@@ -162,6 +166,11 @@ class Communicator(nn.Module):
         Returns:
             The response as text; a list where a batch was given or several sequences asked for.
         """
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, (dict, list)) for m in messages):
+            raise UserError(
+                f"generate was given {messages!r}: give chat messages, [{{'role': 'user', 'content': ...}}], "
+                "or a list of such conversations."
+            )
         single = isinstance(messages[0], dict)
         batch = self.collate([messages] if single else messages)
         out = self.generate_ids(batch, fuse, **generate_kwargs)

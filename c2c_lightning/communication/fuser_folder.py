@@ -43,6 +43,8 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
     folder, parts = Path(location), []
+    if not (folder / CONFIG).exists() and (folder / "fuser").is_dir():
+        folder = folder / "fuser"  # a run's folder
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise UserError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")

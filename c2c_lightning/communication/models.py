@@ -122,7 +122,7 @@ def _load(loader: type, name: str, files: str, **kwargs):
     location = locate(name)
     try:
         return loader.from_pretrained(location, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         kind = "folder" if Path(location).is_dir() else "hub id"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error

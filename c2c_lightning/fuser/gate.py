@@ -5,6 +5,7 @@ Dimensions: P parts (keys, values), L mapped layers, H gates per layer (1, or on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -55,6 +56,10 @@ class GateConfig:
         self.temperature = tuple(self.temperature)
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise UserError(f"gate.temperature is {list(self.temperature)}: give two positive numbers, first and last.")
+        if not math.isfinite(self.init):
+            raise UserError(f"gate.init is {self.init}: give a number.")
+        if not 0 <= self.sparsity < math.inf:
+            raise UserError(f"gate.sparsity is {self.sparsity}: it must not be negative.")
         if self.anneal_steps is not None and self.anneal_steps < 1:
             raise UserError(f"gate.anneal_steps is {self.anneal_steps}: give at least 1, or null for the whole run.")
         if (self.kind == "fixed") != (self.open_layers is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.errors import UserError
 
@@ -12,21 +13,27 @@ FOLDER, LAST = "checkpoints", "last.ckpt"
 
 
 def find_checkpoint(name: str, runs: list[Path]) -> Path:
-    """The checkpoint that `--ckpt_path` names; `last` is the newest run's.
+    """The checkpoint that `--ckpt_path` names: a file, a run's folder, or `last` for the newest run's.
 
     Raises:
         UserError: there is none, it is damaged, or it is not ours.
     """
-    if name != "last":
-        path = Path(name)
-        check(path)
-        return path
-    paths = [path for run in runs if (path := run / FOLDER / LAST).exists()]
-    if not paths:
-        where = ", ".join(str(run) for run in runs) or "runs"
-        raise UserError(f"--ckpt_path last: no run in {where} has left a checkpoint.")
-    path = max(paths, key=lambda path: path.stat().st_mtime)
+    path = Path(name)
+    if name == "last":
+        begun = [run for run in runs if (run / "config.yaml").exists()]
+        if not begun:
+            where = ", ".join(str(run) for run in runs) or "runs/"
+            raise UserError(f"--ckpt_path last: there is no run in {where}.")
+        path = max(begun, key=lambda run: (run / "config.yaml").stat().st_mtime)
+        if not (path / FOLDER / LAST).exists():
+            raise UserError(
+                f"--ckpt_path last: the newest run, {path}, was cut off before its first checkpoint. "
+                "Start it again, or name the run to go on with."
+            )
+    if (path / FOLDER / LAST).exists():
+        path = path / FOLDER / LAST
     check(path)
+    rank_zero_info(f"going on from {path}")
     return path
 
 
@@ -39,7 +46,9 @@ def check(path: Path) -> None:
     if not path.exists():
         raise UserError(f"--ckpt_path {path}: no such file.")
     if path.is_dir():
-        return  # a sharded checkpoint, which its strategy reads
+        if not (path / ".metadata").exists():
+            raise UserError(f"--ckpt_path {path}: the folder is neither a run with a checkpoint nor a sharded one.")
+        return  # its strategy reads it
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # zipfile, pickle and torch each have their own

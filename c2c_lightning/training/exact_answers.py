@@ -41,8 +41,12 @@ class ExactAnswers(nn.Module):
             exact = [answer == reference.strip() for answer, reference in zip(answers, batch.references)]
             self.metrics[method].update(torch.tensor(exact, dtype=torch.float32, device=batch.prompt_ids.device))
 
-    def compute(self) -> dict[str, Tensor]:
-        """Accuracy by method over all ranks; empty if nothing was asked."""
+    def compute(self, complete: bool = True) -> dict[str, Tensor]:
+        """Accuracy by method over all ranks; empty if nothing was asked.
+
+        Args:
+            complete: False if only a sample was asked, so that the frozen models' answers are not kept.
+        """
         if not self.asked:
             return {}
         values = dict(self.frozen)
@@ -50,7 +54,8 @@ class ExactAnswers(nn.Module):
             if method not in self.frozen:
                 values[method] = metric.compute()
                 metric.reset()
-        self.frozen = {method: values[method] for method in ("receiver", *self.sharers)}
+        if complete:
+            self.frozen = {method: values[method] for method in ("receiver", *self.sharers)}
         self.asked = False
         return values
 

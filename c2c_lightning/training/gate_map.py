@@ -35,7 +35,7 @@ class GateMap(L.Callback):
         step = trainer.global_step
         if trainer.is_global_zero and step % self.every == 0 and step not in self.steps[-1:]:
             self.steps.append(step)
-            self.history.append([gate.logit.detach().sigmoid().cpu() for gate in module.communicator.gates])
+            self.history.append([gate.logit.detach().float().sigmoid().cpu() for gate in module.communicator.gates])
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,8 +50,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for key, rate in {"lr": self.lr, "gate_lr": self.gate_lr}.items():
-            if rate is not None and rate <= 0:
+            if rate is not None and not 0 < rate < math.inf:
                 raise UserError(f"model.optimizer.{key} is {rate}: it must be positive.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"model.optimizer.weight_decay is {self.weight_decay}: it must not be negative.")
         if not 0 <= self.warmup < 1:
             raise UserError(f"model.optimizer.warmup is {self.warmup}: give the share of the steps, in [0, 1).")
 
@@ -98,6 +101,7 @@ class C2CModule(L.LightningModule):
         self.exact_answers = ExactAnswers(len(sharers))
         self.left_out = dict.fromkeys(LEFT_OUT, 0)
         self._clock = 0.0
+        self.validated_at: int | None = None
 
     def configure_model(self) -> None:
         if self.communicator is None:
@@ -122,7 +126,8 @@ class C2CModule(L.LightningModule):
         if logits:
             gate_lr = config.lr if config.gate_lr is None else config.gate_lr
             groups.append({"name": "gates", "params": logits, "lr": gate_lr, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, fused=True)
+        # A fused step would unscale fp16's gradients only after they were clipped.
+        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != "16-mixed")
         schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -144,6 +149,11 @@ class C2CModule(L.LightningModule):
         communicator = self.communicator
         if not any(gate.learns or gate.active() for gate in communicator.gates):
             raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
+        if any(parameter.dtype != torch.float32 for parameter in communicator.fusers.parameters()):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} would train fusers in half precision: give bf16-mixed; "
+                "model.dtype is for the frozen models."
+            )
         models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
         for name, model in models:
             rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
@@ -155,7 +165,6 @@ class C2CModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
         self._new_window()
-        self.validated_at: int | None = None
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -201,9 +210,13 @@ class C2CModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        gradients = [p.grad for p in self.communicator.fusers.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        # Not Lightning's own clipping: it refuses a fused AdamW under bf16-mixed, where nothing is unscaled.
+        parameters = list(self.communicator.fusers.parameters())
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
+        limit = gradient_clip_val if by_norm else math.inf
+        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
@@ -219,7 +232,7 @@ class C2CModule(L.LightningModule):
         self.val_loss.reset()
         self.log("val/loss", loss, prog_bar=True)
         self.log("val/perplexity", loss.exp())
-        for method, accuracy in self.exact_answers.compute().items():
+        for method, accuracy in self.exact_answers.compute(not self.trainer.sanity_checking).items():
             self.log(f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
         for reason, count in self.left_out.items():
             self.log(f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")

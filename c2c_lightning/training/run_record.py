@@ -19,48 +19,63 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.training.checkpoints import FOLDER, LAST
 from c2c_lightning.training.interruption import Interrupted
-from c2c_lightning.training.tracking import find_tracker
+from c2c_lightning.training.tracking import MLflowTracker, find_tracker
 
 CONFIG_FILE, MLFLOW_FILE = "config.yaml", "mlflow.json"
 
 
-class RunRecord(SaveConfigCallback):
-    """Keeps the record while the run goes on; `LightningCLI` makes it, as it alone knows the configuration."""
+class RunRecord(L.Callback):
+    """Keeps the record while the run goes on.
 
-    def save_config(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
+    It stands where `LightningCLI` has its SaveConfigCallback, which writes too early: until training
+    starts a run may still be refused, and then must leave no trace.
+
+    Args:
+        parser: of the configuration.
+        config: the configuration.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace):
+        self.parser, self.config = parser, config
+        self.started: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+        if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
+        # Without its own folder and checkpoint, so that the file can be run again as it is.
+        config = self.config.clone()
+        config.trainer.default_root_dir, config.ckpt_path = None, None
+        text = self.parser.dump(config, skip_none=False)
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         tracker = find_tracker(trainer)
         if tracker is None:
             return
-        config = yaml.safe_load(text)
+        tracker.begin()
+        settings = yaml.safe_load(text)
         if not (folder / MLFLOW_FILE).exists():
-            tracker.log_hyperparams({key: config[key] for key in ("seed_everything", "model", "data", "trainer")})
+            tracker.log_hyperparams({key: settings[key] for key in ("seed_everything", "model", "data", "trainer")})
         tracker.log_artifact(folder / CONFIG_FILE)
-        sharers = [Path(sharer).name for sharer in module.sharers]
+        sharers = " + ".join(Path(sharer).name for sharer in module.sharers)
         tracker.set_tags(
-            {"pair": f"{Path(module.receiver).name} <- {' + '.join(sharers)}", "run_folder": str(folder.resolve())}
+            {
+                "pair": f"{Path(module.receiver).name} <- {sharers}",
+                "fuser": type(module.communicator.fusers[0]).__name__,
+                "run_folder": str(folder.resolve()),
+            }
         )
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.started = time.perf_counter()
-        tracker = find_tracker(trainer)
-        if tracker is None or not trainer.is_global_zero:
-            return
-        tracker.set_tags({"fuser": type(module.communicator.fusers[0]).__name__})
-        if tracker.run_id is not None:
-            where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
-            (Path(trainer.default_root_dir) / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
+        note_tracking(tracker, folder)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Sees to it that the last step is the one that is validated, saved and exported."""
@@ -76,23 +91,38 @@ class RunRecord(SaveConfigCallback):
             tracker = find_tracker(trainer)
             if tracker is not None:
                 tracker.log_artifact(folder / "fuser", "fuser")
+                note_tracking(tracker, folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if self.started is None:
+            rank_zero_info(f"Nothing to do: the run is at step {trainer.global_step} already, and is left as it was.")
+        elif trainer.is_global_zero:
             summarize(trainer, time.perf_counter() - self.started)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        tracker = find_tracker(trainer)
-        if not trainer.is_global_zero or tracker is None:
+        refused = self.started is None and isinstance(exception, UserError)
+        if not trainer.is_global_zero or refused:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        tracker = find_tracker(trainer)
+        if tracker is not None:
+            tracker.begin()
         if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
             text = "".join(traceback.format_exception(exception))
             (folder / "traceback.txt").write_text(text, encoding="utf-8")
-            tracker.log_artifact(folder / "traceback.txt")
-            tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
-        tracker.save_undelivered(folder)
+            if tracker is not None:
+                tracker.log_artifact(folder / "traceback.txt")
+                tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
+        if tracker is not None:
+            tracker.save_undelivered(folder)
+
+
+def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
+    """Leaves word of the MLflow run, so that a resumed run goes on in it."""
+    if tracker.run_id is not None:
+        where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
+        (folder / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
 
 
 def summarize(trainer: L.Trainer, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
@@ -18,6 +20,8 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
+from c2c_lightning.errors import UserError
+
 RETRY_SECONDS = 60
 MAX_METRICS = 1000  # MLflow's own limit of one request
 
@@ -25,9 +29,9 @@ MAX_METRICS = 1000  # MLflow's own limit of one request
 class MLflowTracker(MLFlowLogger):
     """Lightning's MLflow logger, with a store that works out of the box and may be out of reach.
 
-    While a tracking server does not answer, metrics are kept and tried again every minute; what could
-    not be delivered by the end of the run is left in `untracked_metrics.jsonl` in the run's folder.
-    Tags and artifacts of that time are lost to MLflow; all of them are in the run's folder too.
+    Nothing is opened before `begin`, so that a run that is refused leaves no trace. While a tracking
+    server does not answer, what it should have got is kept and tried again every minute; metrics that
+    could not be delivered by the end of the run are left in `untracked_metrics.jsonl` in its folder.
 
     Args:
         experiment: name of the MLflow experiment.
@@ -35,6 +39,9 @@ class MLflowTracker(MLFlowLogger):
         tracking_uri: None for $MLFLOW_TRACKING_URI, or else `mlflow.db` in the working folder.
         run_id: a run to continue.
         tags: of the run.
+
+    Raises:
+        UserError: MLflow has no store for such a URI, or the store is damaged.
     """
 
     def __init__(
@@ -49,55 +56,42 @@ class MLflowTracker(MLFlowLogger):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
-        artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-        super().__init__(
-            experiment_name=experiment,
-            run_name=run_name,
-            tracking_uri=uri,
-            tags=tags,
-            run_id=run_id,
-            artifact_location=artifacts,
-        )
+        is_file = uri.startswith("sqlite:///")
+        artifacts = Path("mlartifacts").resolve().as_uri() if is_file else None
+        # A new file that two processes open at once is broken for good.
+        lock = FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if is_file else contextlib.nullcontext()
+        try:
+            with lock:
+                super().__init__(
+                    experiment_name=experiment,
+                    run_name=run_name,
+                    tracking_uri=uri,
+                    tags=tags,
+                    run_id=run_id,
+                    artifact_location=artifacts,
+                )
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise UserError(f"MLflow cannot use the tracking URI {uri!r}: {first_line(error)}") from error
         self.tracking_uri = uri
-        self._undelivered: list[Metric] = []
+        self._metrics: list[Metric] = []
+        self._actions: list[Callable[[], Any]] = []
+        self._begun = self._interrupted = False
         self._silent_until = 0.0
-        self._interrupted = False
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        now = int(time.time() * 1000)
-        self._undelivered += [
-            Metric(key, float(value), now, step or 0) for key, value in metrics.items() if key != "epoch"
-        ]
-        self._deliver()
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
-        self.attempt(lambda: super(MLflowTracker, self).log_hyperparams(params))
-
-    @rank_zero_only
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Copies a file, or all that is in a folder, to the run."""
-        path = Path(path)
-        if path.is_dir():
-            self.attempt(lambda: self._open().log_artifacts(self._run_id, str(path), folder))
-        else:
-            self.attempt(lambda: self._open().log_artifact(self._run_id, str(path), folder))
-
-    @rank_zero_only
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        for key, value in tags.items():
-            self.attempt(lambda key=key, value=value: self._open().set_tag(self._run_id, key, value))
+    def begin(self) -> None:
+        """Opens the run, or reopens the one that is continued."""
+        if not self._begun:
+            self._begun = True
+            self._do(lambda: self._open().update_run(self._run_id, status="RUNNING"))
 
     @property
     def experiment(self) -> MlflowClient:
-        self.attempt(self._open)
         return self._mlflow_client
 
     @property
     def run_id(self) -> str | None:
-        """None as long as the store is out of reach."""
-        self.attempt(self._open)
+        """None before the run has begun, and as long as the store is out of reach."""
         return self._run_id
 
     @property
@@ -109,37 +103,77 @@ class MLflowTracker(MLFlowLogger):
         return self._run_id
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        now = int(time.time() * 1000)
+        self._metrics += [Metric(key, float(value), now, step or 0) for key, value in metrics.items() if key != "epoch"]
+        self._deliver()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
+        def log() -> None:
+            self._open()
+            super(MLflowTracker, self).log_hyperparams(params)
+
+        self._do(log)
+
+    @rank_zero_only
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copies a file, or all that is in a folder, to the run."""
+        copy = "log_artifacts" if Path(path).is_dir() else "log_artifact"
+        self._do(lambda: getattr(self._open(), copy)(self._run_id, str(path), folder))
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        for key, value in tags.items():
+            self._do(lambda key=key, value=value: self._open().set_tag(self._run_id, key, value))
+
+    @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         # Lightning reports an interrupted run as failed, after we have said what it was.
-        if not self._initialized or self._interrupted:
+        if not self._begun or self._interrupted:
             return
         self._interrupted = status == "interrupted"
         self._silent_until = 0.0
-        self._deliver()
         ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
-        self.attempt(lambda: self._open().set_terminated(self._run_id, ended))
+        self._do(lambda: self._open().set_terminated(self._run_id, ended))
 
     @rank_zero_only
     def save_undelivered(self, folder: Path) -> None:
-        """Leaves what the store never got in a file, if there is any."""
+        """Leaves the metrics that the store never got in a file, if there are any."""
         self._silent_until = 0.0
         self._deliver()
-        if self._undelivered:
+        if self._metrics:
             file = folder / "untracked_metrics.jsonl"
-            rows = [json.dumps(dict(metric)) for metric in self._undelivered]
+            rows = [json.dumps(dict(metric)) for metric in self._metrics]
             file.write_text("\n".join(rows) + "\n", encoding="utf-8")
             rank_zero_warn(f"{len(rows)} metrics could not be delivered to MLflow; they are in {file}")
 
-    def attempt(self, action: Callable[[], Any]) -> bool:
-        """Does something with the store; warns and goes on if it is out of reach."""
-        if time.monotonic() < self._silent_until:
-            return False
+    def _do(self, action: Callable[[], Any]) -> None:
+        self._actions.append(action)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Sends all that waits, in order, as far as the store takes it."""
+        if not self._begun or time.monotonic() < self._silent_until:
+            return
+        while self._actions and self._attempt(self._actions[0]):
+            del self._actions[0]
+        while self._metrics and not self._actions:
+            part = self._metrics[:MAX_METRICS]
+            if not self._attempt(lambda part=part: self._open().log_batch(self._run_id, metrics=part)):
+                return
+            del self._metrics[: len(part)]
+
+    def _attempt(self, action: Callable[[], Any]) -> bool:
+        """Whether an action is done with: it succeeded, or the store would refuse it for ever."""
         try:
             action()
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+            if isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500:
+                rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
+                return True
             self._silent_until = time.monotonic() + RETRY_SECONDS
-            reason = str(error).strip().splitlines()[0][:200]
-            rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; training goes on. ({reason})")
+            rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; training goes on. ({first_line(error)})")
             return False
         return True
 
@@ -152,12 +186,9 @@ class MLflowTracker(MLFlowLogger):
             client.set_experiment_tag(self._experiment_id, "mlflow.experimentKind", "custom_model_development")
         return client
 
-    def _deliver(self) -> None:
-        while self._undelivered:
-            part = self._undelivered[:MAX_METRICS]
-            if not self.attempt(lambda part=part: self._open().log_batch(self._run_id, metrics=part)):
-                return
-            del self._undelivered[: len(part)]
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
 
 
 def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:

@@ -174,3 +174,12 @@ def test_a_receiver_whose_own_settings_name_a_cache_is_answered_for_all_the_same
     communicator.receiver = tiny.build("gemma3")
     communicator.receiver.generation_config.cache_implementation = "hybrid"
     assert new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY) == expected
+
+
+def test_what_would_go_wrong_on_a_fused_cache_is_refused():
+    communicator = tiny.communicator("qwen3", "llama")
+    with pytest.raises(ValueError, match="prompt_lookup_num_tokens"):
+        communicator.generate(tiny.CONVERSATIONS, prompt_lookup_num_tokens=3)
+    for wrong in ("In which country?", [], [None]):
+        with pytest.raises(ValueError, match="give chat messages"):
+            communicator.generate(wrong)

@@ -109,3 +109,16 @@ def test_a_tracking_server_out_of_reach_does_not_stop_the_run(fit, tmp_path, mon
     assert (run.folder / "fuser" / "model.safetensors").exists()
     assert (run.folder / "checkpoints" / "last.ckpt").exists()
     assert "val/accuracy/c2c" in (run.folder / "untracked_metrics.jsonl").read_text()
+
+
+def test_a_sanity_check_does_not_stand_for_the_frozen_models(fit, run):
+    checked = fit("--trainer.max_steps=1", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=1")
+    plain = fit("--trainer.max_steps=1", "--trainer.limit_val_batches=2")
+    name = "val/accuracy/receiver"
+    assert checked.summary["metrics"][name] == plain.summary["metrics"][name]
+
+
+def test_fusers_are_not_trained_in_half_precision(fit):
+    with pytest.raises(SystemExit, match="give bf16-mixed"):
+        fit("--trainer.max_steps=1", "--trainer.precision=bf16-true")
+    assert fit("--trainer.max_steps=1", "--trainer.precision=bf16-mixed").summary["steps"] == 1

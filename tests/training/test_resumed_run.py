@@ -69,3 +69,40 @@ def test_what_is_typed_wins_over_the_checkpoint_or_is_refused(fit, tmp_path):
         fit("--trainer.max_steps=4", "--ckpt_path=last", "--data.init_args.batch_size=8", workspace=tmp_path)
     more = fit("--trainer.max_steps=4", "--ckpt_path=last", workspace=tmp_path)
     assert more.summary["steps"] == 4
+
+
+def contents(run) -> dict:
+    """Every file of a run's folder."""
+    return {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(fit, tmp_path):
+    run = fit("--trainer.max_steps=2", workspace=tmp_path)
+    before = contents(run)
+    with pytest.raises(SystemExit, match=r"model\.gate\.kind learned, but this run says open"):
+        fit("--trainer.max_steps=4", "--ckpt_path=last", "--model.gate.kind=open", workspace=tmp_path)
+    assert contents(run) == before
+    assert run.tracked.info.status == "FINISHED"
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_was(fit, tmp_path):
+    run = fit("--trainer.max_steps=2", workspace=tmp_path)
+    before = contents(run)
+    fit("--trainer.max_steps=2", f"--ckpt_path={run.folder}", workspace=tmp_path)
+    assert contents(run) == before
+    assert run.tracked.info.status == "FINISHED"
+
+
+def test_last_is_the_newest_run_and_no_other(fit, tmp_path):
+    fit("--trainer.max_steps=2", workspace=tmp_path)
+    with pytest.raises(RuntimeError):
+        fit("--trainer.callbacks+=tests.training.runs.Fail", workspace=tmp_path)
+    with pytest.raises(SystemExit, match="was cut off before its first checkpoint"):
+        fit("--trainer.max_steps=4", "--ckpt_path=last", workspace=tmp_path)
+
+
+def test_the_recorded_configuration_makes_a_run_of_its_own(fit, tmp_path):
+    first = fit("--trainer.max_steps=2", workspace=tmp_path)
+    again = fit(f"--config={first.folder / 'config.yaml'}", workspace=tmp_path)
+    assert again.folder != first.folder
+    assert same(again.checkpoint(), first.checkpoint())
