@@ -58,7 +58,7 @@ class Communicator(nn.Module):
         for i, sharer in enumerate(sharers):
             sharer_shape = kv_shape(sharer.config)
             mapped = map_layers(layer_map, layers, shape.num_layers, sharer_shape.num_layers)
-            gates = Gate(gate or GateConfig(), list(mapped), shape.num_heads, seed=torch.initial_seed() + i)
+            gates = Gate(gate or GateConfig(), list(mapped), shape.num_kv_heads, seed=torch.initial_seed() + i)
             fusers.append(fuser(sharer_shape, shape, gates))
             self.layer_maps.append(mapped)
         self.fusers = nn.ModuleList(fusers)

@@ -23,12 +23,12 @@ class KVShape:
     """Shape of a model's KV cache: layers, kv heads, head_dim."""
 
     num_layers: int
-    num_heads: int
+    num_kv_heads: int
     head_dim: int
 
     @property
     def features(self) -> int:
-        return self.num_heads * self.head_dim
+        return self.num_kv_heads * self.head_dim
 
 
 class Fuser(nn.Module, ABC):

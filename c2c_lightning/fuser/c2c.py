@@ -51,7 +51,7 @@ class C2CFuser(Fuser):
         self.input = StackedLinear(groups, sharer.features + receiver.features, hidden)
         self.trunk = StackedBlock(groups, hidden, intermediate, dropout)
         self.weight_block = StackedBlock(groups, hidden, hidden, dropout)
-        self.weight_head = StackedLinear(groups, hidden, receiver.num_heads)
+        self.weight_head = StackedLinear(groups, hidden, receiver.num_kv_heads)
         self.update_blocks = nn.ModuleList(
             StackedBlock(groups, hidden, intermediate, dropout) for _ in range(num_layers - 2)
         )
@@ -62,5 +62,5 @@ class C2CFuser(Fuser):
         weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(h_GTM, groups), groups))
         for block in self.update_blocks:
             h_GTM = block(h_GTM, groups)
-        update_GTHD = self.update_head(h_GTM, groups).unflatten(-1, (self.receiver.num_heads, -1))
+        update_GTHD = self.update_head(h_GTM, groups).unflatten(-1, (self.receiver.num_kv_heads, -1))
         return (weight_GTH[..., None] * update_GTHD).flatten(-2)

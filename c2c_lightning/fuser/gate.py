@@ -85,7 +85,7 @@ class Gate(nn.Module):
     Args:
         config: the layer-gating configuration.
         receiver_layers: the L receiver layers that may be fused, ascending.
-        num_heads: kv heads of the receiver.
+        num_kv_heads: kv heads of the receiver.
         seed: of the noise, which depends on it and on the optimizer step alone: every rank and every
             accumulated micro-batch of a step sees the same gates, and a resumed run the same as an
             uninterrupted one.
@@ -94,12 +94,12 @@ class Gate(nn.Module):
         UserError: a fixed gate names a layer that is not among `receiver_layers`.
     """
 
-    def __init__(self, config: GateConfig, receiver_layers: list[int], num_heads: int, seed: int = 0):
+    def __init__(self, config: GateConfig, receiver_layers: list[int], num_kv_heads: int, seed: int = 0):
         super().__init__()
         self.config, self.receiver_layers, self.seed = config, list(receiver_layers), seed
         self.parts = PARTS[config.parts]
         self.step, self.temperature = 0, config.temperature[0]
-        per_layer = num_heads if config.granularity == "head" else 1
+        per_layer = num_kv_heads if config.granularity == "head" else 1
         logit_PLH = torch.full((len(self.parts), len(self.receiver_layers), per_layer), float(config.init))
         if config.kind == "learned":
             self.logit = nn.Parameter(logit_PLH)

@@ -21,7 +21,7 @@ def real_shapes(model) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_shape_is_that_of_the_models_real_cache(family):
     shape = kv_shape(tiny.model(family).config)
-    assert real_shapes(tiny.model(family)) == {(shape.num_layers, shape.num_heads, shape.head_dim)}
+    assert real_shapes(tiny.model(family)) == {(shape.num_layers, shape.num_kv_heads, shape.head_dim)}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_other_models_caches_have_the_shape_that_is_said(model_type, sizes):
     config = AutoConfig.for_model(model_type, **sizes)
     shape = kv_shape(config)
     model = AutoModelForCausalLM.from_config(config).eval()
-    assert real_shapes(model) == {(shape.num_layers, shape.num_heads, shape.head_dim)}
+    assert real_shapes(model) == {(shape.num_layers, shape.num_kv_heads, shape.head_dim)}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def make(sizes, seed=0, **gate) -> C2CFuser:
     """A fuser with random logits, parameters that no default leaves at 0 or 1, and its last layer closed."""
     sharer, receiver, hidden, intermediate, num_layers = sizes
     torch.manual_seed(seed)
-    gates = Gate(GateConfig(**gate), list(range(receiver.num_layers)), receiver.num_heads)
+    gates = Gate(GateConfig(**gate), list(range(receiver.num_layers)), receiver.num_kv_heads)
     fuser = C2CFuser(sharer, receiver, gates, hidden=hidden, intermediate=intermediate, num_layers=num_layers)
     with torch.no_grad():
         for name, parameter in fuser.named_parameters():
@@ -40,7 +40,7 @@ def make(sizes, seed=0, **gate) -> C2CFuser:
 def stacks(fuser: C2CFuser) -> tuple[torch.Tensor, torch.Tensor]:
     num_layers = len(fuser.gate.receiver_layers)
     return tuple(
-        torch.randn(2, num_layers, B, shape.num_heads, N, shape.head_dim) for shape in (fuser.sharer, fuser.receiver)
+        torch.randn(2, num_layers, B, shape.num_kv_heads, N, shape.head_dim) for shape in (fuser.sharer, fuser.receiver)
     )
 
 
@@ -60,7 +60,7 @@ def paper(fuser: C2CFuser, sharer, receiver, parts: str, gate) -> torch.Tensor:
     """fused_n = receiver_n + gate_n * weight_n * update_n, token by token through flat features."""
     fused = receiver.clone()
     num_layers = receiver.shape[1]
-    H, D = fuser.receiver.num_heads, fuser.receiver.head_dim
+    H, D = fuser.receiver.num_kv_heads, fuser.receiver.head_dim
     for p, part in enumerate(PARTS[parts]):
         where = {"keys": 0, "values": 1}[part]
         for layer in range(num_layers):

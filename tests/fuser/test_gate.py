@@ -13,7 +13,7 @@ LAYERS = [1, 2, 4]
 
 
 def make(**config) -> Gate:
-    return Gate(GateConfig(**config), LAYERS, num_heads=2, seed=7)
+    return Gate(GateConfig(**config), LAYERS, num_kv_heads=2, seed=7)
 
 
 def noise_of(gate: Gate) -> torch.Tensor:
@@ -58,7 +58,9 @@ def test_any_64_bit_seed_will_do():
 
 @pytest.mark.parametrize(("noise", "share"), [("logistic", 0.5), ("gumbel", 1 - math.exp(-1))])
 def test_a_logit_of_0_is_open_half_the_time_with_logistic_noise_and_63_percent_with_gumbel(noise, share):
-    gate = Gate(GateConfig(noise=noise, init=0.0, granularity="head"), list(range(100)), num_heads=200, seed=1).train()
+    gate = Gate(
+        GateConfig(noise=noise, init=0.0, granularity="head"), list(range(100)), num_kv_heads=200, seed=1
+    ).train()
     assert abs((gate() > 0.5).float().mean().item() - share) < 0.01
 
 
