@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: fit test ui lint
 
 fit: .venv/ready
-	@echo "== training a fuser on the built-in pair (about 2 minutes on 2 cores)"
+	@echo "== training a fuser on the built-in pair (about a minute on 2 cores)"
 	$(BIN)/python -m c2c_lightning fit --config conf/base.yaml
 
 test: .venv/ready
