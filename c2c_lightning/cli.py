@@ -23,6 +23,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser, user_message
 from c2c_lightning.training import (
     CONFIG_FILE,
+    FOLDER,
     MLFLOW_FILE,
     C2CModule,
     GateMap,
@@ -112,7 +113,7 @@ class C2CCLI(LightningCLI):
             interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
             callbacks.append(
                 ModelCheckpoint(
-                    folder / "checkpoints",
+                    folder / FOLDER,
                     filename="step={step}",
                     auto_insert_metric_name=False,
                     monitor="step",

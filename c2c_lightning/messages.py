@@ -48,9 +48,12 @@ class Parser(LightningArgumentParser):
 
 
 def user_message(error: BaseException | None) -> str | None:
-    """What we said when we refused something, however often it was wrapped since; None for a bug."""
+    """What we said when we refused something, however often it was raised on from it; None for a bug.
+
+    A bug met while a refusal was handled has it as context, not as cause, and keeps its traceback.
+    """
     while error is not None:
         if isinstance(error, UserError):
             return str(error)
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from c2c_lightning.fuser import PART_NAMES
+
 
 @contextmanager
 def logits_at(model: PreTrainedModel, index: tuple[Tensor | slice, Tensor | slice]) -> Iterator[None]:
@@ -57,7 +59,7 @@ def read_stack(cache: DynamicCache, layers: Sequence[int], positions: Tensor | N
 
     It lies in memory as (2, L, B, N, H, D), so that a fuser's features are a view of it.
     """
-    tensors = [getattr(cache.layers[layer], part) for part in ("keys", "values") for layer in layers]
+    tensors = [getattr(cache.layers[layer], part) for part in PART_NAMES for layer in layers]
     if positions is None:
         tokens = [t.transpose(1, 2) for t in tensors]
     else:

@@ -58,8 +58,10 @@ class Communicator(nn.Module):
         for i, sharer in enumerate(sharers):
             sharer_shape = kv_shape(sharer.config)
             mapped = map_layers(layer_map, layers, shape.num_layers, sharer_shape.num_layers)
-            gates = Gate(gate or GateConfig(), list(mapped), shape.num_kv_heads, seed=torch.initial_seed() + i)
-            fusers.append(fuser(sharer_shape, shape, gates))
+            seed = torch.initial_seed() + i
+            fusers.append(
+                fuser(sharer_shape, shape, Gate(gate or GateConfig(), list(mapped), shape.num_kv_heads, seed))
+            )
             self.layer_maps.append(mapped)
         self.fusers = nn.ModuleList(fusers)
         self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
@@ -78,24 +80,23 @@ class Communicator(nn.Module):
     def prefill(self, batch: Batch, fuse: bool = True) -> DynamicCache:
         """The receiver's cache of all prompt tokens but the last, fused with the sharers'."""
         cache = prefill(self.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1])
-        talking = [i for i, gate in enumerate(self.gates) if gate.active()] if fuse else []
-        if not talking:
+        open_sharers = [i for i, gate in enumerate(self.gates) if gate.active()] if fuse else []
+        if not open_sharers:
             return cache
-        own = read_stack(cache, self.fused_layers)
-        fused = own
-        for i in talking:
+        receiver_stack = fused = read_stack(cache, self.fused_layers)
+        for i in open_sharers:
             prompt, mapped = batch.sharers[i], self.layer_maps[i]
             sharer_cache = prefill(self.sharers[i], prompt.ids, prompt.mask)
-            shared = read_stack(sharer_cache, list(mapped.values()), prompt.positions.clamp(min=0))
-            place = torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=own.device)
-            everywhere = len(mapped) == len(self.fused_layers)
+            sharer_stack = read_stack(sharer_cache, list(mapped.values()), prompt.positions.clamp(min=0))
+            rows = torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=fused.device)
+            all_rows = len(mapped) == len(self.fused_layers)
             out = self.fusers[i](
-                shared,
-                own if everywhere else own.index_select(1, place),
-                onto=fused if everywhere else fused.index_select(1, place),
+                sharer_stack,
+                receiver_stack if all_rows else receiver_stack.index_select(1, rows),
+                onto=fused if all_rows else fused.index_select(1, rows),
                 aligned=prompt.positions != UNALIGNED,
             )
-            fused = out if everywhere else fused.index_copy(1, place, out)
+            fused = out if all_rows else fused.index_copy(1, rows, out)
         write_stack(cache, self.fused_layers, fused)
         return cache
 

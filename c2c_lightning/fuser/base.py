@@ -84,14 +84,15 @@ class Fuser(nn.Module, ABC):
         active = self.gate.active()
         if not active:
             return onto
-        num_layers = len(self.gate.receiver_layers)
-        in_stack = torch.tensor([self.gate.parts[p] * num_layers + layer for p, layer in active])
-        in_parameters = torch.tensor([p * num_layers + layer for p, layer in active])
-        every_pair = len(active) == 2 * num_layers
-        groups = None if len(active) == self.num_groups else in_parameters.to(receiver.device)
-        pick = (lambda x: x) if every_pair else (lambda x: x.index_select(0, in_stack.to(x.device)))
-
         _, L, B, H, N, D = receiver.shape
+        device = receiver.device
+        every_pair = len(active) == 2 * L
+        # The open pairs' rows in a stack, which has both parts, and in the parameters, which may have one.
+        in_stack = torch.tensor([self.gate.parts[p] * L + layer for p, layer in active], device=device)
+        in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
+        groups = None if len(active) == self.num_groups else in_parameters
+        pick = (lambda x: x) if every_pair else (lambda x: x.index_select(0, in_stack))
+
         update = self.update(
             self._features(pick(sharer.flatten(0, 1))), self._features(pick(receiver.flatten(0, 1))), groups
         )
@@ -104,7 +105,7 @@ class Fuser(nn.Module, ABC):
         flat = onto.flatten(0, 1)
         fused = (pick(flat) + gated).to(onto.dtype)
         if not every_pair:
-            fused = flat.index_copy(0, in_stack.to(flat.device), fused)
+            fused = flat.index_copy(0, in_stack, fused)
         return fused.unflatten(0, (2, L))
 
     def _features(self, x_GBHND: Tensor) -> Tensor:

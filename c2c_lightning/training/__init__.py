@@ -1,14 +1,15 @@
 """Training: the LightningModule and its callbacks."""
 
-from c2c_lightning.training.checkpoints import find_checkpoint, run_folder
+from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, find_checkpoint, run_folder
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
-from c2c_lightning.training.run_record import CONFIG_FILE, MLFLOW_FILE, RunRecord
+from c2c_lightning.training.run_record import MLFLOW_FILE, RunRecord
 from c2c_lightning.training.tracking import MLflowTracker
 
 __all__ = [
     "CONFIG_FILE",
+    "FOLDER",
     "MLFLOW_FILE",
     "C2CModule",
     "GateMap",

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.errors import UserError
 
-FOLDER, LAST = "checkpoints", "last.ckpt"
+CONFIG_FILE, FOLDER, LAST = "config.yaml", "checkpoints", "last.ckpt"
 
 
 def find_checkpoint(name: str, runs: list[Path]) -> Path:
@@ -20,11 +20,11 @@ def find_checkpoint(name: str, runs: list[Path]) -> Path:
     """
     path = Path(name)
     if name == "last":
-        begun = [run for run in runs if (run / "config.yaml").exists()]
+        begun = [run for run in runs if (run / CONFIG_FILE).exists()]
         if not begun:
             where = ", ".join(str(run) for run in runs) or "runs/"
             raise UserError(f"--ckpt_path last: there is no run in {where}.")
-        path = max(begun, key=lambda run: (run / "config.yaml").stat().st_mtime)
+        path = max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime)
         if not (path / FOLDER / LAST).exists():
             raise UserError(
                 f"--ckpt_path last: the newest run, {path}, was cut off before its first checkpoint. "

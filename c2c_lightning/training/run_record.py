@@ -2,7 +2,7 @@
 
 runs/<date and time>/
   config.yaml       everything that was configured, resolved
-  checkpoints/      last.ckpt and the newest numbered one; the fusers and the optimizer, no frozen weight
+  checkpoints/      last.ckpt and the newest numbered ones; fusers and optimizer, no frozen weight
   fuser/            config.json and model.safetensors, for `Communicator.from_pretrained`
   gates.png         the gates over training
   summary.json      final metrics
@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.training.checkpoints import FOLDER, LAST
+from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, LAST
 from c2c_lightning.training.interruption import Interrupted
 from c2c_lightning.training.tracking import MLflowTracker, find_tracker
 
-CONFIG_FILE, MLFLOW_FILE = "config.yaml", "mlflow.json"
+MLFLOW_FILE = "mlflow.json"
 
 
 class RunRecord(L.Callback):
