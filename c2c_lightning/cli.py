@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser, user_message
+from c2c_lightning.tracking import MLflowTracker
 from c2c_lightning.training import (
     CONFIG_FILE,
     FOLDER,
@@ -28,7 +29,6 @@ from c2c_lightning.training import (
     C2CModule,
     GateMap,
     Interruption,
-    MLflowTracker,
     RunRecord,
     find_checkpoint,
     run_folder,

@@ -99,11 +99,11 @@ class Aligner:
 
     def prompt(self, messages: list[Message]) -> AlignedPrompt:
         """Aligns a conversation that ends before the response."""
-        text, spans = self._render(self.receiver, messages)
+        text, spans = self._locate_contents(self.receiver, messages)
         receiver = read(self.receiver, text, spans)
         sharer_ids, positions = [], []
         for tokenizer in self.sharers:
-            sharer_text, sharer_spans = self._render(tokenizer, messages)
+            sharer_text, sharer_spans = self._locate_contents(tokenizer, messages)
             sharer = read(tokenizer, sharer_text, sharer_spans)
             if self.alignment == "published":
                 sharer = reread(self.receiver, receiver, tokenizer, sharer)
@@ -119,10 +119,10 @@ class Aligner:
             UserError: the receiver's chat template changes the message, or refuses the conversation.
         """
         tokenizer = self.receiver
-        full = self._apply_template(tokenizer, messages, add_generation_prompt=False)
+        full = self.render(tokenizer, messages, add_generation_prompt=False)
         if not full.startswith(prompt.text):
             last = messages[-1]
-            marked = self._apply_template(
+            marked = self.render(
                 tokenizer, [*messages[:-1], {**last, "content": MARK.format(0)}], add_generation_prompt=False
             )
             head, found, tail = marked.rpartition(MARK.format(0))
@@ -142,7 +142,12 @@ class Aligner:
         end = next((i for i, token in enumerate(response) if token in special), None)
         return [*response, tokenizer.eos_token_id] if end is None else response[: end + 1]
 
-    def _apply_template(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool) -> str:
+    def render(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool = True) -> str:
+        """A conversation as text, as the tokenizer's chat template has it.
+
+        Raises:
+            UserError: the template refuses the conversation.
+        """
         try:
             return tokenizer.apply_chat_template(
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs
@@ -151,14 +156,14 @@ class Aligner:
             roles = [message["role"] for message in messages]
             raise UserError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
 
-    def _render(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
+    def _locate_contents(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
         """The prompt's text, and where in it each message's content stands."""
-        text = self._apply_template(tokenizer, messages, add_generation_prompt=True)
+        text = self.render(tokenizer, messages, add_generation_prompt=True)
         # The template rendered around marks shows where contents go, also when a content's words stand
         # in the template itself. A blank content stays as it is, for a template may pass over it.
         marks = {i: MARK.format(i) for i, message in enumerate(messages) if message["content"].strip()}
         marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
-        frame = self._apply_template(tokenizer, marked, add_generation_prompt=True)
+        frame = self.render(tokenizer, marked, add_generation_prompt=True)
         first, *others = re.split(MARK.format(r"(\d+)"), frame)
         found, frame_after = [int(i) for i in others[::2]], others[1::2]
         if found != list(marks):

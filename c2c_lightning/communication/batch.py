@@ -94,19 +94,24 @@ def collate(
     return Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
 
 
-def exchange_questions(batch: Batch) -> Batch:
-    """Every receiver prompt with the sharers' reading of the next question in the batch.
+def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
+    """Every receiver prompt with the sharers' reading of another question.
 
     The control for what a cache says of its own question. The two prompts are matched from their
     ends; where the other one is shorter, its first token stands opposite the rest.
+
+    Args:
+        batch: the questions to answer.
+        other: for each of them the question whose caches are fused; None for the next one in the batch.
     """
-    sharers = []
-    for sharer in batch.sharers:
-        ids, mask, positions = (t.roll(-1, dims=0) for t in (sharer.ids, sharer.mask, sharer.positions))
-        real = batch.prompt_mask.roll(-1, dims=0)[:, :-1]
-        columns = torch.arange(real.shape[1], device=real.device)
-        first = real.argmax(1, keepdim=True)
-        sharers.append(SharerPrompt(ids, mask, positions.gather(1, torch.maximum(columns, first))))
+    if other is None:
+        rolled = [SharerPrompt(*(t.roll(-1, dims=0) for t in vars(sharer).values())) for sharer in batch.sharers]
+        other = Batch(**{**vars(batch), "prompt_mask": batch.prompt_mask.roll(-1, dims=0), "sharers": rolled})
+    real = other.prompt_mask[:, :-1]
+    shorter_by = real.shape[1] - (batch.prompt_mask.shape[1] - 1)
+    columns = torch.arange(shorter_by, real.shape[1], device=real.device)
+    opposite = torch.maximum(columns, real.argmax(1, keepdim=True))
+    sharers = [SharerPrompt(s.ids, s.mask, s.positions.gather(1, opposite)) for s in other.sharers]
     return Batch(**{**vars(batch), "sharers": sharers})
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from c2c_lightning.communication.alignment import UNALIGNED, Aligner, Alignment, Message
 from c2c_lightning.communication.batch import Batch, collate
 from c2c_lightning.communication.cache import logits_at, position_ids, prefill, read_stack, write_stack
-from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser_folder, write_fuser_folder
+from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, write_fuser_folder
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.communication.models import kv_shape, load_model, load_tokenizer
 from c2c_lightning.errors import UserError
@@ -77,28 +77,53 @@ class Communicator(nn.Module):
         self.sharers.eval()
         return self
 
+    def open_sharers(self) -> list[int]:
+        """The sharers of whose cache something is fused now."""
+        return [i for i, gate in enumerate(self.gates) if gate.active()]
+
     def prefill(self, batch: Batch, fuse: bool = True) -> DynamicCache:
         """The receiver's cache of all prompt tokens but the last, fused with the sharers'."""
-        cache = prefill(self.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1])
-        open_sharers = [i for i, gate in enumerate(self.gates) if gate.active()] if fuse else []
-        if not open_sharers:
-            return cache
+        cache = self.receiver_cache(batch)
+        if fuse:
+            self.fuse(cache, self.sharer_stacks(batch), batch)
+        return cache
+
+    def receiver_cache(self, batch: Batch) -> DynamicCache:
+        """The receiver's own cache of all prompt tokens but the last."""
+        return prefill(self.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1])
+
+    def sharer_stacks(self, batch: Batch) -> dict[int, Tensor]:
+        """For each sharer with an open gate the KV stack (2, L, B, Hs, N - 1, Ds) opposite the receiver's tokens."""
+        stacks = {}
+        for i in self.open_sharers():
+            prompt = batch.sharers[i]
+            cache = prefill(self.sharers[i], prompt.ids, prompt.mask)
+            stacks[i] = read_stack(cache, list(self.layer_maps[i].values()), prompt.positions.clamp(min=0))
+        return stacks
+
+    def fuse(self, cache: DynamicCache, sharer_stacks: dict[int, Tensor], batch: Batch) -> None:
+        """Fuses the sharers' stacks into the receiver's cache, in place.
+
+        Args:
+            cache: as `receiver_cache` made it.
+            sharer_stacks: as `sharer_stacks` made them.
+            batch: says where no sharer token stands opposite.
+        """
+        if not sharer_stacks:
+            return
         receiver_stack = fused = read_stack(cache, self.fused_layers)
-        for i in open_sharers:
-            prompt, mapped = batch.sharers[i], self.layer_maps[i]
-            sharer_cache = prefill(self.sharers[i], prompt.ids, prompt.mask)
-            sharer_stack = read_stack(sharer_cache, list(mapped.values()), prompt.positions.clamp(min=0))
+        for i, sharer_stack in sharer_stacks.items():
+            mapped = self.layer_maps[i]
             rows = torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=fused.device)
             all_rows = len(mapped) == len(self.fused_layers)
             out = self.fusers[i](
                 sharer_stack,
                 receiver_stack if all_rows else receiver_stack.index_select(1, rows),
                 onto=fused if all_rows else fused.index_select(1, rows),
-                aligned=prompt.positions != UNALIGNED,
+                aligned=batch.sharers[i].positions != UNALIGNED,
             )
             fused = out if all_rows else fused.index_copy(1, rows, out)
         write_stack(cache, self.fused_layers, fused)
-        return cache
 
     def forward(self, batch: Batch, fuse: bool = True) -> tuple[Tensor, Tensor]:
         """Next-token loss on the responses.
@@ -220,13 +245,13 @@ class Communicator(nn.Module):
         """Loads a fuser with its receiver and sharers, ready to answer.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or the hub id of one.
+            name: a folder that `save_pretrained` wrote, the hub id of one, a run's folder, or one of its checkpoints.
             dtype: of the frozen models; `auto` for the one they were saved in. Fusers stay in fp32.
 
         Raises:
             UserError: a part is missing, damaged, or does not fit the models.
         """
-        config, state = read_fuser_folder(name)
+        config, state = read_fuser(name)
         try:
             gate = GateConfig(**config["gate"])
         except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A saved fuser: config.json, which names receiver and sharers, and model.safetensors."""
+"""A saved fuser: config.json, which names receiver and sharers, and model.safetensors; or a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from c2c_lightning.fuser import Fuser, FuserFactory
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CHECKPOINT, CHECKPOINT_PREFIX = ".ckpt", "communicator.fusers."
 KEYS = ("receiver", "sharers", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
 
 
@@ -29,12 +31,14 @@ def write_fuser_folder(folder: Path, config: dict[str, Any], state: dict[str, Te
     save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
 
 
-def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a saved fuser.
+def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a saved fuser: a folder, a run's folder, a hub id, or a checkpoint file.
 
     Raises:
         UserError: a file is missing or damaged, and which.
     """
+    if name.endswith(CHECKPOINT):
+        return _read_checkpoint(Path(name).expanduser())
     location = locate(name, "fuser")
     if not Path(location).is_dir():
         try:
@@ -63,6 +67,20 @@ def read_fuser_folder(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(config["layer_map"], dict):
         config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
     return config, state
+
+
+def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights from what Lightning saved in training; a sharded one must be consolidated first."""
+    if not file.is_file():
+        raise UserError(f"fuser '{file}': no such checkpoint file.")
+    try:
+        checkpoint = torch.load(file, weights_only=True, map_location="cpu")
+        config = {key: checkpoint["c2c"][key] for key in KEYS}
+        state = checkpoint["state_dict"]
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        reason = type(error).__name__
+        raise UserError(f"fuser '{file}': the file is damaged, or not a checkpoint of ours ({reason}).") from error
+    return config, {name.removeprefix(CHECKPOINT_PREFIX): t for name, t in state.items()}
 
 
 def _load_config(file: Path) -> dict[str, Any]:

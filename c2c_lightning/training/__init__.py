@@ -5,7 +5,6 @@ from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run_record import MLFLOW_FILE, RunRecord
-from c2c_lightning.training.tracking import MLflowTracker
 
 __all__ = [
     "CONFIG_FILE",
@@ -14,7 +13,6 @@ __all__ = [
     "C2CModule",
     "GateMap",
     "Interruption",
-    "MLflowTracker",
     "RunRecord",
     "find_checkpoint",
     "run_folder",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.communication import Batch
 from c2c_lightning.fuser import PART_NAMES, Gate
-from c2c_lightning.training.tracking import find_tracker
+from c2c_lightning.tracking import find_tracker
 
 
 class GateMap(L.Callback):

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, LAST
 from c2c_lightning.training.interruption import Interrupted
-from c2c_lightning.training.tracking import MLflowTracker, find_tracker
 
 MLFLOW_FILE = "mlflow.json"
 

@@ -80,3 +80,13 @@ def test_exchanging_does_not_touch_the_batch_and_comes_back_after_a_full_round()
     twice = exchange_questions(exchange_questions(batch))
     assert torch.equal(batch.sharers[0].positions, before)
     assert torch.equal(twice.sharers[0].ids, batch.sharers[0].ids)
+
+
+def test_the_question_to_exchange_for_may_come_from_another_batch():
+    third = prompt([31, 32, 33], [71, 72, 73], [0, 2])
+    for mine, theirs in ((SHORT, LONG), (LONG, SHORT), (third, third)):
+        together = exchange_questions(collate([mine, theirs], pad_ids=[0, 9])).sharers[0]
+        apart = exchange_questions(collate([mine], pad_ids=[0, 9]), collate([theirs], pad_ids=[0, 9])).sharers[0]
+        fused = len(mine.receiver_ids) - 1
+        read = [s.ids[0].gather(0, s.positions[0, -fused:]).tolist() for s in (together, apart)]
+        assert read[0] == read[1]

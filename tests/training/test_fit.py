@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from c2c_lightning import Communicator
+from c2c_lightning.errors import UserError
 from tests.training.runs import newest, same
 
 STABLE_NAMES = {
@@ -122,3 +123,20 @@ def test_fusers_are_not_trained_in_half_precision(fit):
     with pytest.raises(SystemExit, match="give bf16-mixed"):
         fit("--trainer.max_steps=1", "--trainer.precision=bf16-true")
     assert fit("--trainer.max_steps=1", "--trainer.precision=bf16-mixed").summary["steps"] == 1
+
+
+def test_a_checkpoint_is_loaded_as_the_exported_fuser_is(run):
+    from_checkpoint = Communicator.from_pretrained(str(run.folder / "checkpoints" / "last.ckpt"))
+    exported = Communicator.from_pretrained(str(run.folder))
+    assert from_checkpoint.config() == exported.config()
+    for name, tensor in exported.fusers.state_dict().items():
+        assert torch.equal(from_checkpoint.fusers.state_dict()[name], tensor)
+
+
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"damaged\.ckpt.*damaged, or not a checkpoint of ours"):
+        Communicator.from_pretrained(str(damaged))
+    with pytest.raises(UserError, match=r"nowhere\.ckpt.*no such checkpoint"):
+        Communicator.from_pretrained(str(tmp_path / "nowhere.ckpt"))

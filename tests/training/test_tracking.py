@@ -13,7 +13,7 @@ import pytest
 
 from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.errors import UserError
-from c2c_lightning.training import MLflowTracker
+from c2c_lightning.tracking import MLflowTracker
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_a_server_that_comes_back_gets_all_that_it_missed(server, tmp_path):
 
 
 def test_runs_that_open_a_new_store_at_once_all_get_in(tmp_path):
-    code = "from c2c_lightning.training import MLflowTracker as T; t = T(); t.begin(); print(t.run_id)"
+    code = "from c2c_lightning.tracking import MLflowTracker as T; t = T(); t.begin(); print(t.run_id)"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     runs = [
         subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
