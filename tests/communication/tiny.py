@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
+from collections import Counter
 from functools import cache, partial
 
 import torch
@@ -56,10 +59,9 @@ BARE = (  # nothing before the content
 )
 
 
-def _train(tokenizer: Tokenizer, trainer: type, vocab_size: int, special: list[str], **kwargs) -> Tokenizer:
-    tokenizer.train_from_iterator(
-        TEXT, trainer(vocab_size=vocab_size, special_tokens=special, show_progress=False, **kwargs)
-    )
+def _train(tokenizer: Tokenizer, texts: list[str], vocab_size: int, special: list[str], **kwargs) -> Tokenizer:
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False, **kwargs)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -69,9 +71,7 @@ def byte_level(vocab_size: int, special: list[str]) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _train(
-        tokenizer, trainers.BpeTrainer, vocab_size, special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+    return _train(tokenizer, TEXT, vocab_size, special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
 
 
 def pieces(vocab_size: int, special: list[str]) -> Tokenizer:
@@ -79,10 +79,10 @@ def pieces(vocab_size: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    # A small alphabet, so that Chinese, Hindi and emoji fall back to bytes.
-    state = json.loads(
-        _train(tokenizer, trainers.BpeTrainer, vocab_size, [*special, "<unk>"], limit_alphabet=60).to_str()
-    )
+    # A small alphabet, so that Chinese, Hindi and emoji fall back to bytes; the trainer's own limit falls
+    # differently from run to run where characters are equally frequent.
+    ascii_texts = ["".join(c for c in text if c.isascii()) for text in TEXT]
+    state = json.loads(_train(tokenizer, ascii_texts, vocab_size, [*special, "<unk>"]).to_str())
     vocabulary = state["model"]["vocab"]
     for i in range(256):
         vocabulary[f"<0x{i:02X}>"] = len(vocabulary)
@@ -90,12 +90,23 @@ def pieces(vocab_size: int, special: list[str]) -> Tokenizer:
 
 
 def unigram(vocab_size: int, special: list[str]) -> Tokenizer:
-    """As T5's: its normaliser changes the number of characters."""
-    tokenizer = Tokenizer(models.Unigram())
+    """As T5's: its normaliser changes the number of characters.
+
+    The vocabulary is counted and not trained, for what the trainer finds differs from run to run.
+    """
+    words = ["▁" + word for text in TEXT for word in unicodedata.normalize("NFKC", text).split(" ")]
+    count = Counter(word[i:j] for word in words for i in range(len(word)) for j in range(i + 1, i + 7) if word[i:j])
+    characters = sorted(piece for piece in count if len(piece) == 1)
+    longer = sorted(count.keys() - characters, key=lambda piece: (-count[piece] * len(piece), piece))
+    room = vocab_size - len(characters) - len(special) - 1
+    scored = [(piece, math.log(count[piece] / len(words))) for piece in [*characters, *longer[:room]]]
+    vocabulary = [(name, 0.0) for name in (*special, "<unk>")] + scored
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=len(special)))
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace()
-    return _train(tokenizer, trainers.UnigramTrainer, vocab_size, [*special, "<unk>"], unk_token="<unk>")
+    return tokenizer
 
 
 TOKENIZERS = {  # name: (kind, vocabulary, template, end of turn, other special tokens)
