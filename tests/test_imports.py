@@ -1,4 +1,4 @@
-"""Imports point down: nano, fuser <- communication <- data, training <- the command line."""
+"""Imports point down: nano, fuser <- communication <- data, training <- evaluation <- the command line."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,8 @@ MAY_IMPORT = {
     "nano": set(),
     "communication": {"fuser"},
     "data": {"communication", "nano"},
-    "training": {"communication", "fuser"},
+    "training": {"communication", "fuser", "tracking"},
+    "evaluation": {"communication", "data", "fuser", "nano", "tracking"},
 }
 MUST_NOT_KNOW = {
     "fuser": {"lightning", "mlflow", "transformers"},
@@ -20,6 +21,7 @@ MUST_NOT_KNOW = {
     "data": {"mlflow"},
     "nano": {"mlflow"},
     "training": set(),
+    "evaluation": set(),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Source:
 
     def examples(self, tally: MalformedTally) -> Iterator[Example]:
         """All examples; malformed records are counted in `tally`, which stops when they are too many."""
-        for source, record in self._rows():
+        for source, record in self.rows():
             tally.seen += 1
             try:
                 if isinstance(record, MalformedRecord):
@@ -80,11 +80,19 @@ class Source:
                 files += [Path(file["filename"]) for file in self._from_hub(name).cache_files]
         return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
+    def parts(self) -> Iterator[Source]:
+        """A source for each of its files, saved datasets and hub datasets, in their order."""
+        for name, path in self._paths():
+            single = not path.exists() or _is_saved_dataset(path)
+            names = [name] if single else [str(file) for file in self._files(path)]
+            yield from (replace(self, path=name) for name in names)
+
     def _paths(self) -> list[tuple[str, Path]]:
         names = [self.path] if isinstance(self.path, str) else self.path
         return [(name, Path(name).expanduser()) for name in names]
 
-    def _rows(self) -> Iterator[tuple[str, Any]]:
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Every record, with the file and line that it stands in; MalformedRecord for a line that is not JSON."""
         for name, path in self._paths():
             if not path.exists():
                 yield from self._dataset_rows(name, self._from_hub(name))

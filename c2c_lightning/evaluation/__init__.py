@@ -1,0 +1,1 @@
+"""What cache communication gave: methods, controls, statistics, analyses and the report."""

@@ -1,0 +1,60 @@
+"""GSM8K: grade-school word problems whose answer is a number (arXiv 2110.14168)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.benchmarks.base import Benchmark
+from c2c_lightning.evaluation.benchmarks.columns import own_id, text
+from c2c_lightning.evaluation.item import Grade, Item
+
+
+@dataclass(frozen=True)
+class SolvedItem(Item):
+    """A question with the steps to its answer."""
+
+    solution: str = ""
+
+
+class GSM8K(Benchmark):
+    """Word problems, compared by the value of the last result.
+
+    The prompt `number` asks for the number alone, which fits the paper's 64 tokens; `worked_steps` asks for the
+    way to it and needs a higher `max_new_tokens`.
+
+    Args:
+        path: a hub id, or files with its columns.
+        name: in file names and metrics.
+        prompt: a shipped prompt's name or a path to a YAML file.
+        subset: of the hub dataset.
+        **kwargs: as for every benchmark.
+    """
+
+    exemplar_split = "train"
+
+    def __init__(
+        self,
+        path: str | list[str] = "openai/gsm8k",
+        name: str = "gsm8k",
+        prompt: str = "number",
+        subset: str = "main",
+        **kwargs: Any,
+    ):
+        super().__init__(path, name=name, prompt=prompt, subset=subset, **kwargs)
+
+    def to_item(self, record: dict[str, Any], source: str) -> SolvedItem:
+        solution, mark, answer = text(record, "answer").rpartition("####")
+        if not mark:
+            raise MalformedRecord("answer has no final number; write it after '####'")
+        steps = re.sub(r"<<[^>]*>>", "", solution).strip()  # without the marks for a calculator
+        return SolvedItem(own_id(record), text(record, "question"), (answer.strip(),), solution=steps)
+
+    def answer_values(self, item: Item) -> dict[str, str]:
+        return {**super().answer_values(item), "solution": getattr(item, "solution", "")}
+
+    def grade(self, item: Item, response: str) -> Grade:
+        return grading.math(response, item.answers)

@@ -1,0 +1,413 @@
+"""Benchmarks read records as they are published, ask them in their prompt, and grade the right answer right."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from jsonargparse import ArgumentParser
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.benchmarks import (
+    GSM8K,
+    ARCChallenge,
+    Benchmark,
+    CEval,
+    LongBenchE,
+    MMLURedux,
+    NanoWorld,
+    OpenBookQA,
+    OwnQuestions,
+)
+from c2c_lightning.evaluation.item import Item
+
+FILES = Path(__file__).parent / "benchmark_files"
+WHOLE_GSM8K = Path(__file__).parents[1] / "data" / "gsm8k" / "whole_test.jsonl.gz"
+LIMITS = {
+    "qasper": 128,
+    "multifieldqa_en": 64,
+    "hotpotqa": 32,
+    "2wikimqa": 32,
+    "gov_report": 512,
+    "multi_news": 512,
+    "trec": 64,
+    "triviaqa": 32,
+    "samsum": 128,
+    "passage_count": 32,
+    "passage_retrieval_en": 32,
+    "lcc": 64,
+    "repobench-p": 64,
+}
+METRICS = (
+    ["f1"] * 4 + ["rouge_l"] * 2 + ["classification", "f1", "rouge_l", "count", "retrieval"] + ["code_similarity"] * 2
+)
+
+
+def every_benchmark() -> list[Benchmark]:
+    return [
+        NanoWorld(),
+        MMLURedux(str(FILES / "mmlu_redux")),
+        ARCChallenge(str(FILES / "arc_challenge.jsonl")),
+        OpenBookQA(str(FILES / "openbookqa.jsonl")),
+        CEval(str(FILES / "ceval")),
+        GSM8K(str(FILES / "gsm8k.jsonl")),
+        GSM8K(str(FILES / "gsm8k.jsonl"), name="gsm8k_steps", prompt="worked_steps", max_new_tokens=512),
+        LongBenchE(str(FILES / "longbench_e")),
+        OwnQuestions(str(FILES / "own.jsonl")),
+        OwnQuestions(str(FILES / "own.jsonl"), name="own_f1", grading="f1"),
+        OwnQuestions(str(FILES / "own.jsonl"), name="own_choices", prompt="choices"),
+    ]
+
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in every_benchmark()}
+
+
+def write(path: Path, *records: object) -> str:
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_right_response_is_graded_right_and_the_message_asks_everything(name):
+    benchmark = BENCHMARKS[name]
+    items = benchmark.items()
+    assert len({item.id for item in items}) == len(items) > 0
+    for item in items:
+        assert benchmark.grade(item, benchmark.response(item)).score == pytest.approx(1), item
+        (message,) = benchmark.messages(item)
+        assert message["role"] == "user"
+        for text in (item.question, item.context, *item.choices):
+            assert text in message["content"]
+            assert text in benchmark.question_text(item)
+        assert benchmark.max_new_tokens_of(item) >= 16
+        assert "\n\n\n" not in message["content"].replace(item.context, "x").replace(item.question, "x")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_wrong_response_is_graded_wrong(name):
+    benchmark = BENCHMARKS[name]
+    for item in benchmark.items():
+        wrong = next((letter for letter in item.letters if letter not in item.answers), "98765 zzz")
+        assert benchmark.grade(item, wrong).score < 0.5
+        assert benchmark.grade(item, "").score == 0
+
+
+def test_nano_asks_the_questions_of_held_out_people():
+    nano = BENCHMARKS["nano"]
+    assert len(nano.items()) == 400
+    assert {item.subject for item in nano.items()} == {"home town", "job", "pet", "favourite book"}
+    item = nano.items()[0]
+    assert nano.messages(item) == [{"role": "user", "content": item.question}]
+    assert len(nano.exemplar_items()) == 1600
+    assert not {item.question for item in nano.items()} & {item.question for item in nano.exemplar_items()}
+
+
+def test_mmlu_redux_honours_the_corrections_of_the_hand_check():
+    benchmark = BENCHMARKS["mmlu_redux"]
+    answers = {item.question: item.answers for item in benchmark.items()}
+    assert answers == {
+        "How many loaves make a dozen and three?": ("D",),
+        "What makes bread rise?": ("A", "B"),
+        "What makes crusts {brown}?": ("A",),
+        "Which river runs through Tavola?": ("C",),
+        "Which river is longest?": ("C",),
+        "Which rivers meet at Lom?": ("A", "C"),
+        "Which river froze?": ("D",),
+    }
+    # "2" among 1, 2, 3 and 4 may be a place or a text.
+    assert benchmark.dropped == {"correction cannot be read": 2, "no correct answer": 1}
+    assert [item.id for item in benchmark.items()][:2] == ["baking/0", "baking/2"]
+    assert {item.subject for item in benchmark.items()} == {"baking", "geography"}
+
+
+@pytest.mark.parametrize(
+    ("correction", "answers"),
+    [
+        ("2", "C"),
+        ("C", "C"),
+        ("c", "C"),
+        ("(C)", "C"),
+        ("C. Fulo", "C"),
+        ("Option C", "C"),
+        ("Fulo", "C"),
+        (" fulo ", "C"),
+        ("A and C", "AC"),
+        ("A, C", "AC"),
+        ("C,A", "AC"),
+        ("A or C", "AC"),
+        ("A/C", "AC"),
+        ("0 and 2", "AC"),
+        ("0, 1, 3", "ABD"),
+        ("A, B, and C", "ABC"),
+        ("Dora and Fulo", "AC"),
+        ("Dora, or C", "AC"),
+        ("A. Dora and C. Fulo", "AC"),
+        ("The correct answer is C", "C"),
+        ("A. Dora and another river", ""),
+        ("C. Dora", ""),
+        ("A, " * 40 + "x", ""),
+        (2, "C"),
+        ("", ""),
+        (None, ""),
+        ("4", ""),
+        ("E", ""),
+        ("none", ""),
+        ("A and unknown", ""),
+        ("A better question is needed", ""),
+    ],
+)
+def test_corrections_are_read_however_they_were_written(correction, answers, tmp_path):
+    record = json.loads((FILES / "mmlu_redux" / "geography.jsonl").read_text().splitlines()[2])
+    kept = json.loads((FILES / "mmlu_redux" / "geography.jsonl").read_text().splitlines()[0])
+    record["correct_answer"] = correction
+    benchmark = MMLURedux(write(tmp_path / "rivers.jsonl", kept, record))
+    assert [item.answers for item in benchmark.items()[1:]] == ([tuple(answers)] if answers else [])
+    assert benchmark.dropped == ({} if answers else {"correction cannot be read": 1})
+
+
+def test_arc_turns_numbers_into_letters():
+    items = BENCHMARKS["arc_challenge"].items()
+    assert [(item.letters, item.answers) for item in items] == [("ABCD", ("A",)), ("ABCDE", ("C",)), ("ABC", ("A",))]
+
+
+def test_ceval_tells_the_same_number_of_two_subjects_apart():
+    items = BENCHMARKS["ceval"].items()
+    assert [item.id for item in items] == ["invented_history/0", "invented_history/1", "invented_law/0"]
+    assert [item.answers for item in items] == [("B",), ("D",), ("A",)]
+    assert BENCHMARKS["ceval"].grade(items[0], "答案是B").score == 1
+
+
+def test_all_of_gsm8k_is_read_and_graded():
+    benchmark = GSM8K(str(WHOLE_GSM8K))
+    items = benchmark.items()
+    assert len(items) == 1319
+    for item, other in zip(items, items[1:] + items[:1]):
+        own = f"{item.solution}\n#### {item.answers[0]}"
+        assert benchmark.grade(item, own).score == 1, item
+        if other.answers != item.answers:
+            assert benchmark.grade(item, f"{other.solution}\n#### {other.answers[0]}").score == 0, item
+    assert benchmark.max_new_tokens_of(items[0]) == 64
+
+
+def test_worked_solutions_of_gsm8k_are_graded_with_their_calculator_marks():
+    benchmark = GSM8K(str(WHOLE_GSM8K))
+    records = [json.loads(line) for line in gzip.decompress(WHOLE_GSM8K.read_bytes()).splitlines()]
+    assert all(benchmark.grade(item, record["answer"]).score == 1 for item, record in zip(benchmark.items(), records))
+
+
+def test_worked_steps_show_the_way_and_the_box():
+    benchmark = BENCHMARKS["gsm8k_steps"]
+    response = benchmark.response(benchmark.items()[0])
+    assert response == "She stacks 6*200=1200 plums.\n1200-3=1197 are left.\n\n\\boxed{1,197}"
+
+
+def test_longbench_e_has_the_published_limits_and_metrics():
+    benchmark = BENCHMARKS["longbench_e"]
+    assert {item.subject: benchmark.max_new_tokens_of(item) for item in benchmark.items()} == LIMITS
+    assert [benchmark.prompt.of(dataset).metric for dataset in LIMITS] == METRICS
+    assert LongBenchE(str(FILES / "longbench_e"), max_new_tokens=7).max_new_tokens_of(benchmark.items()[0]) == 7
+
+
+def test_longbench_e_scores_the_first_line_where_models_go_on_with_examples():
+    benchmark = BENCHMARKS["longbench_e"]
+    items = {item.subject: item for item in benchmark.items()}
+    assert benchmark.grade(items["triviaqa"], "a boat\nPassage:\nMore about boats and goats").score == 1
+    assert benchmark.grade(items["samsum"], "\nIda wants tea.\nDialogue: Ben: And so on").score == 1
+    assert benchmark.grade(items["hotpotqa"], "Vell\nor so").score < 1
+
+
+def test_longbench_e_cuts_the_middle_out_of_long_contexts_when_asked_to():
+    whole, cut = (
+        LongBenchE(str(FILES / "longbench_e" / "qasper_e.jsonl"), max_context_characters=n) for n in (None, 31)
+    )
+    context = whole.items()[0].context
+    assert len(context) > 100
+    assert cut.items()[0].context == context[:16] + context[-15:]
+    assert cut.items()[1].context == whole.items()[1].context
+
+
+def test_own_questions_take_letters_places_and_texts():
+    items = BENCHMARKS["own"].items()
+    assert [item.answers for item in items] == [("A",), ("B",), ("A",), ("B",), ("Ida", "Ida Lark"), ("1.25",)]
+    assert [item.id for item in items] == ["boats-1", "boats/1", "own/2", "own/3", "own/4", "own/5"]
+    content = BENCHMARKS["own"].messages(items[0])[0]["content"]
+    assert content.startswith("A gig is {long} and narrow.\n\nWhat is a gig?\n\nA. a boat\nB. a goat\nC. a coat\n\n")
+    assert "(A, B, C)" in content
+    assert BENCHMARKS["own"].messages(items[4])[0]["content"] == "Who rowed?\n\nReply with nothing but the answer."
+    assert OwnQuestions(str(FILES / "own.jsonl"), grading="math").grade(items[5], "5/4").score == 1
+    assert BENCHMARKS["own_f1"].grade(items[4], "Ida Mark").score == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("store", ["parquet", "folder of parquet", "saved splits"])
+def test_records_are_the_same_from_every_store(store, tmp_path):
+    records = [json.loads(line) for line in (FILES / "arc_challenge.jsonl").read_text().splitlines()]
+    if store == "saved splits":
+        table = datasets.Dataset.from_list(records)
+        datasets.DatasetDict({"train": table.select([0]), "test": table}).save_to_disk(tmp_path / "arc")
+    else:
+        (tmp_path / "arc").mkdir()
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / "arc" / "test.parquet")
+    path = tmp_path / "arc" / "test.parquet" if store == "parquet" else tmp_path / "arc"
+    assert ARCChallenge(str(path)).items() == BENCHMARKS["arc_challenge"].items()
+
+
+def test_longbench_e_and_own_questions_come_from_parquet_with_empty_columns(tmp_path):
+    for name, cls in (("longbench_e/trec_e", LongBenchE), ("own", OwnQuestions)):
+        records = [json.loads(line) for line in (FILES / f"{name}.jsonl").read_text().splitlines()]
+        for record in records:  # a Parquet column is of one type
+            if isinstance(record.get("reference"), str):
+                record["reference"] = [record["reference"]]
+            if "answer" in record:
+                record["answer"] = str(record["answer"])
+        columns = {column: [record.get(column) for record in records] for record in records for column in record}
+        file = tmp_path / f"{Path(name).name}.parquet"
+        pq.write_table(pa.table(columns), file)
+        own, stored = cls(str(FILES / f"{name}.jsonl")), cls(str(file))
+        assert [item.answers for item in stored.items()] == [item.answers for item in own.items()]
+
+
+def test_limit_takes_the_first_of_the_whole():
+    for limit in (1, 4):
+        benchmark = MMLURedux(str(FILES / "mmlu_redux"), limit=limit)
+        assert benchmark.items() == BENCHMARKS["mmlu_redux"].items()[:limit]
+
+
+def test_subjects_are_chosen_by_name():
+    benchmark = LongBenchE(str(FILES / "longbench_e"), subjects=["lcc", "trec"])
+    assert [item.subject for item in benchmark.items()] == ["lcc", "lcc", "trec", "trec"]
+    with pytest.raises(UserError, match=r"mmlu_redux.subjects has 'bakin', .* did you mean 'baking'\?"):
+        MMLURedux(str(FILES / "mmlu_redux"), subjects=["bakin"]).items()
+
+
+def test_exemplars_come_from_another_file_or_split(tmp_path):
+    path = str(FILES / "openbookqa.jsonl")
+    assert OpenBookQA(path).exemplar_items() == []
+    other = write(tmp_path / "train.jsonl", *(FILES / "openbookqa.jsonl").read_text().replace("9-", "8-").splitlines())
+    assert [item.id for item in OpenBookQA(path, exemplars=other).exemplar_items()] == ["8-1", "8-2"]
+    table = datasets.Dataset.from_list([json.loads(line) for line in Path(other).read_text().splitlines()])
+    datasets.DatasetDict({"train": table.select([1]), "test": table.select([0])}).save_to_disk(tmp_path / "saved")
+    saved = OpenBookQA(str(tmp_path / "saved"), exemplars=str(tmp_path / "saved"))
+    assert [item.id for item in saved.items() + saved.exemplar_items()] == ["8-1", "8-2"]
+    with pytest.raises(UserError, match=r"openbookqa.exemplars: .*openbookqa.jsonl holds the questions too"):
+        OpenBookQA(path, exemplars=[other, path]).exemplar_items()
+
+
+def test_what_exemplars_leave_out_is_not_counted_with_the_questions(tmp_path):
+    lines = (FILES / "mmlu_redux" / "geography.jsonl").read_text().splitlines()
+    benchmark = MMLURedux(write(tmp_path / "a.jsonl", lines[0]), exemplars=write(tmp_path / "b.jsonl", *lines))
+    assert len(benchmark.items()) == 1
+    assert len(benchmark.exemplar_items()) == 4
+    assert benchmark.dropped == {}
+
+
+ARC = {"id": "x", "question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+MMLU = {"question": "Why?", "choices": ["a", "b"], "answer": 0, "error_type": "ok", "correct_answer": None}
+OWN = {"question": "Why?", "choices": ["to", "fro"], "answer": "A"}
+LONG = {"input": "Why?", "context": "So.", "answers": ["x"], "dataset": "trec", "all_classes": ["y", "z"], "_id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "change", "message"),
+    [
+        (ARCChallenge, {"answerKey": ...}, "no column 'answerKey' among ['choices', 'id', 'question']; add it"),
+        (ARCChallenge, {"answerKey": "C"}, "answerKey 'C' is not among the choices ['A', 'B']; give one"),
+        (ARCChallenge, {"question": " "}, "the question is empty; write one"),
+        (ARCChallenge, {"question": 5}, "question is 5, which is no text"),
+        (ARCChallenge, {"choices": {"text": ["a"], "label": ["A"]}}, "it has 1 choices; give from 2 to 10"),
+        (ARCChallenge, {"choices": {"text": ["a"], "label": ["A", "B"]}}, "1 choices have the labels ['A', 'B']"),
+        (ARCChallenge, {"choices": ["a", "b"]}, "choices is ['a', 'b']; give an object with the lists 'text' and"),
+        (MMLURedux, {"answer": 2}, "answer 2 is not among the 2 choices; give one from 0"),
+        (MMLURedux, {"answer": "A"}, "answer 'A' is not among the 2 choices"),
+        (MMLURedux, {"error_type": "odd"}, "error_type 'odd' is none of ok, no_correct_answer"),
+        (MMLURedux, {"error_type": ...}, "no column 'error_type'"),
+        (MMLURedux, {"choices": "a b"}, "choices is 'a b'; give a list of texts"),
+        (MMLURedux, {"choices": list("abcdefghijk")}, "it has 11 choices; give from 2 to 10"),
+        (GSM8K, {"answer": "5"}, "answer has no final number; write it after '####'"),
+        (GSM8K, {"answer": "####"}, "it has no answer; give one"),
+        (
+            LongBenchE,
+            {"dataset": "trek"},
+            "dataset 'trek' is none that the prompt 'longbench_e' has: did you mean 'trec'?",
+        ),
+        (LongBenchE, {}, "answers ['x'] are not among the 2 classes"),
+        (LongBenchE, {"all_classes": None}, "all_classes is None; give a list of texts"),
+        (OwnQuestions, {"answer": "C"}, "answer 'C' is not among the choices ['to', 'fro']; give a letter"),
+        (OwnQuestions, {"answer": 2}, "answer 2 is not among the choices"),
+        (OwnQuestions, {"choices": ["B", "A"]}, "answer 'A' may mean A or B; give its place as a number"),
+        (OwnQuestions, {"choices": ...}, "no column 'reference' among ['answer', 'question']"),
+        (OwnQuestions, {"choices": ..., "reference": []}, "it has no answer"),
+    ],
+)
+def test_a_wrong_record_is_one_error_with_its_file_row_and_remedy(cls, change, message, tmp_path):
+    record = {ARCChallenge: ARC, MMLURedux: MMLU, OwnQuestions: OWN, LongBenchE: LONG}.get(cls, {"question": "Why?"})
+    record = {key: value for key, value in {**record, **change}.items() if value is not ...}
+    file = write(tmp_path / "wrong.jsonl", record)
+    with pytest.raises(UserError, match=re.escape(f"{file}:1: {message}")) as error:
+        cls(file).items()
+    assert str(error.value).startswith(f"{cls(file).name}: ")
+
+
+def test_lines_that_are_no_records_are_one_error_too(tmp_path):
+    for line, message in (("{", "not JSON"), ("[1]", "it is a list; make it an object")):
+        with pytest.raises(UserError, match=f"own: .*wrong.jsonl:1: {message}"):
+            OwnQuestions(write(tmp_path / "wrong.jsonl", line)).items()
+
+
+def test_duplicate_ids_are_refused_with_both_places(tmp_path):
+    file = write(tmp_path / "twice.jsonl", ARC, ARC)
+    with pytest.raises(UserError, match=r"twice.jsonl:2: id 'x' is also that of .*twice.jsonl:1; make ids unique"):
+        ARCChallenge(file).items()
+
+
+def test_no_questions_are_refused_with_what_was_left_out(tmp_path):
+    with pytest.raises(UserError, match=r"mmlu_redux.path .* has no questions \(1 left out: no correct answer\)"):
+        MMLURedux(write(tmp_path / "a.jsonl", {**MMLU, "error_type": "no_correct_answer"})).items()
+    with pytest.raises(UserError, match=r"own.path .* has no questions \(no records\)"):
+        OwnQuestions(write(tmp_path / "b.jsonl")).items()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ARCChallenge("missing/file.jsonl").items(), "arc_challenge.path 'missing/file.jsonl': no such file"),
+        (lambda: ARCChallenge("nobody/no-data").items(), "arc_challenge.path 'nobody/no-data' .* as a hub id: "),
+        (lambda: MMLURedux("nobody/no-data").items(), "mmlu_redux.path 'nobody/no-data' .* as a hub id: "),
+        (lambda: GSM8K("x", name="a/b"), "name 'a/b' becomes part of file names"),
+        (lambda: GSM8K("x", limit=0), "gsm8k.limit is 0: give at least 1"),
+        (lambda: GSM8K("x", answer_mode="letters"), "gsm8k.answer_mode is 'letters'"),
+        (lambda: NanoWorld(answer_mode="logits").items(), "nano.answer_mode is 'logits', .* open questions"),
+        (lambda: OwnQuestions("x", grading="maths"), "own.grading is 'maths': give one of exact, math, f1"),
+        (lambda: LongBenchE("x", max_context_characters=1), "longbench_e.max_context_characters is 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_key_and_value(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("cls", [ARCChallenge, CEval, GSM8K, LongBenchE, MMLURedux, NanoWorld, OpenBookQA])
+def test_every_benchmark_is_made_from_a_configuration_alone(cls):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--benchmark", type=Benchmark)
+    path = f"{cls.__module__.rpartition('.')[0]}.{cls.__name__}"
+    config = {"class_path": path, "init_args": {"limit": 3, "answer_mode": "generate", "name": "mine"}}
+    benchmark = parser.instantiate_classes(parser.parse_object({"benchmark": config})).benchmark
+    assert (type(benchmark), benchmark.limit, benchmark.name) == (cls, 3, "mine")
+
+
+def test_a_users_own_benchmark_is_one_small_class(tmp_path):
+    class Riddles(Benchmark):
+        def to_item(self, record, source):
+            return Item("", record["riddle"], (record["solution"],))
+
+    riddles = Riddles(write(tmp_path / "r.jsonl", {"riddle": "Wet?", "solution": "rain"}), prompt="plain")
+    (item,) = riddles.items()
+    assert (riddles.name, item.id) == ("riddles", "r/0")
+    assert riddles.grade(item, "rain").score == 1

@@ -1,0 +1,146 @@
+"""Every kind of answer is graded by what it means, not by how it is written."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.item import Grade
+
+
+def test_a_letter_is_right_if_it_is_any_of_the_answers():
+    assert grading.letter("The answer is C.", ("A", "C"), "ABCD") == Grade("C", 1.0)
+    assert grading.letter("B", ("A", "C"), "ABCD") == Grade("B", 0.0)
+    assert grading.letter("No idea.", ("A", "C"), "ABCD") == Grade(None, 0.0)
+
+
+def test_exact_answers_differ_only_in_space_around_them():
+    assert grading.exact(" Norway\n", ("Norway",)) == Grade("Norway", 1.0)
+    assert grading.exact("norway", ("Norway",)) == Grade("norway", 0.0)
+    assert grading.exact("<think>Oslo.</think>Norway", ("Norway",)).score == 1
+    assert grading.exact("", ("Norway",)) == Grade(None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("18", "18"),
+        ("18.0", "18"),
+        ("$18", "18"),
+        ("$18.00", "18"),
+        ("18 eggs", "18"),
+        ("**18**", "18"),
+        ("#### 18", "18"),
+        ("2 + 16 = 18\n#### 18", "18"),
+        ("3 of 33.333...%\n#### 33", "33"),
+        ("\\boxed{18}", "18"),
+        ("$\\boxed{18}$", "18"),
+        ("\\boxed{\\$18}", "18"),
+        ("\\boxed{18 \\text{ dollars}}", "18"),
+        ("The answer is 18.", "18"),
+        ("She has 3 and 15, so she has 18 in all.", "18"),
+        ("<think>Perhaps 17.</think>18", "18"),
+        ("1,234", "1234"),
+        ("1234", "1,234"),
+        ("It costs $1,234,567.", "1234567"),
+        ("\\boxed{1,234}", "1234"),
+        ("-7", "-7"),
+        ("50%", "50%"),
+        ("50\\%", "50"),
+        ("1/2", "0.5"),
+        ("\\frac{1}{2}", "0.5"),
+        ("$\\frac{3}{4}$", "3/4"),
+        ("x = 5", "5"),
+        ("$x^2 + 2x$", "$2x + x^2$"),
+    ],
+)
+def test_the_same_value_is_right_however_it_is_written(response, answer):
+    assert grading.math(response, (answer,)).score == 1
+
+
+@pytest.mark.parametrize("response", ["19", "180", "1.8", "-18", "18/2", "18 and then 20", "", "none", "<think>18"])
+def test_another_value_is_wrong(response):
+    assert grading.math(response, ("18",)).score == 0
+
+
+def test_the_number_that_was_read_is_told():
+    assert grading.math("So it is **1,234**.", ("18",)).extracted == "1234"
+    assert grading.math("No idea.", ("18",)).extracted is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{10^{10^{10}}}",
+        r"$2^{1000000000}$",
+        r"\boxed{1000000000!}",
+        r"$\binom{10^9}{5\cdot 10^8}$",
+        r"$\int_0^1 e^{-x^{x^x}} dx$",
+        r"$((9^{1000})^{1000})^{1000}$",
+        "(" * 3000,
+        "answer " + "of " * 3000,
+        "1/" * 300 + "3",
+    ],
+)
+def test_no_response_holds_grading_up(response):
+    start = time.monotonic()
+    assert grading.math(response, ("18",)).score == 0
+    assert grading.letter(response, ("A",), "ABCD").score == 0
+    assert time.monotonic() - start < 5
+
+
+def test_values_are_compared_in_threads_too_and_without_warnings(caplog):
+    scores = []
+    with caplog.at_level(logging.WARNING):
+        thread = threading.Thread(target=lambda: scores.append(grading.math("18.0", ("18",)).score))
+        thread.start()
+        thread.join()
+    assert scores == [1.0]
+    assert not caplog.messages
+
+
+def test_f1_counts_the_words_in_common_with_the_best_answer():
+    assert grading.f1("The Plum-Talk!", ("other", "plumtalk")).score == pytest.approx(1)
+    # 1 of 2 words said is right, of 3 that there are: precision 1/2, recall 1/3.
+    assert grading.f1("red goat", ("goat at sea", "none")).score == pytest.approx(
+        2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)
+    )
+    assert grading.f1("", ("goat",)) == Grade(None, 0.0)
+
+
+def test_rouge_l_follows_the_longest_common_subsequence():
+    # "a goat won" is common: 3 of 4 words said, of 5 that there are.
+    expected = 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5)
+    assert grading.rouge_l("A goat easily won.", ("a fast goat won it", "rain")).score == pytest.approx(expected)
+    assert grading.rouge_l("", ("goat",)).score == 0
+
+
+def test_code_is_compared_by_its_first_line_that_is_no_comment():
+    answer = ("    gig.row()",)
+    assert grading.code_similarity("```python\n# row it\ngig.row()\nmore()", answer) == Grade("gig.row()", 1.0)
+    # One letter of nine goes: 2 * 8 of 17 letters match.
+    assert grading.code_similarity("gig.ro()", answer).score == pytest.approx(16 / 17)
+    assert grading.code_similarity('site = "http://vell"', ('site = "http://vell"',)).score == 1
+    assert grading.code_similarity("", answer) == Grade(None, 0.0)
+
+
+def test_a_class_is_right_alone_and_shares_with_others_named_beside_it():
+    classes = ("Number", "Number of oars", "Place")
+    assert grading.classification("Number of oars", ("Number of oars",), classes).score == 1
+    assert grading.classification("Number of oars or Place", ("Number of oars",), classes).score == 1 / 2
+    assert grading.classification("Place", ("Number",), classes).score == 0
+    assert grading.classification("Person", ("Number",), classes).score == 0
+
+
+def test_counts_and_paragraphs_are_the_share_of_numbers_that_are_right():
+    assert grading.count("There are 12.", ("12",)).score == 1
+    assert grading.count("12 of 30", ("12",)).score == 1 / 2
+    assert grading.count("twelve", ("12",)).score == 0
+    assert grading.retrieval("Paragraph 5", ("Paragraph 5",)).score == 1
+    assert grading.retrieval("Paragraph 15", ("Paragraph 5",)).score == 0
+    assert grading.retrieval("5 or 6", ("Paragraph 5",)).score == 1 / 2
