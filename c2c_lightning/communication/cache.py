@@ -32,17 +32,20 @@ def logits_at(model: PreTrainedModel, index: tuple[Tensor | slice, Tensor | slic
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
+def prefill(
+    model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor, positions_BN: Tensor | None = None
+) -> DynamicCache:
     """The model's cache after reading left-padded prompts; no vocabulary logits are computed.
 
     Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
+    Positions count the real tokens, unless others are given.
     """
     cache = DynamicCache()
     with logits_at(model, (slice(None), slice(0, 0))):
         model(
             input_ids=ids_BN,
             attention_mask=mask_BN,
-            position_ids=position_ids(mask_BN),
+            position_ids=position_ids(mask_BN) if positions_BN is None else positions_BN,
             past_key_values=cache,
             use_cache=True,
         )

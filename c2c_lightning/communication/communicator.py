@@ -134,10 +134,22 @@ class Communicator(nn.Module):
             The summed cross-entropy in nats, and the number of supervised tokens it is summed over.
         """
         cache = self.prefill(batch, fuse)
+        supervised = batch.response_mask.nonzero(as_tuple=True)
+        logits_TV = self.response_logits(cache, batch, supervised)
+        loss = F.cross_entropy(logits_TV.float(), batch.response_ids[supervised], reduction="sum")
+        return loss, batch.response_mask.sum()
+
+    def response_logits(self, cache: DynamicCache, batch: Batch, at: tuple[Tensor, ...]) -> Tensor:
+        """Logits (T, V) that predict the response tokens at an index into (B, R).
+
+        Args:
+            cache: of all prompt tokens but the last; the response is added to it.
+            batch: prompts and responses.
+            at: T rows and T columns of `batch.response_ids`; no other logits are computed.
+        """
         ids = torch.cat([batch.prompt_ids[:, -1:], batch.response_ids[:, :-1]], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask[:, :-1]], dim=1)
-        supervised = batch.response_mask.nonzero(as_tuple=True)
-        with logits_at(self.receiver, supervised):
+        with logits_at(self.receiver, at):
             logits_1TV = self.receiver(
                 input_ids=ids,
                 attention_mask=mask,
@@ -145,8 +157,7 @@ class Communicator(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-        loss = F.cross_entropy(logits_1TV[0].float(), batch.response_ids[supervised], reduction="sum")
-        return loss, batch.response_mask.sum()
+        return logits_1TV[0]
 
     @torch.no_grad()
     def generate_ids(self, batch: Batch, fuse: bool = True, **generate_kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import json
@@ -67,6 +68,16 @@ def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(config["layer_map"], dict):
         config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
     return config, state
+
+
+def fingerprint(name: str) -> str:
+    """The same for the same fuser, wherever it lies and in whatever form."""
+    config, state = read_fuser(name)
+    digest = hashlib.sha256(json.dumps({key: config[key] for key in KEYS}, sort_keys=True).encode())
+    for tensor_name in sorted(state):
+        digest.update(tensor_name.encode())
+        digest.update(state[tensor_name].reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

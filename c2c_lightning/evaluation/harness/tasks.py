@@ -1,0 +1,54 @@
+"""The tasks of the lm-evaluation-harness by name, with one message for what a user got wrong."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+
+from c2c_lightning.errors import UserError
+
+
+class Tasks(TaskManager):
+    """The harness's own tasks and the user's.
+
+    Args:
+        include_path: a folder with the user's; None for the harness's alone.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, include_path: str | None = None):
+        folder = None if include_path is None else Path(include_path).expanduser()
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"include_path {include_path!r}: no such folder. Give one with YAML files of tasks.")
+        super().__init__(include_path=folder)
+
+    def match(self, names: list[str]) -> list[str]:
+        """The names that patterns stand for, and files as they are.
+
+        Raises:
+            UserError: a name is no task, group or tag, nor a file, and which are near it.
+        """
+        found: dict[str, None] = {}
+        for name in names:
+            matches = [name] if Path(name).is_file() else self.match_tasks([name])
+            if not matches:
+                near = difflib.get_close_matches(name, self.all_tasks, n=3)
+                hint = f"Did you mean {' or '.join(near)}?" if near else "Name your own tasks' folder by include_path."
+                raise UserError(f"the harness has no task {name!r}. {hint}")
+            found.update(dict.fromkeys(matches))
+        if not found:
+            raise UserError("tasks is empty: name one at least, such as arc_challenge.")
+        return list(found)
+
+    def load(self, task_list: Any) -> Any:
+        """As the harness does; a task reads its data then."""
+        try:
+            return super().load(task_list)
+        except (OSError, ValueError) as error:  # of the hub client and of `datasets`, besides the harness's own
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"tasks {task_list}: cannot be loaded: {reason}") from error
