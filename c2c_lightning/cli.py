@@ -1,156 +1,29 @@
-"""The command line: LightningCLI wiring and nothing else."""
+"""The command line: which command is meant, and what a user got wrong in one message."""
 
 from __future__ import annotations
 
-import json
+import difflib
+import importlib
 import logging
-import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import lightning as L
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from c2c_lightning.data import InstructionData
-from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser, user_message
-from c2c_lightning.tracking import MLflowTracker
-from c2c_lightning.training import (
-    CONFIG_FILE,
-    FOLDER,
-    MLFLOW_FILE,
-    C2CModule,
-    GateMap,
-    Interruption,
-    RunRecord,
-    find_checkpoint,
-    run_folder,
-)
 
-RUNS = Path("runs")
-FOLDER_VARIABLE = "C2C_RUN_FOLDER"
-VALIDATE_EVERY = 100
-TRAINER_DEFAULTS = {
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 5,
-    "num_sanity_val_steps": 0,
-    "check_val_every_n_epoch": None,
-    "val_check_interval": VALIDATE_EVERY,
-    "enable_model_summary": False,  # the module says what is trained and what is frozen
+# Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
+COMMANDS = {
+    "fit": ("c2c_lightning.training_cli:run", "train a fuser"),
+    "validate": ("c2c_lightning.training_cli:run", "validate a checkpoint"),
+    "test": ("c2c_lightning.evaluation_cli:run", "say what a fuser's cache communication gave, with controls"),
+    "report": ("c2c_lightning.evaluation.comparison:compare_runs", "lay several evaluations side by side"),
+    "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
 }
-
-
-class C2CCLI(LightningCLI):
-    """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate")}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # Tokenizers and alignment are the model's; data that read prompts otherwise would be wrong.
-        parser.link_arguments("model.aligner", "data.init_args.aligner", apply_on="instantiate")
-
-    def _parse_ckpt_path(self) -> None:
-        """Resolves and checks `--ckpt_path` before anything is built.
-
-        The base class takes hyper-parameters out of the checkpoint here, over what the user typed.
-        """
-        config = self.config.get(self.config.get("subcommand") or "", {})
-        if config.get("ckpt_path") is not None:
-            folder = config.trainer.default_root_dir
-            runs = [Path(folder)] if folder else sorted(RUNS.glob("*"))
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs))
-
-    def before_instantiate_classes(self) -> None:
-        if self.subcommand != "fit":
-            return
-        config = self.config[self.subcommand]
-        trainer = config.trainer
-        resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
-        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or new_folder()
-        self.resumes = resumed is not None and folder.resolve() == resumed.resolve()
-        if (folder / CONFIG_FILE).exists() and not self.resumes:
-            raise UserError(
-                f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
-                "or name another folder."
-            )
-        trainer.default_root_dir = str(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
-        for key in ("accumulate_grad_batches", "val_check_interval"):
-            if trainer[key] is not None and trainer[key] <= 0:
-                raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
-        if trainer.max_steps == -1 and trainer.max_epochs is None:
-            trainer.max_epochs = 1
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        if self.subcommand is None:
-            return super().instantiate_trainer(**kwargs)
-        config = self.config_init[self.subcommand].trainer
-        if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=config.logger or False, **kwargs)
-        folder = Path(config.default_root_dir)
-        if config.logger is None or config.logger is True:
-            file = folder / MLFLOW_FILE
-            known = json.loads(file.read_text(encoding="utf-8")) if self.resumes and file.exists() else {}
-            kwargs["logger"] = MLflowTracker(run_name=folder.name, **known)
-        callbacks = [*(config.callbacks or []), GateMap(), Interruption()]
-        # Rich's bar would count to epoch -2 when only max_steps is set.
-        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(TQDMProgressBar())
-        if config.logger is not False:
-            callbacks.append(LearningRateMonitor("step"))
-        if config.enable_checkpointing is not False:
-            interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
-            callbacks.append(
-                ModelCheckpoint(
-                    folder / FOLDER,
-                    filename="step={step}",
-                    auto_insert_metric_name=False,
-                    monitor="step",
-                    mode="max",
-                    save_top_k=3,
-                    save_last=True,
-                    every_n_train_steps=max(1, interval // config.accumulate_grad_batches),
-                    enable_version_counter=False,
-                )
-            )
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-
-
-WIRING: dict[str, Any] = {
-    "model_class": C2CModule,
-    "datamodule_class": InstructionData,
-    "subclass_mode_data": True,
-    "save_config_callback": RunRecord,
-    "trainer_defaults": TRAINER_DEFAULTS,
-    "seed_everything_default": 42,
-    "parser_class": Parser,
-    "parser_kwargs": {"parser_mode": "omegaconf+"},
-    "auto_configure_optimizers": False,
-    "load_from_checkpoint_support": False,
-}
-
-
-def new_folder() -> Path:
-    """A folder of this moment's own under `runs/`, the same for all processes that Lightning starts."""
-    if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
-        return Path(os.environ[FOLDER_VARIABLE])
-    first = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    return folder
+LIGHTNING = ("fit", "validate", "test")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -158,14 +31,58 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    # Lightning advertises another tracker at every start.
+    # Lightning advertises its own tracker and registry at every start.
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+    rank_zero.addFilter(lambda record: not re.search("litlogger|litmodels", record.getMessage()))
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        C2CCLI(**WIRING, args=args)
+        run(args)
     except Exception as error:
         message = str(error) if isinstance(error, MisconfigurationException) else user_message(error)
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def run(args: Sequence[str] | None) -> None:
+    """Hands the arguments, or what was typed, to the command that they name."""
+    typed = list(sys.argv[1:] if args is None else args)
+    command = next((arg for arg in typed if not arg.startswith("-")), None)
+    if command is None:
+        print(overview())
+        sys.exit(not {"-h", "--help"} & set(typed))
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        sys.exit(f"error: {command!r} is none of the commands {', '.join(COMMANDS)}.{hint}")
+    module, _, name = COMMANDS[command][0].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if command in LIGHTNING:
+        function(args)
+    else:
+        call(command, function, typed[typed.index(command) + 1 :])
+
+
+def call(command: str, function: Callable, args: list[str]) -> None:
+    """Calls a function with the arguments that its signature and docstring describe."""
+    parser = Parser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
+    parser.add_function_arguments(function)
+    parsed = parser.parse_args(joined(args))
+    function(**parser.instantiate_classes(parsed).as_dict())
+
+
+def joined(args: list[str]) -> list[str]:
+    """The arguments with several values of one option as one list: `--runs a b` as `--runs a,b`."""
+    found: list[str] = []
+    for arg in args:
+        if len(found) > 1 and not arg.startswith("--") and not found[-1].startswith("--"):
+            found[-1] += f",{arg}"
+        else:
+            found.append(arg)
+    return found
+
+
+def overview() -> str:
+    """What can be done, a line for each command."""
+    lines = [f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["python -m c2c_lightning COMMAND ...; COMMAND --help says more", *lines])

@@ -6,7 +6,8 @@ import difflib
 import inspect
 import re
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -21,7 +22,13 @@ UNKNOWN_NAME = re.compile(
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one message, with the name that was probably meant."""
+    """Says what is wrong in one message, with the name that was probably meant.
+
+    Attributes:
+        classes: those that a configuration may name, and whose arguments it may misspell.
+    """
+
+    classes: ClassVar[Sequence[type]] = (C2CFuser, InstructionData, NanoData)
 
     def __init__(self, *args: Any, **kwargs: Any):
         # An abbreviation that fits today is another key's tomorrow.
@@ -38,8 +45,7 @@ class Parser(LightningArgumentParser):
         sys.exit(f"error: {text}")
 
     def _names(self) -> list[str]:
-        classes = [C2CFuser, InstructionData, NanoData]
-        names = [name for c in classes for name in (c.__name__, *inspect.signature(c).parameters)]
+        names = [name for c in self.classes for name in (c.__name__, *inspect.signature(c).parameters)]
         for action in self._actions:
             names += [action.dest, *(action.choices or [])]
             if isinstance(action.choices, dict):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -22,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from c2c_lightning.errors import UserError
 
+MLFLOW_FILE = "mlflow.json"
 RETRY_SECONDS = 60
 MAX_METRICS = 1000  # MLflow's own limit of one request
 
@@ -123,6 +125,18 @@ class MLflowTracker(MLFlowLogger):
         self._do(lambda: getattr(self._open(), copy)(self._run_id, str(path), folder))
 
     @rank_zero_only
+    def log_table(self, table: pd.DataFrame, path: str) -> None:
+        """Keeps a table as an artifact, unless the run has it already: MLflow would add the rows once more."""
+
+        def log() -> None:
+            client = self._open()
+            folder = path.rpartition("/")[0]
+            if path not in {file.path for file in client.list_artifacts(self._run_id, folder)}:
+                client.log_table(self._run_id, table, path)
+
+        self._do(log)
+
+    @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         for key, value in tags.items():
             self._do(lambda key=key, value=value: self._open().set_tag(self._run_id, key, value))
@@ -193,3 +207,16 @@ def first_line(error: Exception) -> str:
 
 def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)), None)
+
+
+def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
+    """Leaves word of the MLflow run in a run's folder, so that it can be gone on with."""
+    if tracker.run_id is not None:
+        where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
+        (folder / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
+
+
+def noted_tracking(folder: Path) -> dict[str, str]:
+    """What `note_tracking` left: `tracking_uri` and `run_id`; empty if nothing."""
+    file = folder / MLFLOW_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -5,12 +5,36 @@ from pathlib import Path
 
 # Before any import of it: a forgotten download fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On models as small as these a second thread gains little, and waits for long where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
 import pytest
+
+from c2c_lightning.cli import main
+from tests.training.runs import BASE, SMALL, Run, newest
 
 
 @pytest.fixture(autouse=True)
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests leave nothing behind, and never see what another one read."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+@pytest.fixture(scope="session")
+def fit(tmp_path_factory):
+    """Runs `fit` on the built-in pair in a working folder of its own; returns its `Run`."""
+
+    def run(*args: str, workspace: Path | None = None, tracking_uri: str | None = None) -> Run:
+        workspace = workspace or tmp_path_factory.mktemp("workspace")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(workspace)
+            patch.setattr("sys.argv", ["c2c_lightning"])
+            # MLflow remembers a run's store in the environment of the process.
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            if tracking_uri is not None:
+                patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+            main(["fit", "--config", BASE, *SMALL, *args])
+        return newest(workspace)
+
+    return run

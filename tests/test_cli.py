@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from c2c_lightning.cli import C2CCLI, WIRING, main
+from c2c_lightning.cli import main
+from c2c_lightning.training_cli import C2CCLI, WIRING
 
 PROJECT = Path(__file__).parents[1]
 BASE = f"--config={PROJECT / 'conf' / 'base.yaml'}"

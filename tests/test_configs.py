@@ -1,24 +1,30 @@
-"""Every shipped configuration parses, and its model can be built."""
+"""Every shipped configuration parses, and what it names can be built."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from c2c_lightning.cli import C2CCLI, WIRING
+from c2c_lightning import evaluation_cli, training_cli
+from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.training import C2CModule
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = sorted((PROJECT / "conf").glob("*.yaml"))
+EVALUATIONS = sorted((PROJECT / "conf" / "eval").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path, monkeypatch):
-    monkeypatch.chdir(PROJECT)
+def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path):
     sharers = yaml.safe_load(path.read_text())["model"]["sharers"]
-    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
-    built = C2CCLI(
-        **WIRING,
+    built = training_cli.C2CCLI(
+        **training_cli.WIRING,
         run=False,
         args=[
             f"--config={path}",
@@ -32,3 +38,18 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
     assert isinstance(built.model, C2CModule)
     built.model.configure_model()
     assert built.model.communicator.fused_layers
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_every_evaluation_has_its_benchmarks_methods_and_analyses(path):
+    written = yaml.safe_load(path.read_text())
+    args = [f"--config={path}", "--trainer.accelerator=cpu"]
+    built = evaluation_cli.EvaluationCLI(**evaluation_cli.WIRING, run=False, args=args)
+    assert isinstance(built.model, Evaluation)
+    classes = [type(benchmark).__name__ for benchmark in built.datamodule.benchmarks]
+    assert classes == [benchmark["class_path"] for benchmark in written["data"]["benchmarks"]]
+    assert {"receiver", "c2c", "wrong_question", "zero_update", "mean_update", "calibrated_receiver"} <= {
+        method.name for method in built.model.compared
+    }
+    analyses = [type(callback).__name__ for callback in built.trainer.callbacks]
+    assert {callback["class_path"] for callback in written["trainer"]["callbacks"]} <= set(analyses)

@@ -4,12 +4,11 @@ from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, find_checkpo
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
-from c2c_lightning.training.run_record import MLFLOW_FILE, RunRecord
+from c2c_lightning.training.run_record import RunRecord
 
 __all__ = [
     "CONFIG_FILE",
     "FOLDER",
-    "MLFLOW_FILE",
     "C2CModule",
     "GateMap",
     "Interruption",

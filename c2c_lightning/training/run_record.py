@@ -26,11 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.tracking import MLflowTracker, find_tracker
+from c2c_lightning.tracking import MLFLOW_FILE, find_tracker, note_tracking
 from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, LAST
 from c2c_lightning.training.interruption import Interrupted
-
-MLFLOW_FILE = "mlflow.json"
 
 
 class RunRecord(L.Callback):
@@ -116,13 +114,6 @@ class RunRecord(L.Callback):
                 tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
         if tracker is not None:
             tracker.save_undelivered(folder)
-
-
-def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
-    """Leaves word of the MLflow run, so that a resumed run goes on in it."""
-    if tracker.run_id is not None:
-        where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
-        (folder / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
 
 
 def summarize(trainer: L.Trainer, seconds: float) -> None:

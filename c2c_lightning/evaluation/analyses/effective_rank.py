@@ -1,0 +1,141 @@
+"""How many directions the caches use: the effective rank of keys and values.
+
+Dimensions: L layers, B questions, H kv heads, N prompt tokens but the last, D head_dim, F = H * D features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics import Metric
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.style import colour, new_figure, save
+from c2c_lightning.evaluation.observing import Caches, Observer
+from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.section import Section
+from c2c_lightning.fuser import PART_NAMES
+
+TEXT = """\
+The effective rank of a matrix is the exponential of the entropy of its singular values, scaled to sum to 1 \
+(Roy & Vetterli 2007): the number of directions that it uses, weighted by how much. The matrix of a layer has \
+a row for every prompt token of the benchmark and a column for every feature of its keys or values, so its \
+rank is at most the number of features. The sharer's tokens are those that stand opposite the receiver's; \
+`fused` is the receiver's cache after fusion.
+
+Source: table 2 of the paper (arXiv 2510.03215), which gives {paper}: \
+fusion raises the receiver's effective rank."""
+PAPER = "K 539/388/395 and V 689/532/560 for sharer/receiver/fused"
+
+
+class EffectiveRank(Analysis, Observer):
+    """The effective rank of the sharers', the receiver's and the fused cache, in every layer.
+
+    Costs one matrix of features x features in double precision for each cache, layer and part.
+    """
+
+    name = "effective_rank"
+
+    def __init__(self) -> None:
+        self.measured: dict[str, Any] = {}
+
+    def metric(self, communicator: Communicator) -> Metric:
+        fuser = communicator.fusers[0]
+        sizes = {name: (len(communicator.fused_layers), fuser.receiver.features) for name in ("receiver", "fused")}
+        for i in communicator.open_sharers():
+            sizes[f"sharer_{i}"] = (len(communicator.layer_maps[i]), communicator.fusers[i].sharer.features)
+        return EffectiveRanks(sizes)
+
+    def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
+        ranks_2L = {name: ranks.numpy() for name, ranks in self.measured[results.benchmark.name].items()}
+        several = sum(name.startswith("sharer") for name in ranks_2L) > 1
+        layers = {
+            name: list(communicator.layer_maps[int(name.split("_")[1])])
+            if name.startswith("sharer")
+            else communicator.fused_layers
+            for name in ranks_2L
+        }
+        named = {name if several else name.removesuffix("_0"): name for name in ranks_2L}
+        order = sorted(named, key=lambda label: not label.startswith("sharer"))
+        columns = {}
+        for p, part in enumerate(PART_NAMES):
+            for label in order:
+                ranks = ranks_2L[named[label]][p]
+                by_layer = dict(zip(layers[named[label]], (f"{rank:.1f}" for rank in ranks)))
+                cells = [by_layer.get(layer, "") for layer in communicator.fused_layers]
+                columns[f"{part}, {label}"] = [f"{ranks.mean():.1f}", *cells]
+        table = pd.DataFrame({"receiver layer": ["mean", *map(str, communicator.fused_layers)], **columns})
+        figure = draw({label: (layers[named[label]], ranks_2L[named[label]]) for label in order})
+        return Section(
+            "Effective rank of the caches",
+            TEXT.format(paper=PAPER),
+            {"Effective rank": table},
+            {"Effective rank of keys and values in every fused layer": save(figure, folder, self.name)},
+        )
+
+
+def draw(ranks: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
+    """A panel for keys and one for values, a line for every cache: its layers and (2, L) ranks."""
+    figure = new_figure(3.6)
+    axes = figure.subplots(1, 2, sharey=True)
+    for p, (axis, part) in enumerate(zip(axes, PART_NAMES)):
+        for label, (layers, ranks_2L) in ranks.items():
+            method = {"fused": "c2c"}.get(label, label.split("_")[0])
+            style = {"fused": "-", "receiver": ":"}.get(label, "--")
+            marker = {"fused": "o", "receiver": "s", "sharer_1": "v", "sharer_2": "D"}.get(label, "^")
+            axis.plot(layers, ranks_2L[p], color=colour(method), linestyle=style, marker=marker, label=label)
+        axis.set_title(part)
+        axis.set_xlabel("receiver layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("effective rank")
+    axes[0].set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ranks))
+    return figure
+
+
+class EffectiveRanks(Metric):
+    """Sums X^T X, whose eigenvalues are the squares of X's singular values, over all batches and ranks.
+
+    Args:
+        sizes: layers and features of every cache, by name.
+    """
+
+    full_state_update = False
+
+    def __init__(self, sizes: dict[str, tuple[int, int]]):
+        super().__init__()
+        self.names = list(sizes)
+        for name, (layers, features) in sizes.items():
+            zeros = torch.zeros(2, layers, features, features, dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+
+    def update(self, caches: Caches) -> None:
+        stacks = {"receiver": (caches.receiver, caches.mask), "fused": (caches.fused, caches.mask)}
+        for i, stack in caches.sharers.items():
+            stacks[f"sharer_{i}"] = (stack, caches.mask & (caches.batch.sharers[i].positions != UNALIGNED))
+        for name, (stack, mask_BN) in stacks.items():
+            gram = getattr(self, name)
+            for part in range(len(PART_NAMES)):
+                for layer in range(stack.shape[1]):
+                    x_TF = stack[part, layer].transpose(1, 2).flatten(2)[mask_BN].double()
+                    gram[part, layer] += x_TF.T @ x_TF
+
+    def compute(self) -> dict[str, Tensor]:
+        """For every cache (2, L)."""
+        values = {name: torch.linalg.eigvalsh(getattr(self, name)).clamp(min=0).sqrt() for name in self.names}
+        return {name: effective_rank(values_2LF).cpu() for name, values_2LF in values.items()}
+
+
+def effective_rank(singular_values: Tensor) -> Tensor:
+    """exp(entropy) of the singular values in the last dimension, scaled to sum to 1."""
+    share = singular_values / singular_values.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()

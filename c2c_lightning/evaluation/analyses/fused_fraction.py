@@ -1,0 +1,124 @@
+"""How much of the prompt has to be fused, and whether its beginning or its end matters more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.style import (
+    draw_series,
+    estimates,
+    measure_of,
+    new_figure,
+    save,
+    score_axis,
+    with_interval,
+)
+from c2c_lightning.evaluation.methods import C2C, Method
+from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.statistics import Estimate
+
+End = Literal["front", "back"]
+ENDS: tuple[End, ...] = ("front", "back")
+COLOURS = {"front": "#0072b2", "back": "#d55e00"}
+TEXT = """\
+Only a part of each prompt is fused: the first tokens (`front_25` for the first 25%) or the last \
+(`back_25`); the others keep the receiver's own cache, as a token does that has no sharer token opposite. \
+Nothing fused is the receiver, everything C2C. The last prompt token is never fused and does not count.
+
+Source: the paper's study of how accuracy grows with the part of the context that is fused (arXiv 2510.03215)."""
+
+
+class FusedFraction(Analysis):
+    """Accuracy against the share of the prompt that is fused, from its front and from its back.
+
+    Args:
+        percentages: of the prompt's tokens, each more than 0 (the receiver) and less than 100 (C2C).
+
+    Raises:
+        UserError: no percentage, or one out of range.
+    """
+
+    def __init__(self, percentages: tuple[int, ...] = (25, 50, 75)):
+        if not percentages or any(not 0 < p < 100 for p in percentages):
+            raise UserError(
+                f"percentages of FusedFraction are {list(percentages)}: give some between 1 and 99; "
+                "0 is the receiver and 100 is c2c."
+            )
+        self.percentages = sorted(set(percentages))
+
+    def methods(self, communicator: Communicator) -> list[Method]:
+        return [PartlyFused(end, percentage) for end in ENDS for percentage in self.percentages]
+
+    def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
+        ends = estimates(results, ["receiver", "c2c"])
+        series: dict[End, dict[int, Estimate]] = {}
+        for end in ENDS:
+            asked = estimates(results, [f"{end}_{p}" for p in self.percentages])
+            series[end] = {p: asked[f"{end}_{p}"] for p in self.percentages}
+            for percentage, method in ((0, "receiver"), (100, "c2c")):
+                if method in ends:
+                    series[end][percentage] = ends[method]
+            series[end] = dict(sorted(series[end].items()))
+        measure = measure_of(results, [*ends, *(f"{end}_{p}" for end in ENDS for p in self.percentages)])
+        columns = {
+            f"from the {end}: {measure}": [with_interval(e, measure) for e in series[end].values()] for end in ENDS
+        }
+        table = pd.DataFrame({"fused": [f"{p}%" for p in series["front"]], **columns})
+        caption = f"{measure.capitalize()} against the share of the prompt that is fused"
+        figure = draw(series, measure)
+        return Section(
+            "How much of the prompt is fused", TEXT, {caption: table}, {caption: save(figure, folder, "fused_fraction")}
+        )
+
+
+class PartlyFused(C2C):
+    """C2C on the first or last tokens of every prompt.
+
+    Args:
+        end: where the fused tokens are.
+        percentage: of the prompt's tokens, from 0 to 100.
+    """
+
+    def __init__(self, end: End, percentage: int):
+        self.end, self.percentage = end, percentage
+        self.name = f"{end}_{percentage}"
+        self.description = f"C2C on the {'first' if end == 'front' else 'last'} {percentage}% of each prompt"
+
+    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
+        batch = questions.batch(communicator)
+        real_BN = batch.prompt_mask[:, :-1].bool()
+        length_B1 = real_BN.sum(1, keepdim=True)
+        fused_B1 = (length_B1 * self.percentage + 50) // 100
+        place_BN = real_BN.cumsum(1) - 1  # of a real token among the real ones
+        fused_BN = place_BN < fused_B1 if self.end == "front" else place_BN >= length_B1 - fused_B1
+        sharers = [
+            replace(sharer, positions=torch.where(fused_BN, sharer.positions, UNALIGNED)) for sharer in batch.sharers
+        ]
+        return replace(batch, sharers=sharers)
+
+
+def draw(series: dict[End, dict[int, Estimate]], measure: str) -> Figure:
+    """A line for each end."""
+    figure = new_figure(3.8)
+    axis = figure.subplots()
+    for end, marker, shift, line in zip(ENDS, "os", (-0.6, 0.6), ("-", "--")):
+        places = [p + shift * (0 < p < 100) for p in series[end]]
+        draw_series(axis, places, list(series[end].values()), f"from the {end}", COLOURS[end], marker, line)
+    axis.set_xlabel("fused share of the prompt's tokens")
+    score_axis(axis.yaxis, measure)
+    axis.set_xticks(list(series["front"]), [f"{p}%" for p in series["front"]])
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure

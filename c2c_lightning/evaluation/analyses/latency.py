@@ -1,0 +1,231 @@
+"""How long answers take, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.style import new_figure, save
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.methods import Answering
+from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.section import Section
+
+METHODS = ("receiver", "sharer", "text_to_text", "c2c", "c2c_after_text")
+STAGES = {  # and their colours
+    "sharer prefill": "#f0c987",
+    "sharer decode": "#e69f00",
+    "text": "#cc79a7",
+    "receiver prefill": "#b8b8b8",
+    "fusion": "#0072b2",
+    "decode": "#5c5c5c",
+}
+TEXT = """\
+Time from the tokenized question to the finished response, on {device}, for the first {prompts} questions, \
+{repeats} times each after a round to warm up. Methods take turns at every batch, so that what disturbs the \
+machine disturbs all alike. Times are those of a whole batch: medians with quartiles in the first table, means \
+in the second and in the figure, since means of stages add up. Tokenizing the question is left out, as it is \
+the same for all; what a method tokenizes beyond it is its stage `text`. Responses differ in length, so the \
+time per token is the fairer comparison of decoding.
+
+Source: table 3 of the paper (arXiv 2510.03215): receiver 308 ms, sharer 346, text-to-text 1596, C2C 445 = \
+prefill 20 + 90, fusion 27, decode 308."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one batch took.
+
+    Attributes:
+        total: seconds, timed independently of the stages.
+        first_token: seconds until the response's first token.
+        tokens: of the longest response in the batch.
+        stages: seconds of every stage.
+    """
+
+    total: float
+    first_token: float
+    tokens: int
+    stages: dict[str, float]
+
+    @property
+    def per_token(self) -> float:
+        """Seconds for each further token; NaN if there was one only."""
+        return (self.total - self.first_token) / (self.tokens - 1) if self.tokens > 1 else np.nan
+
+
+class Latency(Analysis):
+    """Time to first token, time per token and total of the methods, with the stages that they are made of.
+
+    Args:
+        methods: names of the methods to time; None for receiver, sharer, text_to_text, c2c and
+            c2c_after_text, as far as they are asked.
+        prompts: questions of each benchmark that are timed, its first ones.
+        batch_size: that is timed beside a batch size of 1.
+        repeats: rounds over the questions.
+
+    Raises:
+        UserError: a number less than 1.
+    """
+
+    def __init__(self, methods: list[str] | None = None, prompts: int = 16, batch_size: int = 8, repeats: int = 3):
+        for key, value in (("prompts", prompts), ("batch_size", batch_size), ("repeats", repeats)):
+            if value < 1:
+                raise UserError(f"{key} of Latency is {value}: give at least 1.")
+        self.names, self.prompts, self.batch_size, self.repeats = methods, prompts, batch_size, repeats
+
+    def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
+        methods = self.chosen(results)
+        if not methods:
+            return None
+        sizes = sorted({1, min(self.batch_size, len(results.items))})
+        timings = {size: self.measure(communicator, results, methods, size) for size in sizes}
+        device = communicator.receiver.device
+        text = TEXT.format(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+            prompts=min(self.prompts, len(results.items)),
+            repeats=self.repeats,
+        )
+        return Section(
+            "Latency",
+            text,
+            {"Latency in ms": times_table(timings), "Stages in ms": stages_table(timings)},
+            {"Where the time goes": save(draw(timings), folder, "latency")},
+        )
+
+    def chosen(self, results: BenchmarkResults) -> list[Answering]:
+        """The methods that are timed.
+
+        Raises:
+            UserError: one was asked for that is not among the evaluation's.
+        """
+        strangers = sorted(set(self.names or ()) - set(results.methods))
+        if strangers:
+            raise UserError(
+                f"methods of Latency has {strangers[0]!r}: the evaluation has {', '.join(results.methods)}."
+            )
+        methods = [results.methods[name] for name in self.names or METHODS if name in results.answers]
+        return [method for method in methods if isinstance(method, Answering)]
+
+    def measure(
+        self, communicator: Communicator, results: BenchmarkResults, methods: Sequence[Answering], batch_size: int
+    ) -> dict[str, list[Timing]]:
+        """By method, the timings of every batch and repeat."""
+        items = results.items[: self.prompts]
+        batches = [
+            Questions(results.benchmark, items[i : i + batch_size], items[i : i + batch_size], results.seed)
+            for i in range(0, len(items), batch_size)
+        ]
+        for questions in (batches[0], batches[-1]):
+            for method in methods:
+                time_one(method, communicator, questions)
+        timings: dict[str, list[Timing]] = {method.name: [] for method in methods}
+        for repeat in range(self.repeats):
+            for k, questions in enumerate(batches):
+                first = (repeat + k) % len(methods)  # nobody is always the first
+                for method in (*methods[first:], *methods[:first]):
+                    timings[method.name].append(time_one(method, communicator, questions))
+        return timings
+
+
+def time_one(method: Answering, communicator: Communicator, questions: Questions) -> Timing:
+    """Has a method answer some questions, and times it."""
+    device = communicator.receiver.device
+    wait(device)
+    begun, clock = time.perf_counter(), StageClock(device)
+    _, decoded = method.respond(communicator, questions, clock)
+    wait(device)
+    total = time.perf_counter() - begun
+    stages = clock.seconds()
+    tokenization = stages.pop("tokenization", 0.0)
+    first_token = clock.between(clock.begun, clock.marks["first token"])
+    return Timing(total - tokenization, first_token - tokenization, max(decoded.tokens), stages)
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def times_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
+    """A row for each batch size and method."""
+    rows = []
+    for size, by_method in timings.items():
+        for method, measured in by_method.items():
+            rows.append(
+                {
+                    "batch size": str(size),
+                    "method": method,
+                    "first token": quartiles([t.first_token for t in measured]),
+                    "per further token": quartiles([t.per_token for t in measured]),
+                    "total": quartiles([t.total for t in measured]),
+                    "tokens": f"{np.median([t.tokens for t in measured]):.0f}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def stages_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
+    """The mean of each stage, and of the total, which is timed by itself."""
+    rows = []
+    for size, by_method in timings.items():
+        for method, measured in by_method.items():
+            means = mean_stages(measured)
+            rows.append(
+                {"batch size": str(size), "method": method}
+                | {stage: f"{1000 * means[stage]:.1f}" if stage in means else "" for stage in STAGES}
+                | {
+                    "sum": f"{1000 * sum(means.values()):.1f}",
+                    "total": f"{1000 * np.mean([t.total for t in measured]):.1f}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def mean_stages(measured: Sequence[Timing]) -> dict[str, float]:
+    """Seconds of every stage that a method has."""
+    return {s: float(np.mean([t.stages[s] for t in measured])) for s in STAGES if s in measured[0].stages}
+
+
+def quartiles(seconds: Sequence[float]) -> str:
+    """Median and quartiles in ms."""
+    known = [1000 * s for s in seconds if not np.isnan(s)]
+    if not known:
+        return "–"
+    low, middle, high = np.percentile(known, [25, 50, 75])
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def draw(timings: dict[int, dict[str, list[Timing]]]) -> Figure:
+    """A panel for each batch size, a bar for each method, divided into its stages."""
+    figure = new_figure(1.2 + sum(0.7 + 0.42 * len(by_method) for by_method in timings.values()))
+    axes = figure.subplots(len(timings), squeeze=False)[:, 0]
+    for axis, (size, by_method) in zip(axes, timings.items()):
+        means = {method: mean_stages(measured) for method, measured in by_method.items()}
+        left = np.zeros(len(means))
+        for stage, colour in STAGES.items():
+            width = np.array([1000 * of_method.get(stage, 0.0) for of_method in means.values()])
+            axis.barh(list(means), width, left=left, color=colour, edgecolor="white", linewidth=0.5, label=stage)
+            left += width
+        for place, end in enumerate(left):
+            axis.text(end, place, f" {end:.0f}" if end >= 10 else f" {end:.1f}", va="center")
+        axis.invert_yaxis()
+        axis.margins(x=0.1)
+        axis.set_title(f"batch size {size}")
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    axes[-1].set_xlabel("mean time of a batch (ms)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

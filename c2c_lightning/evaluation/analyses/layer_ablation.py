@@ -1,0 +1,163 @@
+"""What each layer's fusion is worth: switched off, and alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.style import (
+    colour,
+    differences,
+    draw_references,
+    draw_series,
+    estimates,
+    measure_of,
+    new_figure,
+    save,
+    score_axis,
+    with_interval,
+)
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.methods import C2C, Method
+from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.statistics import Estimate
+
+TEXT = """\
+Every fused layer is once left out (`without_layer_N`: its gates are closed, of keys and values and of all \
+sharers) and once left alone (`only_layer_N`: all other gates are closed). A layer that C2C needs falls \
+below C2C when it is left out; one that is enough rises above the receiver when it is alone. Differences \
+are paired, with 95% intervals; no correction is made for the number of layers. Layers whose gates are closed \
+anyway are looked at only if they were asked for.
+
+Source: the paper's reason for gates (arXiv 2510.03215): a richer cache helps in some layers and harms in others."""
+
+
+class LayerAblation(Analysis):
+    """Accuracy without each layer's fusion, and with no other.
+
+    Costs two further evaluations of every benchmark for each layer.
+
+    Args:
+        layers: receiver layers to look at; None for all whose gate is open.
+    """
+
+    def __init__(self, layers: list[int] | None = None):
+        self.layers = layers
+
+    def methods(self, communicator: Communicator) -> list[Method]:
+        layers = self.chosen_layers(communicator)
+        return [*(WithoutLayer(layer) for layer in layers), *(OnlyLayer(layer) for layer in layers)]
+
+    def chosen_layers(self, communicator: Communicator) -> list[int]:
+        """The layers that are looked at.
+
+        Raises:
+            UserError: a layer that is not fused was asked for.
+        """
+        if self.layers is None:
+            return sorted({g.receiver_layers[layer] for g in communicator.gates for _, layer in g.active()})
+        strangers = sorted(set(self.layers) - set(communicator.fused_layers))
+        if strangers:
+            raise UserError(
+                f"layers of LayerAblation has {strangers}, but the fuser's receiver layers are {communicator.fused_layers}."
+            )
+        return self.layers
+
+    def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
+        layers = self.chosen_layers(communicator)
+        if not layers:
+            return None
+        without = estimates(results, [f"without_layer_{layer}" for layer in layers])
+        only = estimates(results, [f"only_layer_{layer}" for layer in layers])
+        references = estimates(results, ["c2c", "receiver"])
+        measure = measure_of(results, [*without, *only, *references])
+        rows = []
+        for layer in layers:
+            row = {"layer": str(layer)}
+            for name, reference in ((f"without_layer_{layer}", "c2c"), (f"only_layer_{layer}", "receiver")):
+                kind = name.split("_")[0]
+                row[f"{kind}: {measure}"] = with_interval((without | only)[name], measure)
+                row |= differences(results, name, reference, f"{kind}: ")
+            rows.append(row)
+        figure = draw(layers, list(without.values()), list(only.values()), references, measure)
+        return Section(
+            "Which layers matter",
+            TEXT,
+            {f"{measure.capitalize()} without and with only one layer": pd.DataFrame(rows)},
+            {f"{measure.capitalize()} without and with only one layer": save(figure, folder, "layer_ablation")},
+        )
+
+
+class WithoutLayer(C2C):
+    """C2C with one layer's gates closed.
+
+    Args:
+        layer: of the receiver.
+    """
+
+    def __init__(self, layer: int):
+        self.layer = layer
+        self.name, self.description = f"without_layer_{layer}", f"C2C without fusion in layer {layer}"
+
+    def closed(self, communicator: Communicator) -> set[int]:
+        """The layers that are not fused."""
+        return {self.layer}
+
+    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
+        with closed_gates(communicator, self.closed(communicator)):
+            return super().prefill(communicator, questions, clock)
+
+
+class OnlyLayer(WithoutLayer):
+    """C2C with all gates closed but one layer's, which is as it was learned."""
+
+    def __init__(self, layer: int):
+        super().__init__(layer)
+        self.name, self.description = f"only_layer_{layer}", f"C2C with fusion in layer {layer} only"
+
+    def closed(self, communicator: Communicator) -> set[int]:
+        return set(communicator.fused_layers) - {self.layer}
+
+
+@contextmanager
+def closed_gates(communicator: Communicator, layers: Collection[int]) -> Iterator[None]:
+    """Within it, the gates of some receiver layers are closed, for every part, head and sharer."""
+    kept = [gate.logit.detach().clone() for gate in communicator.gates]
+    try:
+        with torch.no_grad():
+            for gate, logit_PLH in zip(communicator.gates, kept):
+                stays_L = torch.tensor([layer not in layers for layer in gate.receiver_layers], device=logit_PLH.device)
+                gate.logit.copy_(torch.where(stays_L[:, None], logit_PLH, -1.0))
+        yield
+    finally:
+        with torch.no_grad():
+            for gate, logit_PLH in zip(communicator.gates, kept):
+                gate.logit.copy_(logit_PLH)
+
+
+def draw(
+    layers: list[int], without: list[Estimate], only: list[Estimate], references: dict[str, Estimate], measure: str
+) -> Figure:
+    """Both accuracies of every layer, beside those of C2C and the receiver."""
+    figure = new_figure(4)
+    axis = figure.subplots()
+    draw_references(axis, references)
+    draw_series(axis, [layer - 0.12 for layer in layers], without, "C2C without the layer", colour("c2c"), "o")
+    draw_series(axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", "#d55e00", "s")
+    axis.set_xlabel("receiver layer")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    score_axis(axis.yaxis, measure)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure

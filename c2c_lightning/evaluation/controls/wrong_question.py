@@ -1,0 +1,25 @@
+"""Control: the cache of another question."""
+
+from __future__ import annotations
+
+from c2c_lightning.communication import Batch, Communicator, exchange_questions
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.methods.c2c import C2C
+from c2c_lightning.evaluation.questions import Questions
+
+
+class WrongQuestion(C2C):
+    """The receiver reads its own question, the sharer another one of the same benchmark.
+
+    Which one is drawn once, with the evaluation's seed, so that every question serves just one other.
+    """
+
+    name = "wrong_question"
+    description = "C2C with the sharer's cache of another question of the same benchmark"
+    generic = True
+
+    def why_not(self, benchmark: Benchmark, communicator: Communicator) -> str | None:
+        return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
+
+    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
+        return exchange_questions(questions.batch(communicator), questions.partner_batch(communicator))

@@ -1,0 +1,128 @@
+"""From a prefilled cache to responses: the models' own `generate`, and what is noted on the way.
+
+Dimensions: B questions, N prompt tokens, V vocabulary, C choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from c2c_lightning.evaluation.clock import StageClock
+
+# What a model's own generation_config may set, and greedy decoding must not have.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
+@dataclass
+class Prefill:
+    """All that is needed to go on to the response.
+
+    Attributes:
+        model: that responds.
+        tokenizer: its tokenizer.
+        ids: (B, N) the prompts, left-padded.
+        mask: (B, N) 1 for what may be attended to.
+        cache: of all prompt tokens but the last.
+        position_ids: (B, N) where they do not simply count the mask.
+        handed_over: for each question the bytes that another model handed over.
+        sharer_tokens: for each question the tokens that the sharer has written on the way.
+        texts: for each question what it wrote.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    ids: Tensor
+    mask: Tensor
+    cache: DynamicCache
+    position_ids: Tensor | None = None
+    handed_over: list[int] = field(default_factory=list)
+    sharer_tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Decoded:
+    """Responses, and what was noted on the way.
+
+    Attributes:
+        texts: the responses.
+        tokens: how many tokens each has, the end of turn included.
+        truncated: whether it was cut off by the limit.
+        confidence: mean log-probability of its tokens, in nats.
+        letters: (B, C) log-probability that the response begins with each letter, if asked for.
+    """
+
+    texts: list[str]
+    tokens: list[int]
+    truncated: list[bool]
+    confidence: list[float]
+    letters: Tensor | None
+
+
+class Recorder(LogitsProcessor):
+    """Notes confidence and letters while `generate` goes on, and changes nothing."""
+
+    def __init__(self, clock: StageClock, letter_ids: Sequence[Sequence[int]]):
+        self.clock, self.letter_ids = clock, letter_ids
+        self.log_probs: list[Tensor] = []
+        self.letters: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.clock.mark("first token")
+        log_probs_BV = scores.float().log_softmax(-1)
+        if self.letter_ids and self.letters is None:
+            self.letters = torch.stack([log_probs_BV[:, ids].logsumexp(-1) for ids in self.letter_ids], dim=-1)
+        self.log_probs.append(log_probs_BV.amax(-1))
+        return scores
+
+
+@torch.no_grad()
+def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: str = "") -> Decoded:
+    """Greedy responses by transformers' `generate`.
+
+    Args:
+        prefill: where to start; its cache is used up.
+        limits: how many tokens each response may have.
+        clock: times the stage `decode` and marks the `first token`.
+        letters: whose log-probability as the response's beginning to note.
+    """
+    model, tokenizer, width = prefill.model, prefill.tokenizer, prefill.ids.shape[1]
+    recorder = Recorder(clock, [first_ids(tokenizer, letter) for letter in letters])
+    positions = {} if prefill.position_ids is None else {"position_ids": prefill.position_ids}
+    with clock("decode"):
+        sequences = model.generate(
+            input_ids=prefill.ids,
+            attention_mask=prefill.mask,
+            past_key_values=prefill.cache,
+            max_new_tokens=max(limits),
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList([recorder]),
+            **positions,
+            **GREEDY,
+        )
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
+    texts, tokens, truncated, confidence = [], [], [], []
+    for row, limit, log_probs in zip(sequences[:, width:].tolist(), limits, log_probs_BT):
+        end = next((i + 1 for i, token in enumerate(row[:limit]) if token in ends), None)
+        used = row[: end or limit]
+        texts.append(tokenizer.decode(used, skip_special_tokens=True).strip())
+        tokens.append(len(used))
+        truncated.append(end is None)
+        confidence.append(sum(log_probs[: len(used)]) / len(used))
+    return Decoded(texts, tokens, truncated, confidence, recorder.letters)
+
+
+@lru_cache(maxsize=1024)
+def first_ids(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
+    """The tokens by which a response may begin with a letter: as it stands, and after a space."""
+    written = (tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}"))
+    return tuple(sorted({ids[-1] for ids in written}))

@@ -1,0 +1,30 @@
+"""C2C after T2T: both models read the sharer's message and the question, and then their caches are fused."""
+
+from __future__ import annotations
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.methods.c2c import cache_bytes
+from c2c_lightning.evaluation.methods.text_to_text import TextToText
+from c2c_lightning.evaluation.questions import Questions
+
+
+class C2CAfterText(TextToText):
+    """Takes the arguments of `TextToText`."""
+
+    name = "c2c_after_text"
+    description = "the sharer writes a message; then C2C on message and question"
+
+    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
+        told = self.tell(communicator, questions, clock)
+        with clock("text"):
+            batch = communicator.collate(told.conversations)
+        with clock("receiver prefill"):
+            cache = communicator.receiver_cache(batch)
+        with clock("sharer prefill"):
+            stacks = communicator.sharer_stacks(batch)
+        with clock("fusion"):
+            communicator.fuse(cache, stacks, batch)
+        handed_over = cache_bytes(communicator, batch, stacks)
+        return told.start(communicator, batch.prompt_ids, batch.prompt_mask, cache, handed_over)

@@ -1,0 +1,29 @@
+"""A sharer alone."""
+
+from __future__ import annotations
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.methods.base import Answering, read_prompts
+from c2c_lightning.evaluation.questions import Questions
+
+
+class Sharer(Answering):
+    """A sharer reads the question in its own template and tokens, and answers it.
+
+    Args:
+        index: which one, of several.
+    """
+
+    def __init__(self, index: int = 0):
+        self.index = index
+        self.name = "sharer" if index == 0 else f"sharer_{index}"
+        self.description = "the sharer alone" if index == 0 else f"sharer {index} alone"
+
+    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
+        aligner, model = communicator.aligner, communicator.sharers[self.index]
+        tokenizer = aligner.sharers[self.index]
+        with clock("tokenization"):
+            texts = [aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items]
+        return read_prompts(model, tokenizer, texts, clock, "sharer prefill")

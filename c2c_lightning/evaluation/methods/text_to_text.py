@@ -1,0 +1,115 @@
+"""Text-to-text (T2T): the sharer writes a message, the receiver reads it. The baseline to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from c2c_lightning.communication import Communicator, Message
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.decoding import Prefill, decode
+from c2c_lightning.evaluation.methods.base import Answering, read_prompts
+from c2c_lightning.evaluation.questions import Questions
+
+SHARER_PROMPT = (
+    "Someone else has to answer the question below. Write one sentence of background knowledge that helps "
+    "to answer it, and do not answer it yourself.\n\n{question}"
+)
+RECEIVER_PROMPT = "Background: {message}\n\n{prompt}"
+
+
+@dataclass
+class Told:
+    """What the sharer wrote, and the conversations that the receiver is to read."""
+
+    conversations: list[list[Message]]
+    texts: list[str]
+    tokens: list[int]
+
+    def start(self, communicator: Communicator, ids, mask, cache, handed_over: Sequence[int] | None = None) -> Prefill:
+        """The receiver's prefill after it; what is handed over is the text, and `handed_over` bytes more."""
+        more = handed_over or [0] * len(self.texts)
+        return Prefill(
+            communicator.receiver,
+            communicator.aligner.receiver,
+            ids,
+            mask,
+            cache,
+            handed_over=[len(text.encode()) + extra for text, extra in zip(self.texts, more)],
+            sharer_tokens=self.tokens,
+            texts=self.texts,
+        )
+
+
+class TextToText(Answering):
+    """The sharer writes a message about the question; the receiver reads message and question.
+
+    The defaults have the form that the paper describes: one sentence of background without the answer,
+    at most 256 tokens (PAPER.md section 3).
+
+    Args:
+        sharer_prompt: what the sharer is asked, with `{question}` (with its choices).
+        receiver_prompt: what the receiver is asked, with `{message}` and `{prompt}`.
+        max_message_tokens: tokens that the message may have.
+        sharer: which sharer writes, of several.
+
+    Raises:
+        UserError: a prompt lacks its placeholder, or has a strange one.
+    """
+
+    name = "text_to_text"
+    description = "the sharer writes a message, which the receiver reads before the question"
+
+    def __init__(
+        self,
+        sharer_prompt: str = SHARER_PROMPT,
+        receiver_prompt: str = RECEIVER_PROMPT,
+        max_message_tokens: int = 256,
+        sharer: int = 0,
+    ):
+        check_template("sharer_prompt", sharer_prompt, question="")
+        check_template("receiver_prompt", receiver_prompt, message="", prompt="")
+        if max_message_tokens < 1:
+            raise UserError(f"max_message_tokens of {type(self).__name__} is {max_message_tokens}: give at least 1.")
+        self.sharer_prompt, self.receiver_prompt = sharer_prompt, receiver_prompt
+        self.max_message_tokens, self.sharer = max_message_tokens, sharer
+
+    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
+        told = self.tell(communicator, questions, clock)
+        with clock("text"):
+            batch = communicator.collate(told.conversations)
+        with clock("receiver prefill"):
+            cache = communicator.receiver_cache(batch)
+        return told.start(communicator, batch.prompt_ids, batch.prompt_mask, cache)
+
+    def tell(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Told:
+        """Has the sharer write its messages."""
+        aligner, benchmark = communicator.aligner, questions.benchmark
+        model, tokenizer = communicator.sharers[self.sharer], aligner.sharers[self.sharer]
+        with clock("tokenization"):
+            asked = [self.sharer_prompt.format(question=benchmark.question_text(item)) for item in questions.items]
+            texts = [aligner.render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+        start = read_prompts(model, tokenizer, texts, clock, "sharer prefill")
+        # A clock of its own, since its first token is not the response's.
+        writing = StageClock(model.device)
+        with clock("sharer decode"):
+            message = decode(start, [self.max_message_tokens] * len(texts), writing)
+        conversations = []
+        for item, text in zip(questions.items, message.texts):
+            *before, last = benchmark.messages(item)
+            content = self.receiver_prompt.format(message=text, prompt=last["content"])
+            conversations.append([*before, {**last, "content": content}])
+        return Told(conversations, message.texts, message.tokens)
+
+
+def check_template(key: str, template: str, **placeholders: str) -> None:
+    """Raises UserError unless a template has just these placeholders."""
+    try:
+        template.format(**placeholders)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in placeholders)
+        raise UserError(f"{key} {template!r}: {error!s} is no placeholder of it; it may have {known}.") from error
+    for name in placeholders:
+        if f"{{{name}}}" not in template:
+            raise UserError(f"{key} {template!r} lacks {{{name}}}.")

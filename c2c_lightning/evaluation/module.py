@@ -1,0 +1,239 @@
+"""Puts every question of every benchmark to every method, in Lightning's test loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed
+from torch import nn
+from torchmetrics import MeanMetric, Metric
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.controls import (
+    CalibratedReceiver,
+    MeanUpdate,
+    ShuffledChoices,
+    WrongQuestion,
+    ZeroCache,
+    ZeroUpdate,
+)
+from c2c_lightning.evaluation.methods import (
+    C2C,
+    Answering,
+    C2CAfterText,
+    Method,
+    OracleRouting,
+    Receiver,
+    Routing,
+    Sharer,
+    TextToText,
+)
+from c2c_lightning.evaluation.observing import Observer, read_caches
+from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.results import BenchmarkResults, collect
+
+ANSWERS, MEASURED, QUESTIONS = "answers", "measured", "questions.sha256"
+
+
+class Evaluation(L.LightningModule):
+    """A fuser with its models, the methods that are compared, and the controls that keep them honest.
+
+    Args:
+        fuser: a fuser's folder, a run's folder, a run's checkpoint or a hub id; `last` for the newest run.
+        methods: ways to answer; None for all that there are.
+        controls: what C2C has to be better than; None for all that there are, [] for none.
+        dtype: of the frozen models; `auto` for the one they were saved in.
+
+    Raises:
+        UserError: two methods of the same name.
+    """
+
+    def __init__(
+        self,
+        fuser: str,
+        methods: list[Method] | None = None,
+        controls: list[Method] | None = None,
+        dtype: str = "auto",
+    ):
+        super().__init__()
+        self.fuser, self.dtype_name = fuser, dtype
+        if methods is None:
+            methods = [Receiver(), Sharer(), TextToText(), Routing(), OracleRouting(), C2C(), C2CAfterText()]
+        if controls is None:
+            controls = [
+                WrongQuestion(),
+                ZeroUpdate(),
+                ZeroCache(),
+                MeanUpdate(),
+                CalibratedReceiver(),
+                ShuffledChoices(),
+            ]
+        self.methods, self.controls = methods, controls
+        names = [method.name for method in self.compared]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"model.methods and model.controls have {name!r} twice: leave one out.")
+        self.communicator: Communicator | None = None
+        self.accuracy = nn.ModuleDict()
+        self.asked: list[Method] = []
+        self.answering: dict[str, list[Answering]] = {}
+        self.done: dict[tuple[str, str], set[str]] = {}
+        self.measuring: dict[str, Metric] = {}
+
+    @property
+    def compared(self) -> list[Method]:
+        """The methods and controls of the report's tables."""
+        return [*self.methods, *self.controls]
+
+    @property
+    def analyses(self) -> list[Analysis]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, Analysis)]
+
+    @property
+    def observers(self) -> list[Observer]:
+        return [each for each in (*self.compared, *self.analyses) if isinstance(each, Observer)]
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        return self.trainer.datamodule.benchmarks
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.default_root_dir)
+
+    def configure_model(self) -> None:
+        if self.communicator is None:
+            self.communicator = Communicator.from_pretrained(self.fuser, self.dtype_name)
+
+    def on_test_start(self) -> None:
+        self.asked = self._all_methods()
+        for benchmark in self.benchmarks:
+            if self.trainer.is_global_zero:
+                self._check_questions(benchmark)
+            self.answering[benchmark.name] = [
+                method
+                for method in self.asked
+                if isinstance(method, Answering) and not method.why_not(benchmark, self.communicator)
+            ]
+            for method in self.answering[benchmark.name]:
+                key = f"{benchmark.name}/{method.name}"
+                self.accuracy[key] = MeanMetric().to(self.device)
+                kept = {}
+                if self.trainer.is_global_zero:
+                    file = self.file(benchmark, method.name)
+                    file.repair()
+                    kept = {i: answer.score for i, answer in file.read().items()}
+                    self._count(key, list(kept.values()))
+                self.done[benchmark.name, method.name] = set(self.trainer.strategy.broadcast(kept))
+            for observer in self.observers:
+                path = self._measured_path(benchmark, observer)
+                saved = torch.load(path, weights_only=True) if self.trainer.is_global_zero and path.exists() else None
+                saved = self.trainer.strategy.broadcast(saved)
+                if saved is not None:
+                    observer.measured[benchmark.name] = saved
+
+    def test_step(self, questions: Questions, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx % 2 == 0:
+            self._measure(questions, batch_idx == 0)
+        else:
+            self._answer(questions)
+
+    def on_test_batch_end(self, outputs: Any, questions: Questions, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx % 2 or batch_idx + 1 < self.trainer.num_test_batches[dataloader_idx]:
+            return
+        for observer in self._unmeasured(questions.benchmark):
+            measured = self.measuring.pop(observer.name).compute()
+            observer.measured[questions.benchmark.name] = measured
+            if self.trainer.is_global_zero:
+                path = self._measured_path(questions.benchmark, observer)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_suffix(".part")
+                torch.save(measured, unfinished)
+                unfinished.replace(path)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"accuracy/{key}": metric for key, metric in self.accuracy.items()})
+
+    def results(self) -> list[BenchmarkResults]:
+        """All answers that are kept, by benchmark, with those derived from them."""
+        results = []
+        for benchmark in self.benchmarks:
+            kept = {m.name: self.file(benchmark, m.name).read() for m in self.answering[benchmark.name]}
+            reasons = ((m.name, m.why_not(benchmark, self.communicator)) for m in self.asked)
+            left_out = {name: reason for name, reason in reasons if reason}
+            results.append(collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed))
+        return results
+
+    def file(self, benchmark: Benchmark, method: str) -> AnswerFile:
+        return AnswerFile(self.folder / ANSWERS / benchmark.name / f"{method}.jsonl")
+
+    def _check_questions(self, benchmark: Benchmark) -> None:
+        """Refuses answers to other questions than are now asked, as of a file that was edited since."""
+        asked = [[asdict(item), benchmark.messages(item)] for item in benchmark.items()]
+        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        path = self.folder / ANSWERS / benchmark.name / QUESTIONS
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(fingerprint + "\n", encoding="utf-8")
+        elif path.read_text(encoding="utf-8").strip() != fingerprint:
+            raise UserError(
+                f"{path.parent} has answers to other questions or prompts than {benchmark.name} now has: "
+                "remove the folder, or name another one as trainer.default_root_dir."
+            )
+
+    def _all_methods(self) -> list[Method]:
+        """All methods that answer, those of the analyses included; the first of a name counts."""
+        further = [method for analysis in self.analyses for method in analysis.methods(self.communicator)]
+        by_name: dict[str, Method] = {}
+        for method in (*self.compared, *further):
+            by_name.setdefault(method.name, method)
+        return list(by_name.values())
+
+    def _unmeasured(self, benchmark: Benchmark) -> list[Observer]:
+        return [observer for observer in self.observers if benchmark.name not in observer.measured]
+
+    def _measured_path(self, benchmark: Benchmark, observer: Observer) -> Path:
+        return self.folder / MEASURED / benchmark.name / f"{observer.name}.pt"
+
+    def _measure(self, questions: Questions, first: bool) -> None:
+        observers = self._unmeasured(questions.benchmark)
+        if first:
+            self.measuring = {o.name: o.metric(self.communicator).to(self.device) for o in observers}
+        if observers and len(questions):
+            caches = read_caches(self.communicator, questions)
+            for metric in self.measuring.values():
+                metric.update(caches)
+
+    def _answer(self, questions: Questions) -> None:
+        benchmark = questions.benchmark
+        for method in self.answering[benchmark.name]:
+            left = questions.without(self.done[benchmark.name, method.name])
+            answers = method.answer(self.communicator, left, StageClock(self.device)) if len(left) else []
+            self._count(f"{benchmark.name}/{method.name}", [answer.score for answer in answers])
+            gathered = self._gather(answers)
+            if self.trainer.is_global_zero:
+                self.file(benchmark, method.name).append(gathered)
+
+    def _count(self, key: str, scores: Sequence[float]) -> None:
+        if scores:
+            self.accuracy[key].update(torch.tensor(scores, device=self.device))
+
+    def _gather(self, answers: list[Answer]) -> list[Answer]:
+        """The answers of all ranks; every rank calls it equally often."""
+        if self.trainer.world_size == 1:
+            return answers
+        of_ranks: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(of_ranks, answers)
+        return [answer for answers in of_ranks for answer in answers]

@@ -1,0 +1,83 @@
+"""What a whole benchmark's caches say, gathered before its questions are answered.
+
+Dimensions: L fused layers, B questions, H kv heads, N prompt tokens but the last, D head_dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communication.cache import read_stack
+from c2c_lightning.evaluation.questions import Questions
+
+
+@dataclass
+class Caches:
+    """The caches of some questions before and after fusion.
+
+    Attributes:
+        questions: that were read.
+        batch: the same as token ids.
+        receiver: (2, L, B, H, N, D) the receiver's own stack of the fused layers.
+        sharers: for each sharer with an open gate its stack, gathered opposite the receiver's tokens.
+        fused: (2, L, B, H, N, D) the receiver's stack after fusion.
+        mask: (B, N) bool, False for padding.
+        weights: for each sharer (G, B, N, H), the fuser's weights, if it has any to show.
+    """
+
+    questions: Questions
+    batch: Batch
+    receiver: Tensor
+    sharers: dict[int, Tensor]
+    fused: Tensor
+    mask: Tensor
+    weights: dict[int, Tensor]
+
+
+class Observer(ABC):
+    """Something that is measured on a benchmark's caches, over all ranks.
+
+    Attributes:
+        name: of the measurement; unique in an evaluation.
+        measured: what came out, by benchmark.
+    """
+
+    name: str
+    measured: dict[str, Any]
+
+    @abstractmethod
+    def metric(self, communicator: Communicator) -> Metric:
+        """A fresh metric, whose `update` takes `Caches` and whose `compute` gives what is `measured`."""
+
+
+@torch.no_grad()
+def read_caches(communicator: Communicator, questions: Questions) -> Caches:
+    """Reads questions with all models and fuses their caches, keeping what was there before."""
+    batch = questions.batch(communicator)
+    cache = communicator.receiver_cache(batch)
+    receiver = read_stack(cache, communicator.fused_layers)
+    stacks = communicator.sharer_stacks(batch)
+    weights: dict[int, Tensor] = {}
+    handles = []
+    for i in stacks:
+        head = getattr(communicator.fusers[i], "weight_head", None)
+        if head is not None:
+            # (G, T, H) before the sigmoid, T = B * N.
+            def keep(_: Any, __: Any, out: Tensor, i: int = i) -> None:
+                weights[i] = out.sigmoid().unflatten(1, (len(batch), -1))
+
+            handles.append(head.register_forward_hook(keep))
+    try:
+        communicator.fuse(cache, stacks, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    fused = read_stack(cache, communicator.fused_layers)
+    return Caches(questions, batch, receiver, stacks, fused, batch.prompt_mask[:, :-1].bool(), weights)

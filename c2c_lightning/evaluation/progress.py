@@ -1,0 +1,19 @@
+"""A progress bar that says what is being done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class EvaluationProgress(TQDMProgressBar):
+    """Lightning's bar, with the benchmark's name and pass in place of a DataLoader's number."""
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_test_batch_start(trainer, module, batch, batch_idx, dataloader_idx)
+        doing = "answering" if dataloader_idx % 2 else "reading caches"
+        self.test_progress_bar.set_description(f"{batch.benchmark.name}: {doing}")

@@ -1,0 +1,83 @@
+"""All answers of an evaluation, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from c2c_lightning.evaluation.answers import Answer
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.methods import Derived, Method
+
+
+@dataclass
+class BenchmarkResults:
+    """What every method answered to one benchmark.
+
+    Attributes:
+        benchmark: the benchmark.
+        methods: by name, in the order in which they are reported.
+        answers: by method name, in the order of the benchmark's items.
+        left_out: methods that say nothing about this benchmark, with the reason.
+        seed: of partners, shuffles and bootstraps.
+    """
+
+    benchmark: Benchmark
+    methods: dict[str, Method]
+    answers: dict[str, list[Answer]]
+    left_out: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def items(self) -> list[Item]:
+        return self.benchmark.items()
+
+    def scores(self, method: str) -> np.ndarray:
+        """(items,) in [0, 1]."""
+        return np.array([answer.score for answer in self.answers[method]])
+
+    def only(self, names: Sequence[str]) -> BenchmarkResults:
+        """The results of some of the methods."""
+        return replace(
+            self,
+            methods={name: self.methods[name] for name in names},
+            answers={name: self.answers[name] for name in names if name in self.answers},
+            left_out={name: reason for name, reason in self.left_out.items() if name in names},
+        )
+
+    @property
+    def generic(self) -> list[str]:
+        """The generic controls that were answered."""
+        return [name for name, method in self.methods.items() if method.generic and name in self.answers]
+
+
+def collect(
+    benchmark: Benchmark,
+    methods: Sequence[Method],
+    kept: dict[str, dict[str, Answer]],
+    left_out: dict[str, str],
+    seed: int,
+) -> BenchmarkResults:
+    """Puts the kept answers in order and adds those that are derived from them.
+
+    Args:
+        benchmark: that was asked.
+        methods: all methods that were to answer.
+        kept: by method name and question id.
+        left_out: methods that do not apply, with the reason.
+        seed: of the evaluation.
+    """
+    items = benchmark.items()
+    answers = {name: [by_id[item.id] for item in items] for name, by_id in kept.items()}
+    for method in methods:
+        if isinstance(method, Derived) and method.name not in left_out:
+            lacking = [name for name in method.needs if name not in answers]
+            if lacking:
+                left_out[method.name] = f"it is made of the answers of {lacking[0]}, which was not asked"
+            else:
+                answers[method.name] = method.derive(benchmark, items, answers)
+    ordered = {method.name: method for method in methods}
+    return BenchmarkResults(benchmark, ordered, {n: answers[n] for n in ordered if n in answers}, left_out, seed)

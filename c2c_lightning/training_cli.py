@@ -1,0 +1,149 @@
+"""`fit` and `validate`: LightningCLI wiring and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from c2c_lightning.data import InstructionData
+from c2c_lightning.errors import UserError
+from c2c_lightning.messages import Parser
+from c2c_lightning.tracking import MLflowTracker, noted_tracking
+from c2c_lightning.training import (
+    CONFIG_FILE,
+    FOLDER,
+    C2CModule,
+    GateMap,
+    Interruption,
+    RunRecord,
+    find_checkpoint,
+    run_folder,
+)
+
+RUNS = Path("runs")
+FOLDER_VARIABLE = "C2C_RUN_FOLDER"
+VALIDATE_EVERY = 100
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 5,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": VALIDATE_EVERY,
+    "enable_model_summary": False,  # the module says what is trained and what is frozen
+}
+
+
+class C2CCLI(LightningCLI):
+    """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Tokenizers and alignment are the model's; data that read prompts otherwise would be wrong.
+        parser.link_arguments("model.aligner", "data.init_args.aligner", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolves and checks `--ckpt_path` before anything is built.
+
+        The base class takes hyper-parameters out of the checkpoint here, over what the user typed.
+        """
+        config = self.config.get(self.config.get("subcommand") or "", {})
+        if config.get("ckpt_path") is not None:
+            folder = config.trainer.default_root_dir
+            runs = [Path(folder)] if folder else sorted(RUNS.glob("*"))
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs))
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            return
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
+        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or new_folder()
+        self.resumes = resumed is not None and folder.resolve() == resumed.resolve()
+        if (folder / CONFIG_FILE).exists() and not self.resumes:
+            raise UserError(
+                f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
+                "or name another folder."
+            )
+        trainer.default_root_dir = str(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
+        for key in ("accumulate_grad_batches", "val_check_interval"):
+            if trainer[key] is not None and trainer[key] <= 0:
+                raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
+        if trainer.max_steps == -1 and trainer.max_epochs is None:
+            trainer.max_epochs = 1
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand is None:
+            return super().instantiate_trainer(**kwargs)
+        config = self.config_init[self.subcommand].trainer
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=config.logger or False, **kwargs)
+        folder = Path(config.default_root_dir)
+        if config.logger is None or config.logger is True:
+            known = noted_tracking(folder) if self.resumes else {}
+            kwargs["logger"] = MLflowTracker(run_name=folder.name, **known)
+        callbacks = [*(config.callbacks or []), GateMap(), Interruption()]
+        # Rich's bar would count to epoch -2 when only max_steps is set.
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar())
+        if config.logger is not False:
+            callbacks.append(LearningRateMonitor("step"))
+        if config.enable_checkpointing is not False:
+            interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
+            callbacks.append(
+                ModelCheckpoint(
+                    folder / FOLDER,
+                    filename="step={step}",
+                    auto_insert_metric_name=False,
+                    monitor="step",
+                    mode="max",
+                    save_top_k=3,
+                    save_last=True,
+                    every_n_train_steps=max(1, interval // config.accumulate_grad_batches),
+                    enable_version_counter=False,
+                )
+            )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+WIRING: dict[str, Any] = {
+    "model_class": C2CModule,
+    "datamodule_class": InstructionData,
+    "subclass_mode_data": True,
+    "save_config_callback": RunRecord,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 42,
+    "parser_class": Parser,
+    "parser_kwargs": {"parser_mode": "omegaconf+"},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
+
+
+def run(args: Sequence[str] | None) -> None:
+    C2CCLI(**WIRING, args=args)
+
+
+def new_folder() -> Path:
+    """A folder of this moment's own under `runs/`, the same for all processes that Lightning starts."""
+    if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[FOLDER_VARIABLE])
+    first = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = first, 2
+    while folder.exists():
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    return folder

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.small import train
+
+
+@pytest.fixture(scope="session")
+def fuser(tmp_path_factory) -> Path:
+    """A fuser that has learned to read the built-in sharer's cache."""
+    return train(tmp_path_factory.mktemp("trained"), shuffled=False)
+
+
+@pytest.fixture(scope="session")
+def shuffled_fuser(tmp_path_factory) -> Path:
+    """A fuser that was trained with the sharer's caches shuffled among questions."""
+    return train(tmp_path_factory.mktemp("shuffled"), shuffled=True)

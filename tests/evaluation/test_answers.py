@@ -1,0 +1,41 @@
+"""Answers outlive the process that gave them."""
+
+from c2c_lightning.evaluation.answers import Answer, AnswerFile
+
+
+def answer(name: str, **values) -> Answer:
+    given = {
+        "id": name,
+        "response": "Norway 👍🏽\n",
+        "extracted": None,
+        "score": 0.5,
+        "confidence": -0.25,
+        "letters": [-1.0, -2.0],
+        "truncated": False,
+        "prefill_seconds": 0.1,
+        "decode_seconds": 0.2,
+        "receiver_tokens": 3,
+        "sharer_tokens": 0,
+        "handed_over": 12,
+    }
+    return Answer(**{**given, **values})
+
+
+def test_answers_come_back_as_they_were(tmp_path):
+    file = AnswerFile(tmp_path / "nano" / "c2c.jsonl")
+    assert file.read() == {}
+    file.append([answer("a"), answer("b", extracted="x", letters=None)])
+    file.append([answer("c")])
+    assert list(file.read().values()) == [answer("a"), answer("b", extracted="x", letters=None), answer("c")]
+
+
+def test_an_answer_that_was_cut_off_is_dropped_and_does_not_spoil_the_next(tmp_path):
+    file = AnswerFile(tmp_path / "c2c.jsonl")
+    file.append([answer("a"), answer("b")])
+    whole = file.path.read_bytes()
+    for cut in range(1, len(whole) - whole.index(b"\n")):
+        file.path.write_bytes(whole[:-cut])
+        assert list(file.read()) == ["a"]
+        file.repair()
+        file.append([answer("c")])
+        assert list(file.read()) == ["a", "c"]

@@ -1,0 +1,157 @@
+"""Evaluations side by side: what each says of itself, what may be compared, and what may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.answers import AnswerFile
+from c2c_lightning.evaluation.comparison import compare_runs, load_runs
+from c2c_lightning.evaluation.findings import findings
+from c2c_lightning.evaluation.statistics import compare
+from tests.evaluation.invented import Invented, results, right
+from tests.evaluation.page import Page, pipe_tables
+
+N = 200
+FACTS = {"receiver": "Qwen3-0.6B", "gate": "kind learned"}
+
+
+@pytest.fixture
+def evaluation(tmp_path, monkeypatch):
+    """Writes an evaluation's folder as `test` does."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(folder, c2c=180, wrong=24, seed=0, benchmark=None, answers=True, **facts):
+        benchmark = benchmark or Invented(N)
+        number = len(benchmark.items())
+        scores = {"receiver": right(20, number), "c2c": right(c2c, number), "wrong_question": right(wrong, number)}
+        of = results(scores, benchmark, seed)
+        content = {"title": "t", "facts": FACTS | facts, "benchmarks": {benchmark.name: findings(of)}}
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "results.json").write_text(json.dumps(content))
+        if answers:
+            AnswerFile(tmp_path / folder / "answers" / benchmark.name / "c2c.jsonl").append(of.answers["c2c"])
+        return content["benchmarks"][benchmark.name], scores["c2c"]
+
+    return write
+
+
+def page(folder="comparison") -> Page:
+    return Page(Path(folder, "comparison.html").read_text())
+
+
+def test_each_evaluation_is_a_row_with_its_gain(evaluation):
+    found = {"a": evaluation("a")[0], "b": evaluation("b", c2c=30)[0]}
+    compare_runs(["a", "b"], "out")
+    head, *rows = page("out").tables[0]
+    for row in rows:
+        cells, numbers = dict(zip(head, row)), found[row[0]]
+        gain = numbers["question_specific_gain"]
+        values = [f"{100 * gain['difference'][key]:+.1f}".replace("-", "−") for key in ("value", "low", "high")]
+        assert cells["question-specific gain"] == "{} [{}, {}]".format(*values)
+        assert cells["verdict"] == ("c2c better" if gain["significant"] else "not significant")
+        assert cells["c2c"] == f"{100 * numbers['methods']['c2c']['accuracy']['value']:.1f}%"
+        assert cells["best control"] == "12.0% wrong_question"
+        assert cells["text_to_text"] == "–"
+    assert [row[2] for row in rows] == ["c2c better", "not significant"]
+    assert pipe_tables(Path("out/comparison.md").read_text()) == page("out").tables
+
+
+def test_c2c_of_the_same_questions_is_compared_question_by_question(evaluation):
+    _, first = evaluation("a", c2c=100)
+    _, second = evaluation("b", c2c=160)
+    compare_runs(["a", "b"])
+    expected = compare(second, first)
+    row = dict(zip(*page().tables[1]))
+    assert row["C2C of"] == "b"
+    assert row["difference in points [95% interval]"].startswith(f"{100 * expected.difference.value:+.1f} [")
+    assert (row["only the other better"], row["only the baseline better"], row["test"]) == (
+        str(expected.only_first), str(expected.only_second), expected.test,
+    )  # fmt: skip
+    assert row["verdict"] == "b better"
+
+
+@pytest.mark.parametrize(
+    "other", [{"answers": False}, {"benchmark": Invented(N - 20)}, {"benchmark": Invented(N, has_choices=False)}]
+)
+def test_c2c_of_other_questions_is_not(evaluation, other):
+    evaluation("a", c2c=100)
+    evaluation("b", **{"c2c": 160} | other)
+    compare_runs(["a", "b"])
+    assert "Not compared with it: b." in page().words
+    assert not any(table[0][0] == "C2C of" for table in page().tables)
+
+
+def test_what_makes_runs_incomparable_is_said(evaluation):
+    evaluation("a")
+    evaluation("b")
+    compare_runs(["a", "b"])
+    assert "Not comparable" not in page().words
+    evaluation("c", benchmark=Invented(N, version=3), seed=5)
+    evaluation("d", benchmark=Invented(N, has_choices=False))
+    compare_runs(["a", "b", "c", "d"])
+    words = page().words
+    assert "Not comparable: the prompts differ. choices, version 2: a, b, d; choices, version 3: c." in words
+    assert "Not comparable: the seeds differ. seed 0: a, b, d; seed 5: c." in words
+    assert "Not comparable: the questions differ." in words
+    assert "answer modes differ" not in words
+
+
+def test_settings_are_shown_where_they_differ(evaluation):
+    evaluation("a")
+    evaluation("b", gate="kind open", layers="all")
+    compare_runs(["a", "b"])
+    table = page().tables[-1]
+    assert table == [["setting", "a", "b"], ["gate", "kind learned", "kind open"], ["layers", "–", "all"]]
+    assert "Qwen3-0.6B" in page().words
+
+
+def test_training_runs_and_patterns_stand_for_their_evaluations(evaluation):
+    for folder in ("runs/x/evaluation-1", "runs/y/evaluation-1", "runs/y/evaluation-2"):
+        evaluation(folder)
+    assert [run.label for run in load_runs(["runs/x", "runs/y"])] == [
+        "x/evaluation-1", "y/evaluation-1", "y/evaluation-2",
+    ]  # fmt: skip
+    assert [run.label for run in load_runs(["runs/*", "runs/x/evaluation-1"])] == [
+        "x/evaluation-1", "y/evaluation-1", "y/evaluation-2",
+    ]  # fmt: skip
+    assert [run.label for run in load_runs(["runs/y/evaluation-2", "runs/x"])] == ["y", "x"]
+
+
+def test_benchmarks_that_only_some_runs_asked_are_shown_for_those(evaluation):
+    evaluation("a")
+    evaluation("b", benchmark=Invented(N, name="other"))
+    compare_runs("a,b")
+    assert [row[0] for table in page().tables[:2] for row in table[1:]] == ["a", "b"]
+
+
+def test_what_is_no_evaluation_is_named_with_the_remedy(evaluation, tmp_path):
+    evaluation("a")
+    (tmp_path / "unfinished" / "evaluation-1").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        compare_runs(["a", "nowhere", "unfinished", "no/*"])
+    message = str(error.value)
+    assert "nowhere (no folder), unfinished (no results.json" in message
+    assert "no/* (no folder)" in message
+    assert "python -m c2c_lightning test" in message
+    assert not (tmp_path / "comparison").exists()
+    with pytest.raises(UserError, match="empty list"):
+        compare_runs([])
+    for text in ("{", "[]", '{"title": "t"}'):
+        (tmp_path / "a" / "results.json").write_text(text)
+        with pytest.raises(UserError, match=r"a/results\.json"):
+            compare_runs(["a"])
+
+
+def test_the_same_evaluations_give_the_same_bytes(evaluation, tmp_path):
+    evaluation("a")
+    evaluation("b", c2c=np.int64(150))
+    pages = []
+    for _ in range(2):
+        compare_runs(["a", "b"])
+        pages.append((tmp_path / "comparison" / "comparison.html").read_bytes())
+    assert pages[0] == pages[1]

@@ -1,0 +1,235 @@
+"""Whole evaluations of the built-in pair by the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2c_lightning.cli import main
+from c2c_lightning.communication.models import PROJECT
+from tests.evaluation.small import CONFIG, Evaluated, arguments, evaluate
+
+METHODS = {"receiver", "sharer", "text_to_text", "routing", "oracle_routing", "c2c", "c2c_after_text"}
+CONTROLS = {"wrong_question", "zero_update", "zero_cache", "mean_update"}
+FEW = [
+    "--model.methods=[{class_path: Receiver}, {class_path: C2C}]",
+    "--data.benchmarks=[{class_path: NanoWorld, init_args: {limit: 41}}]",
+]
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def whole(fuser, tmp_path_factory) -> Evaluated:
+    """All methods and controls on all held-out questions."""
+    return evaluate(fuser, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def few(fuser, tmp_path_factory) -> Evaluated:
+    return evaluate(fuser, tmp_path_factory.mktemp("few"), *FEW)
+
+
+def command(fuser: Path, folder: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "c2c_lightning", *arguments(fuser, folder, *args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+
+
+def same_findings(first: Evaluated, second: Evaluated) -> bool:
+    """Whether two evaluations found the same, apart from how long it took."""
+
+    def timeless(found: Evaluated) -> dict:
+        findings = found.findings()
+        for method in findings["methods"].values():
+            del method["prefill_ms"], method["decode_ms"]
+        return findings
+
+    return timeless(first) == timeless(second)
+
+
+def test_every_method_and_control_answers_every_question_once(whole):
+    found = whole.findings()
+    assert found["num_items"] == 400
+    assert found["methods"].keys() == METHODS | CONTROLS
+    assert found["left_out"].keys() == {"calibrated_receiver", "shuffled_choices"}  # the questions are open
+    for method in whole.methods():
+        lines = (whole.folder / "answers" / "nano" / f"{method}.jsonl").read_text().splitlines()
+        assert len(lines) == len(whole.answers(method)) == 400
+
+
+def test_what_a_trained_fuser_gains_is_question_specific(whole):
+    gain = whole.findings()["question_specific_gain"]
+    assert gain["significant"]
+    assert gain["difference"]["value"] >= 0.6
+    assert gain["difference"]["low"] > 0.5
+
+
+def test_a_fuser_trained_on_the_wrong_caches_has_no_question_specific_gain(shuffled_fuser, tmp_path):
+    found = evaluate(shuffled_fuser, tmp_path / "evaluation").findings()
+    gain = found["question_specific_gain"]
+    assert not gain["significant"]
+    assert gain["difference"]["low"] <= 0 <= gain["difference"]["high"]
+
+
+def test_an_update_of_zero_leaves_the_receivers_answers(whole):
+    receiver, zero = whole.answers("receiver"), whole.answers("zero_update")
+    assert {i: a.response for i, a in receiver.items()} == {i: a.response for i, a in zero.items()}
+
+
+def test_what_is_reported_is_what_the_files_hold(whole):
+    for method, found in whole.findings()["methods"].items():
+        if method in whole.methods():
+            answers = whole.answers(method).values()
+            assert found["accuracy"]["value"] == pytest.approx(sum(a.score for a in answers) / 400)
+
+
+def test_one_at_a_time_and_together_the_answers_are_the_same(few, fuser, tmp_path):
+    alone = evaluate(fuser, tmp_path / "alone", *FEW, "--data.batch_size=1")
+    for method in few.methods():
+        if method == "mean_update":  # its mean is summed in another order
+            continue
+        together, single = few.answers(method), alone.answers(method)
+        assert {i: a.response for i, a in together.items()} == {i: a.response for i, a in single.items()}
+    assert same_findings(few, alone)
+
+
+def test_two_processes_find_what_one_finds_and_ask_no_question_twice(few, fuser, tmp_path):
+    folder = tmp_path / "two"
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]
+    subprocess.run(
+        command(fuser, folder, *FEW, *ranks), env=environment(), check=True, capture_output=True, timeout=600
+    )
+    two = Evaluated(folder)
+    for method in two.methods():
+        lines = (folder / "answers" / "nano" / f"{method}.jsonl").read_text().splitlines()
+        assert len(lines) == len(two.answers(method)) == 41
+    assert same_findings(few, two)
+
+
+def test_killed_and_started_again_it_goes_on_with_the_answers_that_it_has(few, fuser, tmp_path):
+    folder = tmp_path / "killed"
+    # The sharer answers first, question by question, so there is time to die in the middle of it.
+    args = [*FEW, "--data.batch_size=2"]
+    process = subprocess.Popen(
+        command(fuser, folder, *args), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    begun = folder / "answers" / "nano" / "c2c.jsonl"
+    deadline = time.monotonic() + 300
+    while not (begun.exists() and begun.read_bytes().count(b"\n") >= 4) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    kept = {method: (folder / "answers" / "nano" / f"{method}.jsonl").read_bytes() for method in ("receiver", "c2c")}
+    assert 4 <= kept["c2c"].count(b"\n") < 41
+    with begun.open("ab") as file:
+        file.write(b'{"id": "cut off in the mid')
+    resumed = evaluate(fuser, folder, *args)
+    for method in resumed.methods():
+        lines = (folder / "answers" / "nano" / f"{method}.jsonl").read_bytes()
+        assert lines.count(b"\n") == len(resumed.answers(method)) == 41
+        whole_lines = kept.get(method, b"")[: kept.get(method, b"").rfind(b"\n") + 1]
+        assert lines.startswith(whole_lines)
+    assert same_findings(few, resumed)
+
+
+def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
+    before = few.results["benchmarks"]
+    monkeypatch.setattr(
+        "c2c_lightning.evaluation.methods.base.decode", lambda *_: pytest.fail("a model was asked again")
+    )
+    assert evaluate(fuser, few.folder, *FEW).results["benchmarks"] == before
+
+
+def test_mlflow_has_report_tables_and_figures_under_the_run_that_trained_the_fuser(fit_and_test):
+    client, trained, evaluation, found = fit_and_test
+    assert evaluation.data.tags["mlflow.parentRunId"] == trained.info.run_id
+    assert evaluation.info.status == "FINISHED"
+    assert {"accuracy/nano/c2c", "nano/question_specific_gain", "nano/raw_gain"} <= evaluation.data.metrics.keys()
+    for method in ("receiver", "c2c", "wrong_question"):
+        accuracy = found["methods"][method]["accuracy"]["value"]
+        assert evaluation.data.metrics[f"accuracy/nano/{method}"] == pytest.approx(accuracy)
+    files = {file.path for file in client.list_artifacts(evaluation.info.run_id)}
+    assert files >= {"config.yaml", "report.html", "report.md", "results.json", "figures", "tables"}
+    tables = [file.path for file in client.list_artifacts(evaluation.info.run_id, "tables/nano")]
+    assert tables
+    figures = [file.path for file in client.list_artifacts(evaluation.info.run_id, "figures/nano")]
+    assert any(figure.endswith(".png") for figure in figures)
+
+
+@pytest.fixture
+def fit_and_test(fit, monkeypatch, tmp_path):
+    run = fit("--trainer.max_steps=2", workspace=tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run.store)
+    main(["test", f"--config={CONFIG}", *FEW, "--trainer.callbacks=[]", "--trainer.enable_progress_bar=false"])
+    folder = next(run.folder.glob("evaluation-*"))
+    assert (folder / "report.html").exists()
+    children = [r for r in run.client.search_runs(["1"]) if r.info.run_id != run.tracked.info.run_id]
+    assert len(children) == 1
+    return run.client, run.tracked, children[0], Evaluated(folder).findings()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--model.fuser=./nowhere"], "'./nowhere': no such folder"),
+        (["--model.fuser=last"], "runs/ has no run with a fuser"),
+        (["--ckpt_path=x.ckpt"], "name the checkpoint to test as --model.fuser"),
+        (["--trainer.limit_test_batches=2"], "limit_test_batches is 2"),
+        (["--data.benchmarks=[]"], "data.benchmarks is empty"),
+        (["--data.benchmarks=[{class_path: NanoWorld}, {class_path: NanoWorld}]"], "nano twice"),
+        (["--model.methods=[{class_path: C2C}, {class_path: C2C}]"], "'c2c' twice"),
+        (["--data.batch_size=0"], "data.batch_size is 0"),
+        (["--data.benchmarks=[{class_path: NanoWrld}]"], "Did you mean NanoWorld?"),
+        (["--data.benchmarks=[{class_path: OwnQuestions, init_args: {path: no.jsonl}}]"], "'no.jsonl'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_input_gets_one_message(fuser, tmp_path, args, says):
+    with pytest.raises(SystemExit) as refused:
+        main(arguments(fuser, tmp_path / "evaluation", *args))
+    assert str(refused.value.code).startswith("error: ")
+    assert says in refused.value.code
+
+
+def test_answers_to_other_questions_are_not_taken_for_these(few, fuser):
+    other = "--data.benchmarks=[{class_path: NanoWorld, init_args: {limit: 40}}]"
+    with pytest.raises(SystemExit) as refused:
+        main(arguments(fuser, few.folder, FEW[0], other))
+    assert "has answers to other questions or prompts than nano now has" in refused.value.code
+
+
+def test_the_same_settings_go_on_in_the_same_folder_and_others_do_not(fit, tmp_path, monkeypatch):
+    from c2c_lightning.evaluation_cli import folder_of, run_of
+
+    run = fit("--trainer.max_steps=1", workspace=tmp_path)
+    settings = {"model": {"fuser": "x", "methods": None}, "data": {"benchmarks": ["a"], "batch_size": 4, "seed": 0}}
+    fuser = str(run.folder / "fuser")
+    assert run_of(fuser) == run.folder
+    folder = folder_of(fuser, settings)
+    assert folder.parent == run.folder
+    for changed, same in (({"batch_size": 8}, True), ({"seed": 1}, False), ({"benchmarks": ["b"]}, False)):
+        other = folder_of(fuser, {**settings, "data": {**settings["data"], **changed}})
+        assert (other == folder) == same
+    # A checkpoint of the same weights is the same fuser.
+    assert folder_of(str(run.folder / "checkpoints" / "last.ckpt"), settings) == folder
+
+
+def test_gradients_and_models_are_left_alone(fuser, tmp_path):
+    evaluate(fuser, tmp_path / "evaluation", *FEW)
+    assert torch.is_grad_enabled()

@@ -1,0 +1,295 @@
+"""What each method and each control does, on tiny models whose answers differ from prompt to prompt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.communication.cache import prefill, read_stack
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.answers import Answer
+from c2c_lightning.evaluation.benchmarks import OwnQuestions
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.controls import (
+    CalibratedReceiver,
+    MeanUpdate,
+    ShuffledChoices,
+    WrongQuestion,
+    ZeroCache,
+    ZeroUpdate,
+)
+from c2c_lightning.evaluation.decoding import decode, first_ids
+from c2c_lightning.evaluation.methods import (
+    C2C,
+    C2CAfterText,
+    OracleRouting,
+    Receiver,
+    Routing,
+    Sharer,
+    TextToText,
+)
+from c2c_lightning.evaluation.observing import read_caches
+from c2c_lightning.evaluation.questions import Questions
+from tests.communication import tiny
+
+TEXTS = [
+    "Where does Ribigo live?",
+    "Which country is the capital Oslo in? Say it in one word, please.",
+    "What does the assistant like 👍🏽?",
+    "北京是中国的首都。",
+]
+TOLD = TextToText(sharer_prompt="Tell me: {question}", receiver_prompt="{message} {prompt}", max_message_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def communicator() -> Communicator:
+    return tiny.communicator("qwen3", "llama")
+
+
+@pytest.fixture(scope="module")
+def open_questions(tmp_path_factory) -> Questions:
+    file = tmp_path_factory.mktemp("open") / "open.jsonl"
+    rows = [{"question": text, "reference": "Oslo"} for text in TEXTS]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    benchmark = OwnQuestions(path=str(file), max_new_tokens=8)
+    return Questions(benchmark, benchmark.items(), benchmark.items()[1:] + benchmark.items()[:1])
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory) -> Questions:
+    file = tmp_path_factory.mktemp("lettered") / "lettered.jsonl"
+    rows = [
+        {"question": text, "choices": ["user", "Oslo", "Norway", "everybody"][: 4 - i % 2], "answer": "B"}
+        for i, text in enumerate(TEXTS)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    benchmark = OwnQuestions(path=str(file), answer_mode="logits")
+    return Questions(benchmark, benchmark.items(), benchmark.items()[1:] + benchmark.items()[:1])
+
+
+def ask(method, communicator: Communicator, questions: Questions) -> list[Answer]:
+    return method.answer(communicator, questions, StageClock(torch.device("cpu")))
+
+
+def texts(answers: list[Answer]) -> list[str]:
+    return [answer.response for answer in answers]
+
+
+def fused_stack(method, communicator: Communicator, questions: Questions) -> torch.Tensor:
+    """The receiver's stack after a method's prefill, padding blanked."""
+    start = method.prefill(communicator, questions, StageClock(torch.device("cpu")))
+    stack = read_stack(start.cache, communicator.fused_layers)
+    return stack * start.mask[:, None, :-1, None]
+
+
+def test_receiver_and_c2c_answer_as_generate_does(communicator, open_questions):
+    conversations = [open_questions.benchmark.messages(item) for item in open_questions.items]
+    for method, fuse in ((Receiver(), False), (C2C(), True)):
+        said = communicator.generate(conversations, fuse=fuse, max_new_tokens=8, do_sample=False)
+        assert texts(ask(method, communicator, open_questions)) == said
+
+
+def test_the_sharer_answers_in_its_own_template_and_tokens(communicator, open_questions):
+    sharer, tokenizer = communicator.sharers[0], communicator.aligner.sharers[0]
+    for item, answer in zip(open_questions.items, ask(Sharer(), communicator, open_questions)):
+        ids = tokenizer.apply_chat_template(
+            open_questions.benchmark.messages(item), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        out = sharer.generate(ids, max_new_tokens=8, do_sample=False)
+        assert answer.response == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        assert (answer.receiver_tokens, answer.sharer_tokens > 0) == (0, True)
+
+
+def test_in_text_to_text_the_receiver_reads_what_the_sharer_wrote(communicator, open_questions):
+    sharer, tokenizer = communicator.sharers[0], communicator.aligner.sharers[0]
+    for item, answer in zip(open_questions.items, ask(TOLD, communicator, open_questions)):
+        asked = [{"role": "user", "content": f"Tell me: {item.question}"}]
+        ids = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        out = sharer.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+        message = tokenizer.decode(out, skip_special_tokens=True).strip()
+        assert answer.text == message
+        assert answer.handed_over == len(message.encode())
+        assert answer.sharer_tokens == len(out)
+        prompt = open_questions.benchmark.messages(item)[0]["content"]
+        read = [{"role": "user", "content": f"{message} {prompt}"}]
+        assert answer.response == communicator.generate(read, fuse=False, max_new_tokens=8, do_sample=False)
+
+
+def test_c2c_after_text_fuses_the_caches_of_message_and_question(communicator, open_questions):
+    method = C2CAfterText(sharer_prompt="Tell me: {question}", receiver_prompt="{message} {prompt}")
+    for item, answer in zip(open_questions.items, ask(method, communicator, open_questions)):
+        prompt = open_questions.benchmark.messages(item)[0]["content"]
+        read = [{"role": "user", "content": f"{answer.text} {prompt}"}]
+        assert answer.response == communicator.generate(read, max_new_tokens=8, do_sample=False)
+        assert answer.handed_over > len(answer.text.encode())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(), WrongQuestion(), ZeroUpdate(), ZeroCache()],
+    ids=lambda method: method.name,
+)
+@pytest.mark.parametrize("kind", ["open_questions", "lettered"])
+def test_together_and_one_at_a_time_questions_get_the_same_answers(communicator, method, kind, request):
+    questions = request.getfixturevalue(kind)
+    together = ask(method, communicator, questions)
+    for i, answer in enumerate(together):
+        alone = ask(method, communicator, Questions(questions.benchmark, [questions.items[i]], [questions.partners[i]]))
+        assert alone[0].response == answer.response
+        assert alone[0].confidence == pytest.approx(answer.confidence, abs=1e-4)
+        assert (alone[0].handed_over, alone[0].receiver_tokens) == (answer.handed_over, answer.receiver_tokens)
+
+
+def test_with_an_update_of_zero_c2c_is_the_receiver(communicator, lettered):
+    alone, zero = (ask(method, communicator, lettered) for method in (Receiver(), ZeroUpdate()))
+    assert [a.letters for a in alone] == [z.letters for z in zero]
+
+
+def test_the_wrong_question_is_read_by_the_sharer_and_not_by_the_receiver(communicator, open_questions):
+    same = Questions(open_questions.benchmark, open_questions.items, open_questions.items)
+    right = fused_stack(C2C(), communicator, open_questions)
+    torch.testing.assert_close(fused_stack(WrongQuestion(), communicator, same), right)
+    wrong = fused_stack(WrongQuestion(), communicator, open_questions)
+    assert not torch.allclose(wrong, right, atol=1e-2)
+    # One at a time, so that the partner is in no other row of the batch.
+    for i, (item, partner) in enumerate(zip(open_questions.items, open_questions.partners)):
+        alone = fused_stack(WrongQuestion(), communicator, Questions(open_questions.benchmark, [item], [partner]))
+        torch.testing.assert_close(wrong[:, :, i : i + 1, :, -alone.shape[4] :], alone, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_zero_cache_is_what_the_fuser_adds_to_nothing(communicator, open_questions):
+    batch = open_questions.batch(communicator)
+    own = read_stack(prefill(communicator.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]), [0, 1, 2, 3])
+    own = own[:, communicator.fused_layers]
+    fuser = communicator.fusers[0]
+    shape = (*own.shape[:3], fuser.sharer.num_kv_heads, own.shape[4], fuser.sharer.head_dim)
+    nothing = fuser(torch.zeros(shape), own, aligned=batch.sharers[0].positions >= 0)
+    mask = batch.prompt_mask[:, None, :-1, None]
+    torch.testing.assert_close(fused_stack(ZeroCache(), communicator, open_questions), nothing * mask)
+
+
+def test_the_mean_update_is_the_mean_of_what_c2c_adds(communicator, open_questions):
+    control = MeanUpdate()
+    metric = control.metric(communicator)
+    benchmark, items, partners = open_questions.benchmark, open_questions.items, open_questions.partners
+    updates = []
+    for i in range(len(items)):
+        caches = read_caches(communicator, Questions(benchmark, [items[i]], [partners[i]]))
+        updates.append((caches.fused - caches.receiver)[:, :, 0])
+    for half in (slice(0, 3), slice(3, 4)):  # padded batches
+        metric.update(read_caches(communicator, Questions(benchmark, items[half], partners[half])))
+    control.measured[benchmark.name] = metric.compute()
+
+    overall = torch.cat(updates, dim=3).mean(3)
+    changed = fused_stack(control, communicator, open_questions) - fused_stack(Receiver(), communicator, open_questions)
+    width = changed.shape[4]
+    for row, own in enumerate(updates):
+        for distance in range(1, own.shape[3] + 1):
+            there = [update[:, :, :, -distance] for update in updates if update.shape[3] >= distance]
+            expected = torch.stack(there).mean(0) if len(there) >= 2 else overall
+            torch.testing.assert_close(changed[:, :, row, :, width - distance], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_letter_is_scored_by_the_first_token_of_the_response(communicator, lettered):
+    benchmark, tokenizer = lettered.benchmark, communicator.aligner.receiver
+    for item, answer in zip(lettered.items, ask(C2C(), communicator, lettered)):
+        out = communicator.generate_ids(
+            communicator.collate([benchmark.messages(item)]),
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        probabilities = out.logits[0][0].softmax(-1)
+        scores = [probabilities[list(first_ids(tokenizer, letter))].sum().log() for letter in item.letters]
+        assert answer.letters == pytest.approx([float(score) for score in scores], abs=1e-4)
+        assert answer.response == item.letters[int(torch.stack(scores).argmax())]
+
+
+def test_shuffled_choices_are_answered_in_the_letters_that_the_question_had(communicator, lettered):
+    shuffled, orders = lettered.shuffled()
+    there = ask(C2C(), communicator, shuffled)
+    back = ask(ShuffledChoices(), communicator, lettered)
+    for item, other, order, new, old in zip(lettered.items, shuffled.items, orders, there, back):
+        assert other.choices[other.letters.index(new.extracted)] == item.choices[item.letters.index(old.extracted)]
+        assert [old.letters[i] for i in order] == new.letters
+        assert old.score == new.score == float(old.extracted in item.answers)
+
+
+def answer(name: str, letters: list[float] | None = None, **values) -> Answer:
+    given = [name, "", None, 0.0, -1.0, letters, False, 0.1, 0.2, 3, 0, 0]
+    return replace(Answer(*given), **values)
+
+
+def test_a_receiver_that_always_likes_one_letter_is_calibrated_to_what_it_says_of_the_question(lettered):
+    items = [replace(item, choices=("user", "Oslo", "Norway"), answers=("B",)) for item in lettered.items]
+    # Always C, and a little more of B or of A than usual.
+    letters = [[-3.0, -2.5, -0.5], [-2.5, -3.0, -0.5], [-3.0, -2.4, -0.5], [-2.4, -3.0, -0.5]]
+    answers = {"receiver": [answer(item.id, row) for item, row in zip(items, letters)]}
+    derived = CalibratedReceiver().derive(lettered.benchmark, items, answers)
+    assert [a.extracted for a in derived] == ["B", "A", "B", "A"]
+    assert [a.score for a in derived] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_the_router_gives_the_sharer_its_budget_where_it_leads_in_confidence(open_questions):
+    receiver = [answer(str(i), confidence=c, receiver_tokens=2) for i, c in enumerate([-0.1, -3.0, -2.0, -1.0])]
+    sharer = [answer(str(i), confidence=-1.0, score=1.0, sharer_tokens=5, receiver_tokens=0) for i in range(4)]
+    answers = {"receiver": receiver, "sharer": sharer}
+
+    def routed(budget: float) -> list[float]:
+        derived = Routing(budget).derive(open_questions.benchmark, open_questions.items, answers)
+        assert all((a.receiver_tokens, a.sharer_tokens) == (2, 5) for a in derived)
+        return [a.score for a in derived]
+
+    assert routed(0.0) == [0.0, 0.0, 0.0, 0.0]
+    assert routed(0.5) == [0.0, 1.0, 1.0, 0.0]
+    assert routed(1.0) == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_no_router_is_better_than_the_oracle(open_questions):
+    answers = {
+        "receiver": [answer(str(i), score=s) for i, s in enumerate([1.0, 0.0, 1.0, 0.0])],
+        "sharer": [answer(str(i), score=s) for i, s in enumerate([1.0, 1.0, 0.0, 0.0])],
+    }
+    derived = OracleRouting().derive(open_questions.benchmark, open_questions.items, answers)
+    assert [a.score for a in derived] == [1.0, 1.0, 1.0, 0.0]
+
+
+@torch.no_grad()
+def test_each_response_keeps_to_its_own_limit_and_tells_how_sure_it_was(communicator, open_questions):
+    start = Receiver().prefill(communicator, open_questions, StageClock(torch.device("cpu")))
+    limits = [1, 2, 3, 4]
+    decoded = decode(start, limits, StageClock(torch.device("cpu")))
+    end = communicator.receiver.generation_config.eos_token_id
+    for row, (item, limit) in enumerate(zip(open_questions.items, limits)):
+        batch = communicator.collate([open_questions.benchmark.messages(item)])
+        out = communicator.receiver.generate(batch.prompt_ids, max_new_tokens=limit, do_sample=False)
+        said = out[0, batch.prompt_ids.shape[1] :].tolist()
+        assert decoded.tokens[row] == len(said)
+        assert decoded.truncated[row] == (end not in said)
+        logits = communicator.receiver(out).logits[0, batch.prompt_ids.shape[1] - 1 : -1]
+        log_probs = logits.log_softmax(-1)[range(len(said)), said]
+        assert decoded.confidence[row] == pytest.approx(log_probs.mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"sharer_prompt": "Tell me."}, "lacks {question}"),
+        ({"receiver_prompt": "{message} {promt}"}, "promt"),
+        ({"receiver_prompt": "{message"}, "receiver_prompt"),
+        ({"max_message_tokens": 0}, "max_message_tokens"),
+    ],
+)
+def test_a_prompt_that_cannot_be_filled_is_refused(arguments, says):
+    with pytest.raises(UserError, match=says):
+        TextToText(**arguments)
+    with pytest.raises(UserError, match=r"budget of Routing is 1\.5"):
+        Routing(1.5)
