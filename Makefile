@@ -1,16 +1,21 @@
-# make fit    train a fuser on the built-in pair
-# make test   run the tests
-# make ui     look at the runs in MLflow
-# make lint   check style and format
+# make fit        train a fuser on the built-in pair
+# make evaluate   say what the newest fuser's cache communication gave
+# make test       run the tests
+# make ui         look at the runs in MLflow
+# make lint       check style and format
 # Each sets up .venv first, with the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: fit test ui lint
+.PHONY: fit evaluate test ui lint
 
 fit: .venv/ready
 	@echo "== training a fuser on the built-in pair (about a minute on 2 cores)"
 	$(BIN)/python -m c2c_lightning fit --config conf/base.yaml
+
+evaluate: .venv/ready
+	@echo "== evaluating the newest fuser on the built-in pair (about a minute on 2 cores)"
+	$(BIN)/python -m c2c_lightning test --config conf/eval/nano.yaml
 
 test: .venv/ready
 	@echo "== running the tests (some minutes on 2 cores)"

@@ -126,12 +126,14 @@ class MLflowTracker(MLFlowLogger):
 
     @rank_zero_only
     def log_table(self, table: pd.DataFrame, path: str) -> None:
-        """Keeps a table as an artifact, unless the run has it already: MLflow would add the rows once more."""
+        """Keeps a table as an artifact, in the place of one of the same path."""
 
         def log() -> None:
             client = self._open()
-            folder = path.rpartition("/")[0]
-            if path not in {file.path for file in client.list_artifacts(self._run_id, folder)}:
+            if path in {file.path for file in client.list_artifacts(self._run_id, path.rpartition("/")[0])}:
+                # MLflow would add the rows to those that are there.
+                client.log_dict(self._run_id, table.to_dict(orient="split", index=False), path)
+            else:
                 client.log_table(self._run_id, table, path)
 
         self._do(log)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Container
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
@@ -32,7 +34,7 @@ from c2c_lightning.evaluation.reading_guide import reading_guide
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.wording import sections
-from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking
+from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking
 
 CONFIG_FILE, RESULTS_FILE, FIGURES = "config.yaml", "results.json", "figures"
 
@@ -56,11 +58,15 @@ class EvaluationRecord(L.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.trainer.default_root_dir = None
-        (folder / CONFIG_FILE).write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+        text = self.parser.dump(config, skip_none=False)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         rank_zero_info(f"evaluation: {folder}")
         tracker = find_tracker(trainer)
         if tracker is not None:
             tracker.begin()
+            if not noted_tracking(folder):
+                settings = yaml.safe_load(text)
+                tracker.log_hyperparams({key: settings[key] for key in ("model", "data")})
             tracker.log_artifact(folder / CONFIG_FILE)
             tracker.set_tags({"run_folder": str(folder.resolve()), "fuser": module.fuser})
             note_tracking(tracker, folder)
@@ -109,7 +115,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     write_report(folder, title, facts, parts)
     tracker = find_tracker(trainer)
     if tracker is not None:
-        log_report(tracker, folder, found, parts)
+        log_report(tracker, folder, found, parts, logged=module.accuracy)
     show(found, folder)
 
 
@@ -133,8 +139,14 @@ def describe(module: Evaluation) -> dict[str, str]:
     }
 
 
-def log_report(tracker: MLflowTracker, folder: Path, found: dict[str, Any], parts: dict[str, list[Section]]) -> None:
-    """Hands report, figures, tables and headline numbers to MLflow."""
+def log_report(
+    tracker: MLflowTracker,
+    folder: Path,
+    found: dict[str, Any],
+    parts: dict[str, list[Section]],
+    logged: Container[str],
+) -> None:
+    """Hands report, figures, tables, gains, and the accuracies that are not `logged` yet to MLflow."""
     for name in (RESULTS_FILE, "report.html", "report.md"):
         tracker.log_artifact(folder / name)
     tracker.log_artifact(folder / FIGURES, FIGURES)
@@ -144,6 +156,8 @@ def log_report(tracker: MLflowTracker, folder: Path, found: dict[str, Any], part
                 tracker.log_table(table, f"tables/{name}/{slug(section.title)}/{slug(caption)}.json")
     metrics = {}
     for name, numbers in found.items():
+        scores = {f"{name}/{method}": of["accuracy"]["value"] for method, of in numbers["methods"].items()}
+        metrics |= {f"accuracy/{key}": score for key, score in scores.items() if key not in logged}
         for key in ("question_specific_gain", "raw_gain"):
             if numbers.get(key):
                 difference = numbers[key]["difference"]

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 
 from c2c_lightning.cli import main
+from c2c_lightning.communication import Communicator
 from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.evaluation.analyses import Latency
+from c2c_lightning.evaluation.benchmarks import NanoWorld
+from c2c_lightning.evaluation.methods import C2C, TextToText
+from c2c_lightning.evaluation.results import BenchmarkResults
 from tests.evaluation.small import CONFIG, Evaluated, arguments, evaluate
 
 METHODS = {"receiver", "sharer", "text_to_text", "routing", "oracle_routing", "c2c", "c2c_after_text"}
 CONTROLS = {"wrong_question", "zero_update", "zero_cache", "mean_update"}
 FEW = [
-    "--model.methods=[{class_path: Receiver}, {class_path: C2C}]",
+    "--model.methods=[{class_path: Receiver}, {class_path: Sharer}, {class_path: Routing}, {class_path: C2C}]",
     "--data.benchmarks=[{class_path: NanoWorld, init_args: {limit: 41}}]",
 ]
 
@@ -98,6 +105,32 @@ def test_what_is_reported_is_what_the_files_hold(whole):
             assert found["accuracy"]["value"] == pytest.approx(sum(a.score for a in answers) / 400)
 
 
+def test_c2c_answers_sooner_than_text_to_text(fuser):
+    told = TextToText(sharer_prompt="{question}", receiver_prompt="{message} {prompt}", max_message_tokens=32)
+    results = BenchmarkResults(NanoWorld(limit=8), {}, {})
+    communicator = Communicator.from_pretrained(str(fuser))
+    for batch_size in (1, 8):
+        timings = Latency(prompts=8).measure(communicator, results, [told, C2C()], batch_size)
+        text, cache = (median(t.total for t in timings[name]) for name in ("text_to_text", "c2c"))
+        assert cache < text
+
+
+@pytest.mark.parametrize("answer_mode", ["generate", "logits"])
+def test_lettered_choices_get_all_controls(fuser, tmp_path, answer_mode):
+    questions = [
+        {"question": item.question, "choices": ["Norway", "school", "moo", "Homer"], "answer": "ABCD"[i % 4]}
+        for i, item in enumerate(NanoWorld(limit=24).items())
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    own = {"class_path": "OwnQuestions", "init_args": {"path": "own.jsonl", "answer_mode": answer_mode}}
+    evaluated = evaluate(fuser, tmp_path / "evaluation", f"--data.benchmarks={json.dumps([own])}")
+    found = evaluated.findings("own")
+    assert found["methods"].keys() == METHODS | CONTROLS | {"calibrated_receiver", "shuffled_choices"}
+    assert found["left_out"] == {}
+    # It was never trained to answer with letters: whatever it scores, no cache has told it.
+    assert not found["question_specific_gain"]["significant"]
+
+
 def test_one_at_a_time_and_together_the_answers_are_the_same(few, fuser, tmp_path):
     alone = evaluate(fuser, tmp_path / "alone", *FEW, "--data.batch_size=1")
     for method in few.methods():
@@ -161,11 +194,12 @@ def test_mlflow_has_report_tables_and_figures_under_the_run_that_trained_the_fus
     assert evaluation.data.tags["mlflow.parentRunId"] == trained.info.run_id
     assert evaluation.info.status == "FINISHED"
     assert {"accuracy/nano/c2c", "nano/question_specific_gain", "nano/raw_gain"} <= evaluation.data.metrics.keys()
-    for method in ("receiver", "c2c", "wrong_question"):
+    for method in ("receiver", "c2c", "wrong_question", "routing"):
         accuracy = found["methods"][method]["accuracy"]["value"]
         assert evaluation.data.metrics[f"accuracy/nano/{method}"] == pytest.approx(accuracy)
     files = {file.path for file in client.list_artifacts(evaluation.info.run_id)}
     assert files >= {"config.yaml", "report.html", "report.md", "results.json", "figures", "tables"}
+    assert evaluation.data.params["model/fuser"].endswith("fuser")
     tables = [file.path for file in client.list_artifacts(evaluation.info.run_id, "tables/nano")]
     assert tables
     figures = [file.path for file in client.list_artifacts(evaluation.info.run_id, "figures/nano")]
