@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import inspect
 import logging
 import re
 import sys
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from c2c_lightning.errors import UserError, meant
 from c2c_lightning.messages import Parser, user_message
 
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
@@ -52,9 +53,9 @@ def run(args: Sequence[str] | None) -> None:
         print(overview())
         sys.exit(not {"-h", "--help"} & set(typed))
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        sys.exit(f"error: {command!r} is none of the commands {', '.join(COMMANDS)}.{hint}")
+        raise UserError(
+            f"{command!r} is none of the commands {', '.join(COMMANDS)}. {meant(command, COMMANDS)}".strip()
+        )
     module, _, name = COMMANDS[command][0].partition(":")
     function = getattr(importlib.import_module(module), name)
     if command in LIGHTNING:
@@ -67,6 +68,8 @@ def call(command: str, function: Callable, args: list[str]) -> None:
     """Calls a function with the arguments that its signature and docstring describe."""
     parser = Parser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
     parser.add_function_arguments(function)
+    if args and not args[0].startswith("-"):
+        args = [f"--{next(iter(inspect.signature(function).parameters))}", *args]
     parsed = parser.parse_args(joined(args))
     function(**parser.instantiate_classes(parsed).as_dict())
 
@@ -75,7 +78,7 @@ def joined(args: list[str]) -> list[str]:
     """The arguments with several values of one option as one list: `--runs a b` as `--runs a,b`."""
     found: list[str] = []
     for arg in args:
-        if len(found) > 1 and not arg.startswith("--") and not found[-1].startswith("--"):
+        if found and not arg.startswith("--") and ("=" in found[-1] or not found[-1].startswith("--")):
             found[-1] += f",{arg}"
         else:
             found.append(arg)

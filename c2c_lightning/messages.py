@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from c2c_lightning.data import InstructionData, NanoData
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, meant
 from c2c_lightning.fuser import C2CFuser
 
 UNKNOWN_NAME = re.compile(
@@ -39,9 +38,8 @@ class Parser(LightningArgumentParser):
         no_class = re.search(r"Expected a dot import path string: \S+", text)
         text = no_class.group() if no_class else text
         for groups in UNKNOWN_NAME.findall(text):
-            near = difflib.get_close_matches(next(filter(None, groups)), self._names(), n=1)
-            if near:
-                text += f"\nDid you mean {near[0]}?"
+            hint = meant(next(filter(None, groups)), self._names())
+            text += f"\n{hint}" if hint else ""
         sys.exit(f"error: {text}")
 
     def _names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""MLflow tracking that never costs a training run."""
+"""MLflow tracking that never costs a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 
 MLFLOW_FILE = "mlflow.json"
 RETRY_SECONDS = 60
@@ -189,7 +189,7 @@ class MLflowTracker(MLFlowLogger):
                 rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
                 return True
             self._silent_until = time.monotonic() + RETRY_SECONDS
-            rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; training goes on. ({first_line(error)})")
+            rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; the run goes on. ({first_line(error)})")
             return False
         return True
 
@@ -201,10 +201,6 @@ class MLflowTracker(MLFlowLogger):
             # MLflow's UI would otherwise open on its pages for prompts and traces.
             client.set_experiment_tag(self._experiment_id, "mlflow.experimentKind", "custom_model_development")
         return client
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
@@ -221,4 +217,12 @@ def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
 def noted_tracking(folder: Path) -> dict[str, str]:
     """What `note_tracking` left: `tracking_uri` and `run_id`; empty if nothing."""
     file = folder / MLFLOW_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        return {key: noted[key] for key in ("tracking_uri", "run_id")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file} is damaged ({first_line(error)}): remove it, and a new MLflow run is begun."
+        ) from error

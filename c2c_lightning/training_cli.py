@@ -15,10 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training import (
-    CONFIG_FILE,
-    FOLDER,
     C2CModule,
     GateMap,
     Interruption,
@@ -27,7 +26,6 @@ from c2c_lightning.training import (
     run_folder,
 )
 
-RUNS = Path("runs")
 FOLDER_VARIABLE = "C2C_RUN_FOLDER"
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {
@@ -105,7 +103,7 @@ class C2CCLI(LightningCLI):
             interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
             callbacks.append(
                 ModelCheckpoint(
-                    folder / FOLDER,
+                    folder / CHECKPOINTS,
                     filename="step={step}",
                     auto_insert_metric_name=False,
                     monitor="step",

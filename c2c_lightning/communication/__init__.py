@@ -2,10 +2,11 @@
 
 from c2c_lightning.communication.alignment import AlignedPrompt, Aligner, Message
 from c2c_lightning.communication.batch import Batch, collate, exchange_questions
-from c2c_lightning.communication.communicator import Communicator, load_aligner, load_communicator
+from c2c_lightning.communication.communicator import GREEDY, Communicator, load_aligner, load_communicator
 from c2c_lightning.communication.layer_map import LayerMap, Layers
 
 __all__ = [
+    "GREEDY",
     "AlignedPrompt",
     "Aligner",
     "Batch",

@@ -7,7 +7,7 @@ mangled text and the fuser never looks ahead. In a template section, which says 
 message, the j-th token stands opposite the j-th, or the section's last.
 
 `published`: the sharer is made to read the receiver's tokens one by one, each decoded and encoded
-again (PAPER.md section 2). For comparison.
+again, as in the C2C paper (arXiv 2510.03215). For comparison.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class Aligner:
         """
         tokenizer = self.receiver
         full = self.render(tokenizer, messages, add_generation_prompt=False)
-        if not full.startswith(prompt.text):
+        if full.startswith(prompt.text):
+            text = full[len(prompt.text) :]
+        else:
             last = messages[-1]
             marked = self.render(
                 tokenizer, [*messages[:-1], {**last, "content": MARK.format(0)}], add_generation_prompt=False
@@ -131,16 +133,20 @@ class Aligner:
             said = min(fitting, key=lambda s: full != head + s + tail, default=None)
             if said is None:
                 raise UserError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
-            full = prompt.text + said + tail
-        ids = tokenizer(full, add_special_tokens=False).input_ids
-        start = len(prompt.receiver_ids)
-        if ids[:start] != prompt.receiver_ids:
-            # Prompt and response merge in a token; generation starts from the prompt's own tokens.
-            ids, start = tokenizer(full[len(prompt.text) :], add_special_tokens=False).input_ids, 0
-        response = ids[start:]
+            text = said + tail
+        response = self.ids_after(prompt, text)
         special = set(tokenizer.all_special_ids)
         end = next((i for i, token in enumerate(response) if token in special), None)
         return [*response, tokenizer.eos_token_id] if end is None else response[: end + 1]
+
+    def ids_after(self, prompt: AlignedPrompt, text: str) -> list[int]:
+        """The receiver's ids of a text that goes on from a prompt."""
+        ids = self.receiver(prompt.text + text, add_special_tokens=False).input_ids
+        start = len(prompt.receiver_ids)
+        if ids[:start] == prompt.receiver_ids:
+            return ids[start:]
+        # Prompt and text merge in a token; generation starts from the prompt's own tokens.
+        return self.receiver(text, add_special_tokens=False).input_ids
 
     def render(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool = True) -> str:
         """A conversation as text, as the tokenizer's chat template has it.

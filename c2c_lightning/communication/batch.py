@@ -78,12 +78,12 @@ def collate(
         pad_ids: padding ids of the receiver, then of every sharer.
     """
     responses = responses if responses is not None else [[] for _ in prompts]
-    prompt_ids, prompt_mask = _pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
+    prompt_ids, prompt_mask = pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
     # One column at least: a batch with nothing to supervise goes through the receiver like any other.
-    response_ids, response_mask = _pad(responses, pad_ids[0], left=False, least=1)
+    response_ids, response_mask = pad(responses, pad_ids[0], left=False, least=1)
     sharers = []
     for i, pad_id in enumerate(pad_ids[1:]):
-        ids, mask = _pad([p.sharer_ids[i] for p in prompts], pad_id, left=True)
+        ids, mask = pad([p.sharer_ids[i] for p in prompts], pad_id, left=True)
         positions = torch.full((len(prompts), prompt_ids.shape[1] - 1), UNALIGNED)
         for row, prompt in enumerate(prompts):
             opposite = torch.from_numpy(prompt.positions[i])
@@ -115,7 +115,8 @@ def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
     return Batch(**{**vars(batch), "sharers": sharers})
 
 
-def _pad(rows: Sequence[list[int]], pad_id: int, left: bool, least: int = 0) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[list[int]], pad_id: int, left: bool, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T), T the longest row's and at least `least`, and their mask, 1 for real tokens."""
     width = max([least, *map(len, rows)])
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros_like(ids)

@@ -21,6 +21,9 @@ from c2c_lightning.communication.models import kv_shape, load_model, load_tokeni
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
 
+# What a model's own generation_config may set, and greedy decoding must not have.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
 
 class Communicator(nn.Module):
     """A receiver, its sharers, and one fuser for each sharer.
@@ -160,16 +163,19 @@ class Communicator(nn.Module):
         return logits_1TV[0]
 
     @torch.no_grad()
-    def generate_ids(self, batch: Batch, fuse: bool = True, **generate_kwargs: Any) -> Any:
+    def generate_ids(
+        self, batch: Batch, fuse: bool = True, first_ids: Tensor | None = None, **generate_kwargs: Any
+    ) -> Any:
         """The receiver's own `generate` on the fused cache.
 
         Args:
             batch: prompts; responses in it are ignored.
             fuse: False for the receiver alone.
+            first_ids: (B, K) ids that the responses begin with; None for none.
             **generate_kwargs: anything that transformers' `generate` takes.
 
         Returns:
-            What `generate` returns; sequences begin with the padded prompts.
+            What `generate` returns; sequences begin with the padded prompts and `first_ids`.
         """
         settings = generate_kwargs.get("generation_config") or self.receiver.generation_config
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
@@ -183,9 +189,12 @@ class Communicator(nn.Module):
         )
         if copies > 1:
             cache.batch_repeat_interleave(copies)
+        ids, mask = batch.prompt_ids, batch.prompt_mask
+        if first_ids is not None:
+            ids, mask = torch.cat([ids, first_ids], dim=1), torch.cat([mask, torch.ones_like(first_ids)], dim=1)
         return self.receiver.generate(
-            input_ids=batch.prompt_ids,
-            attention_mask=batch.prompt_mask,
+            input_ids=ids,
+            attention_mask=mask,
             past_key_values=cache,
             **{"pad_token_id": self.aligner.receiver.pad_token_id, **generate_kwargs},
         )

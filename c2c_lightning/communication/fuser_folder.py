@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from c2c_lightning.communication.models import locate
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import Fuser, FuserFactory
 
 FORMAT = 1
@@ -45,7 +45,7 @@ def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
             location = snapshot_download(location, allow_patterns=[CONFIG, WEIGHTS])
         except (OSError, ValueError) as error:  # every error of the hub client is one of them
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
     folder, parts = Path(location), []
     if not (folder / CONFIG).exists() and (folder / "fuser").is_dir():

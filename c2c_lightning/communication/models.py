@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import KVShape
 
 PROJECT = Path(__file__).parents[2]
@@ -124,5 +124,4 @@ def _load(loader: type, name: str, files: str, **kwargs):
         return loader.from_pretrained(location, **kwargs)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         kind = "folder" if Path(location).is_dir() else "hub id"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r} ({kind}): cannot read its {files}: {reason}") from error
+        raise UserError(f"model {name!r} ({kind}): cannot read its {files}: {first_line(error)}") from error

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from c2c_lightning.data import records
 from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 
 JSON_LINES, PARQUET = (".jsonl", ".jsonl.gz", ".ndjson", ".json"), (".parquet",)
 
@@ -109,10 +109,9 @@ class Source:
         try:
             return datasets.load_dataset(name, self.subset, split=self.split, streaming=self.streaming)
         except (OSError, ValueError) as error:  # whatever the hub client raises is one of them
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.prefix}path {name!r} (subset {self.subset!r}, split {self.split!r}) is no file or folder "
-                f"here, and as a hub id: {reason}"
+                f"here, and as a hub id: {first_line(error)}"
             ) from error
 
     def _dataset_rows(self, name: str, dataset: Any) -> Iterator[tuple[str, Any]]:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from c2c_lightning.errors import UserError, first_line
+
+ANSWERS = "answers"
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Answer:
         receiver_tokens: that the receiver generated.
         sharer_tokens: that the sharer generated.
         handed_over: bytes that the sharer handed to the receiver.
-        text: what the sharer wrote on the way; empty if nothing.
+        message: what the sharer wrote for the receiver; empty if nothing.
     """
 
     id: str
@@ -45,7 +49,7 @@ class Answer:
     receiver_tokens: int
     sharer_tokens: int
     handed_over: int
-    text: str = ""
+    message: str = ""
 
 
 class AnswerFile:
@@ -59,13 +63,25 @@ class AnswerFile:
         self.path = path
 
     def read(self) -> dict[str, Answer]:
-        """The whole answers so far, by question id."""
+        """The whole answers so far, by question id.
+
+        Raises:
+            UserError: a line is damaged, and which.
+        """
         if not self.path.exists():
             return {}
-        names = {field.name for field in fields(Answer)}
         answers = {}
-        for line in self.path.read_bytes().split(b"\n")[:-1]:  # what follows the last line break is cut off
-            answer = Answer(**{key: value for key, value in json.loads(line).items() if key in names})
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is cut off
+        for number, line in enumerate(lines, start=1):
+            try:
+                answer = Answer(**json.loads(line))
+                if not 0 <= answer.score <= 1:
+                    raise ValueError(f"score {answer.score} does not lie in [0, 1]")
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{self.path}:{number} is no answer ({first_line(error)}): remove the line, and the question is "
+                    "asked again."
+                ) from error
             answers.setdefault(answer.id, answer)
         return answers
 
@@ -84,3 +100,8 @@ class AnswerFile:
             file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
             file.flush()
             os.fsync(file.fileno())
+
+
+def answer_file(folder: Path, benchmark: str, method: str) -> AnswerFile:
+    """Where an evaluation's folder has the answers of a method to a benchmark."""
+    return AnswerFile(folder / ANSWERS / benchmark / f"{method}.jsonl")

@@ -47,6 +47,11 @@ class BenchmarkData(L.LightningDataModule):
         return [loader for loader in loaders for _ in ("measure", "answer")]
 
 
+def is_measured(dataloader_idx: int) -> bool:
+    """Whether a loader's questions are to be measured, and not to be answered."""
+    return dataloader_idx % 2 == 0
+
+
 class QuestionLoader:
     """A benchmark's questions in batches of like length, the longest first.
 

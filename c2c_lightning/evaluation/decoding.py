@@ -14,10 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from c2c_lightning.communication import GREEDY
 from c2c_lightning.evaluation.clock import StageClock
-
-# What a model's own generation_config may set, and greedy decoding must not have.
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Prefill:
         position_ids: (B, N) where they do not simply count the mask.
         handed_over: for each question the bytes that another model handed over.
         sharer_tokens: for each question the tokens that the sharer has written on the way.
-        texts: for each question what it wrote.
+        messages: for each question what it wrote.
     """
 
     model: PreTrainedModel
@@ -44,7 +42,7 @@ class Prefill:
     position_ids: Tensor | None = None
     handed_over: list[int] = field(default_factory=list)
     sharer_tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -52,14 +50,14 @@ class Decoded:
     """Responses, and what was noted on the way.
 
     Attributes:
-        texts: the responses.
+        responses: as text.
         tokens: how many tokens each has, the end of turn included.
         truncated: whether it was cut off by the limit.
         confidence: mean log-probability of its tokens, in nats.
         letters: (B, C) log-probability that the response begins with each letter, if asked for.
     """
 
-    texts: list[str]
+    responses: list[str]
     tokens: list[int]
     truncated: list[bool]
     confidence: list[float]
@@ -94,7 +92,7 @@ def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: 
         letters: whose log-probability as the response's beginning to note.
     """
     model, tokenizer, width = prefill.model, prefill.tokenizer, prefill.ids.shape[1]
-    recorder = Recorder(clock, [first_ids(tokenizer, letter) for letter in letters])
+    recorder = Recorder(clock, [letter_token_ids(tokenizer, letter) for letter in letters])
     positions = {} if prefill.position_ids is None else {"position_ids": prefill.position_ids}
     with clock("decode"):
         sequences = model.generate(
@@ -110,19 +108,22 @@ def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: 
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
-    texts, tokens, truncated, confidence = [], [], [], []
+    responses, tokens, truncated, confidence = [], [], [], []
     for row, limit, log_probs in zip(sequences[:, width:].tolist(), limits, log_probs_BT):
         end = next((i + 1 for i, token in enumerate(row[:limit]) if token in ends), None)
         used = row[: end or limit]
-        texts.append(tokenizer.decode(used, skip_special_tokens=True).strip())
+        responses.append(tokenizer.decode(used, skip_special_tokens=True).strip())
         tokens.append(len(used))
         truncated.append(end is None)
         confidence.append(sum(log_probs[: len(used)]) / len(used))
-    return Decoded(texts, tokens, truncated, confidence, recorder.letters)
+    return Decoded(responses, tokens, truncated, confidence, recorder.letters)
 
 
 @lru_cache(maxsize=1024)
-def first_ids(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
-    """The tokens by which a response may begin with a letter: as it stands, and after a space."""
+def letter_token_ids(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
+    """The tokens by which a response may begin with a letter: as it stands, and after a space.
+
+    The last one counts, for some tokenizers make a token of the space itself.
+    """
     written = (tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}"))
     return tuple(sorted({ids[-1] for ids in written}))

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from c2c_lightning.evaluation.controls import ShuffledChoices
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
 
-C2C, RECEIVER, TEXT_TO_TEXT = "c2c", "receiver", "text_to_text"  # what the words of a report know by name
+# What the words of a report know by name.
+C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
 
 Findings = dict[str, Any]
 
@@ -39,19 +38,19 @@ def findings(results: BenchmarkResults) -> Findings:
     comparisons = {name: _comparison(compare(scores[C2C], scores[name], results.seed)) for name in rivals}
     gain = None
     if rivals and results.generic:
-        baselines = [*results.generic, *(name for name in (RECEIVER,) if name in scores)]
+        # The receiver first: of equally good ones the first is named, and zero_update should equal it.
+        baselines = [*({RECEIVER} & scores.keys()), *results.generic]
         gain = _gain(question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed))
-    benchmark, items = results.benchmark, results.items
-    is_binary = all(np.isin(values, (0, 1)).all() for values in scores.values())
+    benchmark = results.benchmark
     return {
         "benchmark": benchmark.name,
         "prompt": {"name": benchmark.prompt.name, "version": benchmark.prompt.version},
         "answer_mode": benchmark.answer_mode,
-        "measure": "accuracy" if is_binary else "score",
-        "num_items": len(items),
-        "items": _fingerprint(items),
+        "measure": results.measure,
+        "num_items": len(results.items),
+        "items": _fingerprint(benchmark),
         "dropped": dict(benchmark.dropped),
-        "guessing": _guessing(items),
+        "guessing": _guessing(benchmark),
         "seed": results.seed,
         "methods": {name: _method(results, name) for name in scores},
         "left_out": dict(results.left_out),
@@ -69,9 +68,8 @@ def _method(results: BenchmarkResults, name: str) -> dict[str, Any]:
 
     return {
         "description": method.description,
-        "control": method.generic or isinstance(method, ShuffledChoices),
+        "control": method.control,
         "generic": method.generic,
-        "num_items": len(answers),
         "accuracy": asdict(accuracy(results.scores(name), results.seed)),
         "unread": float(np.mean([answer.extracted is None for answer in answers])),
         "truncated": mean("truncated"),
@@ -91,7 +89,6 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "test": comparison.test,
         "only_c2c": comparison.only_first,
         "only_other": comparison.only_second,
-        "num_items": comparison.num_items,
     }
 
 
@@ -99,14 +96,14 @@ def _gain(gain: Gain) -> dict[str, Any]:
     return _comparison(gain.comparison) | {"over": gain.over, "p": gain.p, "significant": gain.significant}
 
 
-def _fingerprint(items: Sequence[Item]) -> str:
+def _fingerprint(benchmark: Benchmark) -> str:
     """Tells whether two evaluations asked the same items."""
-    text = json.dumps([asdict(item) for item in items], sort_keys=True)
+    text = json.dumps([asdict(item) for item in benchmark.items()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _guessing(items: Sequence[Item]) -> float | None:
+def _guessing(benchmark: Benchmark) -> float | None:
     """The accuracy of a guess; None where there is nothing to choose from."""
-    if not all(item.choices for item in items):
+    if not benchmark.has_choices:
         return None
-    return float(np.mean([len(item.answers) / len(item.choices) for item in items]))
+    return float(np.mean([len(item.answers) / len(item.choices) for item in benchmark.items()]))

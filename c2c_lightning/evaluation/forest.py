@@ -11,8 +11,11 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.evaluation.formatting import Interval
 
+# What all figures of a report have in common.
 ACCENT, INK, PALE = "#0072b2", "#2b3036", "#8a929b"
-DPI = 200
+GRID = "#e6e8ea"
+WIDTH, DPI = 8.5, 200  # inches, dots per inch
+FONTS = {"font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float |
         reference_label: what the line means.
     """
     plain = [each.replace("$", r"\$") for each in (xlabel, reference_label)]
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK}):
-        figure = Figure(figsize=(8.5, 1.0 + 0.29 * len(rows)), layout="constrained")
+    with matplotlib.rc_context(FONTS):
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.29 * len(rows)), layout="constrained")
         axis = figure.subplots()
         if reference is not None:
             axis.axvline(100 * reference, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -64,7 +67,7 @@ def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float |
             tick.set_color(row.colour)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlabel(plain[0])
-        axis.grid(axis="x", color="#e6e8ea", linewidth=0.8)
+        axis.grid(axis="x", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", color=PALE, labelcolor=INK)

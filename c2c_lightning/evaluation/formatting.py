@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from c2c_lightning.evaluation.findings import C2C
 from c2c_lightning.evaluation.statistics import ALPHA
 
 NOTHING = "–"
@@ -18,6 +19,11 @@ Interval = dict[str, float]  # an Estimate: value, low, high
 def plain(text: str) -> str:
     """Text that Markdown shows as it stands, in one line."""
     return MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def shown(method: str) -> str:
+    """A method's name as reports spell it: C2C as the sentences do, others as in files and metrics."""
+    return "C2C" if method == C2C else method
 
 
 def percent(share: float) -> str:
@@ -55,10 +61,10 @@ def p_in_words(p: float) -> str:
 
 
 def verdict(comparison: dict[str, Any], first: str, second: str) -> str:
-    """Which of two is better, if it can be told."""
+    """Which of two methods is better, if it can be told."""
     if not comparison["significant"]:
         return NOT_SIGNIFICANT
-    return f"{first if comparison['difference']['value'] > 0 else second} better"
+    return f"{shown(first if comparison['difference']['value'] > 0 else second)} better"
 
 
 def size(number: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed
-from torch import nn
 from torchmetrics import MeanMetric, Metric
 
 from c2c_lightning.communication import Communicator
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.answers import ANSWERS, Answer, AnswerFile, answer_file
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.controls import (
@@ -29,6 +29,7 @@ from c2c_lightning.evaluation.controls import (
     ZeroCache,
     ZeroUpdate,
 )
+from c2c_lightning.evaluation.datamodule import is_measured
 from c2c_lightning.evaluation.methods import (
     C2C,
     Answering,
@@ -43,8 +44,10 @@ from c2c_lightning.evaluation.methods import (
 from c2c_lightning.evaluation.observing import Observer, read_caches
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
+from c2c_lightning.runs import write_whole
 
-ANSWERS, MEASURED, QUESTIONS = "answers", "measured", "questions.sha256"
+MEASURED, QUESTIONS = "measured", "questions.sha256"
+TEMPLATE = 1000  # bytes
 
 
 class Evaluation(L.LightningModule):
@@ -86,7 +89,7 @@ class Evaluation(L.LightningModule):
             if names.count(name) > 1:
                 raise UserError(f"model.methods and model.controls have {name!r} twice: leave one out.")
         self.communicator: Communicator | None = None
-        self.accuracy = nn.ModuleDict()
+        self.accuracy: dict[str, MeanMetric] = {}
         self.asked: list[Method] = []
         self.answering: dict[str, list[Answering]] = {}
         self.done: dict[tuple[str, str], set[str]] = {}
@@ -116,16 +119,16 @@ class Evaluation(L.LightningModule):
     def configure_model(self) -> None:
         if self.communicator is None:
             self.communicator = Communicator.from_pretrained(self.fuser, self.dtype_name)
+            for benchmark in self.benchmarks:
+                benchmark.leave_out(too_long(benchmark, self.communicator), "longer than a model can read")
 
     def on_test_start(self) -> None:
+        self._check_observers()
         self.asked = self._all_methods()
         for benchmark in self.benchmarks:
-            if self.trainer.is_global_zero:
-                self._check_questions(benchmark)
+            self._check_questions(benchmark)
             self.answering[benchmark.name] = [
-                method
-                for method in self.asked
-                if isinstance(method, Answering) and not method.why_not(benchmark, self.communicator)
+                method for method in self.asked if isinstance(method, Answering) and not method.why_not(benchmark)
             ]
             for method in self.answering[benchmark.name]:
                 key = f"{benchmark.name}/{method.name}"
@@ -139,19 +142,18 @@ class Evaluation(L.LightningModule):
                 self.done[benchmark.name, method.name] = set(self.trainer.strategy.broadcast(kept))
             for observer in self.observers:
                 path = self._measured_path(benchmark, observer)
-                saved = torch.load(path, weights_only=True) if self.trainer.is_global_zero and path.exists() else None
-                saved = self.trainer.strategy.broadcast(saved)
+                saved = self.trainer.strategy.broadcast(load(path) if self.trainer.is_global_zero else None)
                 if saved is not None:
                     observer.measured[benchmark.name] = saved
 
     def test_step(self, questions: Questions, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if dataloader_idx % 2 == 0:
+        if is_measured(dataloader_idx):
             self._measure(questions, batch_idx == 0)
         else:
             self._answer(questions)
 
     def on_test_batch_end(self, outputs: Any, questions: Questions, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if dataloader_idx % 2 or batch_idx + 1 < self.trainer.num_test_batches[dataloader_idx]:
+        if not is_measured(dataloader_idx) or batch_idx + 1 < self.trainer.num_test_batches[dataloader_idx]:
             return
         for observer in self._unmeasured(questions.benchmark):
             measured = self.measuring.pop(observer.name).compute()
@@ -159,25 +161,25 @@ class Evaluation(L.LightningModule):
             if self.trainer.is_global_zero:
                 path = self._measured_path(questions.benchmark, observer)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(".part")
+                unfinished = path.with_name(f"{path.name}.part")
                 torch.save(measured, unfinished)
                 unfinished.replace(path)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"accuracy/{key}": metric for key, metric in self.accuracy.items()})
+        self.log_dict({f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()})
 
     def results(self) -> list[BenchmarkResults]:
         """All answers that are kept, by benchmark, with those derived from them."""
         results = []
         for benchmark in self.benchmarks:
             kept = {m.name: self.file(benchmark, m.name).read() for m in self.answering[benchmark.name]}
-            reasons = ((m.name, m.why_not(benchmark, self.communicator)) for m in self.asked)
+            reasons = ((m.name, m.why_not(benchmark)) for m in self.asked)
             left_out = {name: reason for name, reason in reasons if reason}
             results.append(collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed))
         return results
 
     def file(self, benchmark: Benchmark, method: str) -> AnswerFile:
-        return AnswerFile(self.folder / ANSWERS / benchmark.name / f"{method}.jsonl")
+        return answer_file(self.folder, benchmark.name, method)
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""
@@ -185,13 +187,23 @@ class Evaluation(L.LightningModule):
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         path = self.folder / ANSWERS / benchmark.name / QUESTIONS
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(fingerprint + "\n", encoding="utf-8")
+            if self.trainer.is_global_zero:
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(path, f"{fingerprint}\n")
+                except OSError as error:
+                    raise UserError(f"trainer.default_root_dir {self.folder} cannot be written to: {error}") from error
         elif path.read_text(encoding="utf-8").strip() != fingerprint:
             raise UserError(
                 f"{path.parent} has answers to other questions or prompts than {benchmark.name} now has: "
                 "remove the folder, or name another one as trainer.default_root_dir."
             )
+
+    def _check_observers(self) -> None:
+        names = [observer.name for observer in self.observers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(f"trainer.callbacks has {twice} twice with the same arguments: leave one out.")
 
     def _all_methods(self) -> list[Method]:
         """All methods that answer, those of the analyses included; the first of a name counts."""
@@ -237,3 +249,35 @@ class Evaluation(L.LightningModule):
         of_ranks: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(of_ranks, answers)
         return [answer for answers in of_ranks for answer in answers]
+
+
+def too_long(benchmark: Benchmark, communicator: Communicator) -> set[str]:
+    """Ids of the questions that, with the response, are longer than one of the models can read."""
+    models = (communicator.receiver, *communicator.sharers)
+    configs = [model.config.get_text_config(decoder=True) for model in models]
+    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
+    ids = set()
+    for item in benchmark.items():
+        messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
+        # A token stands for a byte at least, and no template is that long: most need not be tokenized.
+        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
+            continue
+        prompt = communicator.aligner.prompt(messages)
+        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
+        if any(length + response > room for length, room in zip(lengths, rooms)):
+            ids.add(item.id)
+    return ids
+
+
+def load(path: Path) -> Any:
+    """What was measured before; None if nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        raise UserError(f"{path} is damaged ({first_line(error)}): remove it, and it is measured again.") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,11 +47,14 @@ class Observer(ABC):
 
     Attributes:
         name: of the measurement; unique in an evaluation.
-        measured: what came out, by benchmark.
     """
 
     name: str
-    measured: dict[str, Any]
+
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """What came out, by benchmark; there once all of its caches have been read."""
+        return {}
 
     @abstractmethod
     def metric(self, communicator: Communicator) -> Metric:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from c2c_lightning.evaluation.datamodule import is_measured
+
 
 class EvaluationProgress(TQDMProgressBar):
     """Lightning's bar, with the benchmark's name and pass in place of a DataLoader's number."""
@@ -15,5 +17,5 @@ class EvaluationProgress(TQDMProgressBar):
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         super().on_test_batch_start(trainer, module, batch, batch_idx, dataloader_idx)
-        doing = "answering" if dataloader_idx % 2 else "reading caches"
+        doing = "reading caches" if is_measured(dataloader_idx) else "answering"
         self.test_progress_bar.set_description(f"{batch.benchmark.name}: {doing}")

@@ -2,6 +2,7 @@
 
 runs/<run>/evaluation-<settings>/
   config.yaml       everything that was configured, resolved
+  settings.sha256   of what can change an answer
   answers/          every answer of every method, as they came; a rerun goes on after the last
   measured/         what was measured on the caches of whole benchmarks
   figures/          PNG
@@ -13,30 +14,36 @@ runs/<run>/evaluation-<settings>/
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Container
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.findings import findings
+from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval, shown
+from c2c_lightning.evaluation.headline import gain_as_told
 from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.evaluation.reading_guide import reading_guide
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.wording import sections
+from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted, write_whole
 from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking
 
-CONFIG_FILE, RESULTS_FILE, FIGURES = "config.yaml", "results.json", "figures"
+FIGURES, SETTINGS_FILE, LOCK_FILE = "figures", "settings.sha256", ".lock"
 
 
 class EvaluationRecord(L.Callback):
@@ -45,17 +52,37 @@ class EvaluationRecord(L.Callback):
     Args:
         parser: of the configuration.
         config: the configuration.
+        settings: digest of the settings that can change an answer (see `settings.py`).
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace):
-        self.parser, self.config = parser, config
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: str = ""):
+        self.parser, self.config, self.settings = parser, config, settings
+        self.lock: FileLock | None = None
+        self.handlers: dict[int, Any] = {}
 
     def on_test_start(self, trainer: L.Trainer, module: Evaluation) -> None:
         self.started = time.perf_counter()
+        then = module.folder / SETTINGS_FILE
+        if then.exists() and then.read_text(encoding="utf-8").strip() != self.settings:
+            raise UserError(
+                f"trainer.default_root_dir {module.folder} has answers of another fuser, or under other settings: name "
+                "another folder, or leave it out, for every evaluation has a folder of its own."
+            )
+
+    def on_test_epoch_start(self, trainer: L.Trainer, module: Evaluation) -> None:
+        """Begins the record, now that nothing refuses the evaluation any more."""
+        # Lightning would end on SIGTERM as if all were done.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, interrupt)
         if not trainer.is_global_zero:
             return
         folder = module.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / LOCK_FILE)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(f"another evaluation is writing to {folder}: wait for its end.") from error
+        write_whole(folder / SETTINGS_FILE, f"{self.settings}\n")
         config = self.config.clone()
         config.trainer.default_root_dir = None
         text = self.parser.dump(config, skip_none=False)
@@ -65,24 +92,39 @@ class EvaluationRecord(L.Callback):
         if tracker is not None:
             tracker.begin()
             if not noted_tracking(folder):
-                settings = yaml.safe_load(text)
-                tracker.log_hyperparams({key: settings[key] for key in ("model", "data")})
+                written = yaml.safe_load(text)
+                tracker.log_hyperparams({key: written[key] for key in ("model", "data")})
             tracker.log_artifact(folder / CONFIG_FILE)
             tracker.set_tags({"run_folder": str(folder.resolve()), "fuser": module.fuser})
             note_tracking(tracker, folder)
 
     def on_test_end(self, trainer: L.Trainer, module: Evaluation) -> None:
         if trainer.is_global_zero:
-            # The test loop has gradients off; the transformation oracle is trained.
-            with torch.inference_mode(False), torch.enable_grad():
-                report(trainer, module, time.perf_counter() - self.started)
+            report(trainer, module, time.perf_counter() - self.started)
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, module: Evaluation, exception: BaseException) -> None:
-        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt):
+        if not trainer.is_global_zero:
+            return
+        if isinstance(exception, (Interrupted, KeyboardInterrupt)):
             rank_zero_info(f"\nStopped; {module.folder} keeps all answers so far. The same command goes on.")
             for logger in trainer.loggers:
                 logger.finalize("interrupted")
+        tracker = find_tracker(trainer)
+        if tracker is not None and module.folder.is_dir():
+            tracker.save_undelivered(module.folder)
+
+    def teardown(self, trainer: L.Trainer, module: Evaluation, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers.clear()
+        if self.lock is not None:
+            self.lock.release()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the evaluation at once: answers are kept as they come, so nothing is lost but those under way."""
+    raise Interrupted(128 + number)
 
 
 def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
@@ -94,7 +136,10 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
         seconds: that answering took.
     """
     folder = module.folder
-    facts = {**describe(module), "answered in": f"{seconds:.0f} s", "date": datetime.now().strftime("%Y-%m-%d %H:%M")}
+    facts = describe(module) | {
+        "answered in": f"{seconds:.0f} s (this time; answers that were there already took none)",
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+    }
     parts: dict[str, list[Section]] = {}
     found: dict[str, Any] = {}
     for results in module.results():
@@ -103,19 +148,26 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
         figures.mkdir(parents=True, exist_ok=True)
         found[name] = findings(results.only([method.name for method in module.compared]))
         parts[name] = sections(found[name], figures)
-        for analysis in module.analyses:
-            rank_zero_info(f"{name}: {type(analysis).__name__}")
-            section = analysis.section(module.communicator, results, figures)
+        for k, analysis in enumerate(module.analyses):
+            kind = type(analysis).__name__
+            rank_zero_info(f"{name}: {kind}")
+            # Two of a kind, with other arguments, have figures of the same names.
+            first = next(i for i, other in enumerate(module.analyses) if type(other) is type(analysis))
+            drawn = figures if k == first else figures / f"{kind}_{k}"
+            drawn.mkdir(exist_ok=True)
+            section = analysis.section(module.communicator, results, drawn)
             if section is not None:
                 parts[name].append(section)
     parts["How to read this"] = reading_guide(list(found.values()))
-    title = f"What the cache said: {facts['pair']}"
-    text = json.dumps({"title": title, "facts": facts, "benchmarks": found}, indent=2, ensure_ascii=False)
-    (folder / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+    title = f"What cache communication gave: {facts['pair']}"
     write_report(folder, title, facts, parts)
+    text = json.dumps({"title": title, "facts": facts, "benchmarks": found}, indent=2, ensure_ascii=False)
+    write_whole(folder / RESULTS_FILE, f"{text}\n")
     tracker = find_tracker(trainer)
     if tracker is not None:
         log_report(tracker, folder, found, parts, logged=module.accuracy)
+        note_tracking(tracker, folder)
+        tracker.save_undelivered(folder)
     show(found, folder)
 
 
@@ -126,13 +178,15 @@ def describe(module: Evaluation) -> dict[str, str]:
     size = sum(parameter.numel() for parameter in communicator.fusers.parameters())
     sharers = " + ".join(config["sharers"])
     return {
-        "pair": f"{Path(config['receiver']).name} <- {' + '.join(Path(s).name for s in config['sharers'])}",
+        "pair": f"{' + '.join(Path(s).name for s in config['sharers'])} to {Path(config['receiver']).name}",
         "receiver": f"{config['receiver']} ({communicator.receiver.num_parameters():,} parameters)",
         "sharer": f"{sharers} ({sum(s.num_parameters() for s in communicator.sharers):,} parameters)",
         "fuser": f"{module.fuser} ({config['fuser']['class_path'].rpartition('.')[2]}, {size:,} parameters)",
         "alignment": config["alignment"],
         "layers": f"{config['layers']} ({config['layer_map']} layer map)",
         "gate": ", ".join(f"{key} {value}" for key, value in config["gate"].items() if value is not None),
+        "precision": f"frozen models in {str(communicator.receiver.dtype).removeprefix('torch.')}, trainer.precision "
+        f"{module.trainer.precision}",
         "device": f"{module.trainer.world_size} x {module.device.type}",
         "questions read together": str(module.trainer.datamodule.batch_size),
         "seed": str(module.trainer.datamodule.seed),
@@ -159,9 +213,10 @@ def log_report(
         scores = {f"{name}/{method}": of["accuracy"]["value"] for method, of in numbers["methods"].items()}
         metrics |= {f"accuracy/{key}": score for key, score in scores.items() if key not in logged}
         for key in ("question_specific_gain", "raw_gain"):
-            if numbers.get(key):
+            if numbers[key]:
                 difference = numbers[key]["difference"]
-                metrics |= {f"{name}/{key}": difference["value"], f"{name}/{key}_low": difference["low"]}
+                ends = {f"{name}/{key}_{end}": difference[end] for end in ("low", "high")}
+                metrics |= {f"{name}/{key}": difference["value"], **ends, f"{name}/{key}_p": numbers[key]["p"]}
     tracker.log_metrics(metrics)
 
 
@@ -171,22 +226,22 @@ def slug(words: str) -> str:
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
-    """Prints the accuracies and where the report is."""
+    """Prints the scores, the gain, and where the report is."""
     console = Console()
     for name, numbers in found.items():
-        table = Table(title=f"{name}: {numbers['num_items']} questions")
-        for column in ("method", "score", "95% interval"):
+        measure = numbers["measure"]
+        table = Table(title=f"{name}: {numbers['num_items']:,} questions")
+        for column in ("method", measure, "95% interval"):
             table.add_column(column, justify="left" if column == "method" else "right")
         for method, of_method in numbers["methods"].items():
-            score = of_method["accuracy"]
-            table.add_row(method, f"{score['value']:.1%}", f"{score['low']:.1%} to {score['high']:.1%}")
+            estimate = of_method["accuracy"]
+            table.add_row(shown(method), score(estimate["value"], measure), score_interval(estimate, measure))
         console.print(table)
-        gain = numbers.get("question_specific_gain")
-        if gain:
-            points = {key: f"{100 * value:+.1f}" for key, value in gain["difference"].items()}
-            verdict = "" if gain["significant"] else ", not significant"
-            console.print(
-                f"question-specific gain: {points['value']} points [{points['low']}, {points['high']}], "
-                f"over {gain['over']}{verdict}"
-            )
+        for method, reason in numbers["left_out"].items():
+            console.print(f"not asked: {method}, because {reason}", markup=False)
+        if numbers["question_specific_gain"]:
+            gain = gain_as_told(numbers)
+            value = points_with_interval(gain["difference"])
+            verdict = "" if gain["significant"] else f", {NOT_SIGNIFICANT}"
+            console.print(f"question-specific gain: {value} points, over {gain['over']}{verdict}", markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

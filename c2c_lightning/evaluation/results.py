@@ -22,7 +22,9 @@ class BenchmarkResults:
         methods: by name, in the order in which they are reported.
         answers: by method name, in the order of the benchmark's items.
         left_out: methods that say nothing about this benchmark, with the reason.
-        seed: of partners, shuffles and bootstraps.
+        seed: of what is drawn: whose cache the wrong question lends, orders of choices, resampling.
+        measure: `accuracy` if every answer is right or wrong, otherwise `score`. It is told from all answers once,
+            so that all that is said of some of them calls it the same.
     """
 
     benchmark: Benchmark
@@ -30,6 +32,12 @@ class BenchmarkResults:
     answers: dict[str, list[Answer]]
     left_out: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    measure: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.measure:
+            scores = (answer.score for answers in self.answers.values() for answer in answers)
+            self.measure = "accuracy" if all(score in (0, 1) for score in scores) else "score"
 
     @property
     def items(self) -> list[Item]:
@@ -40,7 +48,7 @@ class BenchmarkResults:
         return np.array([answer.score for answer in self.answers[method]])
 
     def only(self, names: Sequence[str]) -> BenchmarkResults:
-        """The results of some of the methods."""
+        """The results of some of the methods; what they measure stays what all of them do."""
         return replace(
             self,
             methods={name: self.methods[name] for name in names},

@@ -127,7 +127,7 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> Comparison:
 
 
 def question_specific_gain(c2c: Scores, controls: dict[str, Scores], seed: int = 0) -> Gain:
-    """The part of C2C's gain that no control has, as PAPER.md section 5 asks for.
+    """The part of C2C's gain (arXiv 2510.03215) that no control has.
 
     It is C2C less the best control. That the best is chosen on the same items can only make the gain
     smaller, so its interval errs on the safe side. C2C must beat every control: the test is the

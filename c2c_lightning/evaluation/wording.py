@@ -1,7 +1,4 @@
-"""The words of a report on one benchmark: what was found, beginning with what matters most.
-
-A difference that is not significant is never called anything else.
-"""
+"""What a report says of one benchmark: headline, scores, comparisons, cost, and what was asked."""
 
 from __future__ import annotations
 
@@ -10,22 +7,21 @@ from typing import Any
 
 import pandas as pd
 
-from c2c_lightning.evaluation.findings import C2C, RECEIVER, TEXT_TO_TEXT, Findings
+from c2c_lightning.evaluation.findings import C2C, TEXT_TO_TEXT, Findings
 from c2c_lightning.evaluation.forest import ACCENT, INK, PALE, Row, draw_forest
 from c2c_lightning.evaluation.formatting import (
-    NOT_SIGNIFICANT,
     NOTHING,
-    p_in_words,
     p_value,
     percent,
     plain,
-    points,
     points_with_interval,
     score,
     score_interval,
+    shown,
     size,
     verdict,
 )
+from c2c_lightning.evaluation.headline import headline
 from c2c_lightning.evaluation.section import Section
 
 ANSWER_MODES = {
@@ -41,99 +37,10 @@ def sections(found: Findings, figures: Path) -> list[Section]:
         found: by `findings`.
         figures: folder for its figures.
     """
-    written = [_headline(found), _scores(found, figures)]
+    written = [headline(found), _scores(found, figures)]
     if found["comparisons"]:
         written.append(_comparisons(found, figures))
     return [*written, _cost(found), _setting(found)]
-
-
-def _headline(found: Findings) -> Section:
-    if C2C not in found["methods"]:
-        text = "C2C was not among the methods, so there is no gain to report; the tables below compare nothing with it."
-        return Section("No headline: C2C was not asked", f"{text}\n\n{_levels(found)}")
-    gain, raw = found["question_specific_gain"], found["raw_gain"]
-    numbers = []
-    if gain:
-        words = f"C2C less the best control, {plain(gain['over'])}"
-        numbers.append(_headline_number(gain, "question-specific gain", words))
-    if raw:
-        numbers.append(_headline_number(raw, "raw gain", "C2C less the receiver alone"))
-    title = "The gain is unverified"
-    if gain:
-        title = "Question-specific gain" if gain["significant"] else "No question-specific gain was found"
-    return Section(title, "\n\n".join([*numbers, _meaning(found), _levels(found)]))
-
-
-def _headline_number(comparison: dict[str, Any], name: str, words: str) -> str:
-    """A number that stands out (see `write_report`), what it is, and how certain."""
-    difference = comparison["difference"]
-    value = f"{points(difference['value'])} points" + ("" if comparison["significant"] else f", {NOT_SIGNIFICANT}")
-    interval = f"95% interval {points(difference['low'])} to {points(difference['high'])}"
-    return f"> **{value}** *{name}*: {words}\\\n> {interval}, {p_in_words(comparison['p'])}"
-
-
-def _meaning(found: Findings) -> str:
-    """The headline in plain sentences."""
-    gain, raw = found["question_specific_gain"], found["raw_gain"]
-    if gain is None:
-        return (
-            "**This gain is unverified.** No generic control was asked: nothing here tells how much of it came from "
-            "what the sharer knows of the question, and how much any cache would have given, even that of another "
-            "question. Ask again with controls before you rely on it."
-        )
-    best = f"{plain(gain['over'])}, the best of the controls"
-    value = points_with_interval(gain["difference"])
-    if not gain["significant"]:
-        difference = f"C2C less {best}, is {value} points, {_insignificance(gain, found['comparisons'][gain['over']])}"
-        return f"**No question-specific gain was found:** {difference}{_unspecific(raw)}"
-    if raw is None:
-        return (
-            f"C2C is **{value}** points above {best}. The receiver alone was not asked, so it remains open what share "
-            "of C2C's whole gain this is."
-        )
-    return (
-        f"Of the {points(raw['difference']['value'])} points over the receiver, **{value} are question-specific**: no "
-        "control gives them, so they come from what the sharer's cache says about the question at hand."
-    )
-
-
-def _insignificance(gain: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """Why a difference from the best control is no gain."""
-    difference = gain["difference"]
-    if difference["value"] > 0:
-        reason = f"which is {NOT_SIGNIFICANT} ({p_in_words(gain['p'])}, the largest over the controls)."
-    elif comparison["significant"]:
-        return f"so C2C is significantly worse ({p_in_words(comparison['p'])})."
-    else:
-        reason = f"which is {NOT_SIGNIFICANT} ({p_in_words(comparison['p'])})."
-    # An interval may lie below 0 where a test on few items sees nothing.
-    if difference["high"] <= 0:
-        return reason
-    return f"{reason} A gain of up to {points(difference['high'])} points cannot be ruled out either."
-
-
-def _unspecific(raw: dict[str, Any] | None) -> str:
-    """What the raw gain means where no question-specific gain was found."""
-    if raw is None:
-        return ""
-    value = points(raw["difference"]["value"])
-    if not raw["significant"]:
-        return f" The difference from the receiver, {value} points, is {NOT_SIGNIFICANT} ({p_in_words(raw['p'])})."
-    if raw["difference"]["value"] < 0:
-        return f" C2C is significantly worse than the receiver alone ({value} points)."
-    return f" The {value} points over the receiver may thus owe nothing to what the sharer knows of the question."
-
-
-def _levels(found: Findings) -> str:
-    """How well the main methods do, and how well a guess would."""
-    methods, measure = found["methods"], found["measure"]
-    gain = found["question_specific_gain"]
-    over = gain["over"] if gain else None
-    names = dict.fromkeys((C2C, RECEIVER, "sharer", TEXT_TO_TEXT, over))
-    said = [f"{plain(n)} {score(methods[n]['accuracy']['value'], measure)}" for n in names if n in methods]
-    unit = "Accuracy" if measure == "accuracy" else "Mean score (of 100)"
-    guess = "" if found["guessing"] is None else f" Guessing would give {percent(found['guessing'])}."
-    return f"{unit} on {found['num_items']:,} questions: {', '.join(said)}.{guess}" if said else guess.strip()
 
 
 def _scores(found: Findings, figures: Path) -> Section:
@@ -150,17 +57,21 @@ def _scores(found: Findings, figures: Path) -> Section:
         rows, f"{unit}, %" if measure == "accuracy" else unit, figures / "scores.png", found["guessing"], "guessing"
     )
     text = (
-        "A generic control knows nothing from the sharer about the question it answers; what C2C has above all of "
-        "them is question-specific. *Unread* are the answers in which nothing could be read as an answer, and "
-        "*truncated* those that reached the token limit: both count as they were graded, mostly as wrong."
+        "*Unread* are the answers in which nothing could be read as an answer, and *truncated* those that reached the "
+        "token limit: both count as they were graded, mostly as wrong."
     )
+    if any(m["generic"] for m in methods.values()):
+        text = (
+            "A generic control knows nothing from the sharer about the question it answers; what C2C has above all of "
+            f"them is question-specific. {text}"
+        )
     return Section(unit.capitalize(), text, tables, {f"{unit.capitalize()} with 95% intervals; controls hollow": file})
 
 
 def _score_table(rows: dict[str, dict[str, Any]], measure: str, unit: str) -> pd.DataFrame:
     table = [
         {
-            "": name,
+            "": shown(name),
             unit: score(m["accuracy"]["value"], measure),
             "95% interval": score_interval(m["accuracy"], measure),
             "unread": percent(m["unread"]),
@@ -175,7 +86,7 @@ def _score_table(rows: dict[str, dict[str, Any]], measure: str, unit: str) -> pd
 def _score_row(name: str, method: dict[str, Any], measure: str) -> Row:
     estimate = method["accuracy"]
     numbers = f"{score(estimate['value'], measure)} {score_interval(estimate, measure)}"
-    return Row(name, estimate, numbers, ACCENT if name == C2C else INK, hollow=method["control"])
+    return Row(shown(name), estimate, numbers, ACCENT if name == C2C else INK, hollow=method["control"])
 
 
 def _comparisons(found: Findings, figures: Path) -> Section:
@@ -188,7 +99,7 @@ def _comparisons(found: Findings, figures: Path) -> Section:
                 "difference in points [95% interval]": points_with_interval(comparison["difference"]),
                 "p": p_value(comparison["p"]),
                 "verdict": verdict(comparison, C2C, name),
-                f"only c2c {is_better}": f"{comparison['only_c2c']:,}",
+                f"only C2C {is_better}": f"{comparison['only_c2c']:,}",
                 f"only the other {is_better}": f"{comparison['only_other']:,}",
                 "test": comparison["test"],
             }
@@ -196,7 +107,7 @@ def _comparisons(found: Findings, figures: Path) -> Section:
         colour = INK if comparison["significant"] else PALE
         numbers = points_with_interval(comparison["difference"])
         hollow = found["methods"][name]["control"]
-        drawn.append(Row(f"c2c − {name}", comparison["difference"], numbers, colour, hollow))
+        drawn.append(Row(f"C2C − {name}", comparison["difference"], numbers, colour, hollow))
     file = draw_forest(drawn, "difference in points", figures / "differences.png", 0.0, "no difference")
     text = (
         "Every method answered the same questions, so they are compared question by question. The p of a row is that "
@@ -210,7 +121,7 @@ def _comparisons(found: Findings, figures: Path) -> Section:
 def _cost(found: Findings) -> Section:
     rows = [
         {
-            "": name,
+            "": shown(name),
             "prefill, ms": f"{m['prefill_ms']:,.1f}",
             "decoding, ms": f"{m['decode_ms']:,.1f}",
             "together, ms": f"{m['prefill_ms'] + m['decode_ms']:,.1f}",
@@ -238,7 +149,7 @@ def _setting(found: Findings) -> Section:
         f"{found['num_items']:,} questions of {plain(found['benchmark'])}, "
         f"with the prompt {plain(prompt['name'])}, version {plain(prompt['version'])}.",
         f"The answer is {ANSWER_MODES[mode]}." if mode in ANSWER_MODES else f"Answer mode: {plain(mode)}.",
-        f"Seed of partners, shuffles and resampling: {found['seed']}.",
+        f"Seed (whose cache the wrong question lends, order of shuffled choices, resampling): {found['seed']}.",
     ]
     asked += [
         f"Left out: {number:,} records ({plain(reason)})." for reason, number in found["dropped"].items() if number

@@ -1,4 +1,4 @@
-"""The fuser of the C2C paper (PAPER.md section 2; arXiv 2510.03215)."""
+"""The fuser of the C2C paper (arXiv 2510.03215)."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class GateConfig:
 
 
 class Gate(nn.Module):
-    """Gate values in [0, 1] for every part and layer (PAPER.md section 2).
+    """Gate values in [0, 1] for every part and layer (arXiv 2510.03215).
 
     Args:
         config: the layer-gating configuration.

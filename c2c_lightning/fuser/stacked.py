@@ -34,7 +34,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedBlock(nn.Module):
-    """x + dropout(W2 gelu(W1 RMSNorm(x))), no biases (PAPER.md section 2)."""
+    """x + dropout(W2 gelu(W1 RMSNorm(x))), no biases (arXiv 2510.03215)."""
 
     def __init__(self, num_groups: int, hidden: int, intermediate: int, dropout: float):
         super().__init__()

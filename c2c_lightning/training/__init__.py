@@ -1,14 +1,12 @@
 """Training: the LightningModule and its callbacks."""
 
-from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, find_checkpoint, run_folder
+from c2c_lightning.training.checkpoints import find_checkpoint, run_folder
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run_record import RunRecord
 
 __all__ = [
-    "CONFIG_FILE",
-    "FOLDER",
     "C2CModule",
     "GateMap",
     "Interruption",

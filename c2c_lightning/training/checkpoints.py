@@ -8,8 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.errors import UserError
-
-CONFIG_FILE, FOLDER, LAST = "config.yaml", "checkpoints", "last.ckpt"
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, LAST
 
 
 def find_checkpoint(name: str, runs: list[Path]) -> Path:
@@ -25,13 +24,13 @@ def find_checkpoint(name: str, runs: list[Path]) -> Path:
             where = ", ".join(str(run) for run in runs) or "runs/"
             raise UserError(f"--ckpt_path last: there is no run in {where}.")
         path = max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime)
-        if not (path / FOLDER / LAST).exists():
+        if not (path / CHECKPOINTS / LAST).exists():
             raise UserError(
                 f"--ckpt_path last: the newest run, {path}, was cut off before its first checkpoint. "
                 "Start it again, or name the run to go on with."
             )
-    if (path / FOLDER / LAST).exists():
-        path = path / FOLDER / LAST
+    if (path / CHECKPOINTS / LAST).exists():
+        path = path / CHECKPOINTS / LAST
     check(path)
     rank_zero_info(f"going on from {path}")
     return path
@@ -39,7 +38,7 @@ def find_checkpoint(name: str, runs: list[Path]) -> Path:
 
 def run_folder(path: Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, if it lies where runs put theirs."""
-    return path.parent.parent if path.parent.name == FOLDER else None
+    return path.parent.parent if path.parent.name == CHECKPOINTS else None
 
 
 def check(path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from c2c_lightning.communication import Batch, Communicator, exchange_questions
+from c2c_lightning.communication import GREEDY, Batch, Communicator, exchange_questions
 
 # A sharer alone may say anything, such as the sentence that it knows.
 SHARER_TOKENS = 32
@@ -16,7 +16,7 @@ class ExactAnswers(nn.Module):
     """The share of exact greedy answers, by method.
 
     `c2c`: the receiver on the fused cache; `wrong_question`: the same, fused with the cache of the next
-    question in the batch; `receiver` and `sharer` (`sharer_0`, ... of several): each alone. The frozen
+    question in the batch; `receiver` and `sharer` (`sharer_1`, ... of further ones): each alone. The frozen
     models' own answers never change, so they are asked for once.
 
     Args:
@@ -25,7 +25,7 @@ class ExactAnswers(nn.Module):
 
     def __init__(self, num_sharers: int):
         super().__init__()
-        self.sharers = ["sharer"] if num_sharers == 1 else [f"sharer_{i}" for i in range(num_sharers)]
+        self.sharers = ["sharer", *(f"sharer_{i}" for i in range(1, num_sharers))]
         # All from the start: their synchronisation is collective, whatever this rank's batches held.
         methods = ["c2c", "wrong_question", "receiver", *self.sharers]
         self.metrics = nn.ModuleDict({method: MeanMetric() for method in methods})
@@ -60,13 +60,12 @@ class ExactAnswers(nn.Module):
         return values
 
     def _answers(self, communicator: Communicator, batch: Batch) -> dict[str, list[str]]:
-        greedy = {"do_sample": False, "num_beams": 1}
         # An answer that runs past the longest reference is wrong whatever follows.
         limit = batch.response_ids.shape[1] + 1
         width = batch.prompt_ids.shape[1]
 
         def answer(batch: Batch, fuse: bool) -> list[str]:
-            ids = communicator.generate_ids(batch, fuse, max_new_tokens=limit, **greedy)
+            ids = communicator.generate_ids(batch, fuse, max_new_tokens=limit, **GREEDY)
             return communicator.decode(ids[:, width:])
 
         answers = {"c2c": answer(batch, True)}
@@ -82,7 +81,7 @@ class ExactAnswers(nn.Module):
                 attention_mask=prompt.mask,
                 pad_token_id=tokenizer.pad_token_id,
                 max_new_tokens=SHARER_TOKENS,
-                **greedy,
+                **GREEDY,
             )
             texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
             answers[method] = [text.strip() for text in texts]

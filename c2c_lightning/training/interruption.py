@@ -11,11 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.communication import Batch
-from c2c_lightning.training.checkpoints import FOLDER, LAST
-
-
-class Interrupted(SystemExit):
-    """The run was asked to stop and left a checkpoint; the exit code is the shell's for the signal."""
+from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
 
 
 class Interruption(L.Callback):
@@ -43,7 +39,7 @@ class Interruption(L.Callback):
             received = int(trainer.strategy.reduce(torch.tensor(received, device=module.device), reduce_op="max"))
         if not received:
             return
-        file = Path(trainer.default_root_dir) / FOLDER / LAST
+        file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
         trainer.save_checkpoint(file, weights_only=False)
         rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command and --ckpt_path {file}")
         for logger in trainer.loggers:

@@ -26,9 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted, write_whole
 from c2c_lightning.tracking import MLFLOW_FILE, find_tracker, note_tracking
-from c2c_lightning.training.checkpoints import CONFIG_FILE, FOLDER, LAST
-from c2c_lightning.training.interruption import Interrupted
 
 
 class RunRecord(L.Callback):
@@ -83,12 +82,12 @@ class RunRecord(L.Callback):
             trainer.training = True
         folder = Path(trainer.default_root_dir)
         if trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(folder / FOLDER / LAST, weights_only=False)
+            trainer.save_checkpoint(folder / CHECKPOINTS / LAST, weights_only=False)
         if trainer.is_global_zero:
-            module.communicator.save_pretrained(folder / "fuser")
+            module.communicator.save_pretrained(folder / FUSER)
             tracker = find_tracker(trainer)
             if tracker is not None:
-                tracker.log_artifact(folder / "fuser", "fuser")
+                tracker.log_artifact(folder / FUSER, FUSER)
                 note_tracking(tracker, folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -126,10 +125,10 @@ def summarize(trainer: L.Trainer, seconds: float) -> None:
     folder = Path(trainer.default_root_dir)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     summary: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(seconds, 1), "metrics": metrics}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     tracker = find_tracker(trainer)
     if tracker is not None:
-        tracker.log_artifact(folder / "summary.json")
+        tracker.log_artifact(folder / SUMMARY_FILE)
         tracker.save_undelivered(folder)
     table = Table(title=f"{trainer.global_step} steps in {seconds:.0f} s")
     table.add_column("metric")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.small import train
+from tests.evaluation.trained import train
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.benchmarks.prompt import Prompt
+from c2c_lightning.evaluation.benchmarks.reading import Row
 from c2c_lightning.evaluation.controls import CalibratedReceiver, MeanUpdate, ShuffledChoices, WrongQuestion, ZeroUpdate
 from c2c_lightning.evaluation.item import Item
 from c2c_lightning.evaluation.methods import C2C, Receiver, Routing, Sharer, TextToText
@@ -21,19 +23,31 @@ MESSAGE_TOKENS, BYTES_PER_TOKEN = 40, 12288
 
 
 class Invented(Benchmark):
-    """Questions that need no file."""
+    """Questions that need no file; 17 records more have no right answer, and are left out."""
 
-    def __init__(self, num_items: int, name: str = "invented", version: int = 2, has_choices: bool = True):
-        self.name, self.answer_mode = name, "generate"
-        self.prompt = Prompt("choices", version, "{question}", "{answer}")
-        self.dropped = {"no right answer": 17}
-        choices = ("Oslo", "Rome", "Lima", "Bern") if has_choices else ()
-        self._items = [
-            Item(f"{name}/{i}", f"Question {i}?", ("A",), choices, ("maths", "law")[i % 2]) for i in range(num_items)
-        ]
+    def __init__(
+        self,
+        num_items: int,
+        name: str = "invented",
+        version: int = 2,
+        choices: Sequence[str] = ("Oslo", "Rome", "Lima", "Bern"),
+        subjects: Sequence[str] = ("maths", "law"),
+    ):
+        super().__init__([], "", name)
+        self.prompt = replace(self.prompt, version=version)
+        self.num_items, self.choices, self.subjects = num_items, tuple(choices), subjects
 
-    def to_item(self, record, source):
-        raise NotImplementedError
+    def rows(self) -> Iterator[Row]:
+        for number in range(self.num_items + 17):
+            yield Row(self.name, number, f"{self.name}:{number}", {"number": number})
+
+    def to_item(self, record: dict[str, Any], source: str) -> Item | None:
+        number = record["number"]
+        if number >= self.num_items:
+            self.drop("no right answer", source)
+            return None
+        subject = self.subjects[number % len(self.subjects)] if self.subjects else ""
+        return Item("", f"Question {number}?", ("A",), self.choices, subject)
 
 
 def results(scores: dict[str, Sequence[float]], benchmark: Benchmark | None = None, seed: int = 0) -> BenchmarkResults:

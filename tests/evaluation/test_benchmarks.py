@@ -282,7 +282,7 @@ def test_limit_takes_the_first_of_the_whole():
 def test_subjects_are_chosen_by_name():
     benchmark = LongBenchE(str(FILES / "longbench_e"), subjects=["lcc", "trec"])
     assert [item.subject for item in benchmark.items()] == ["lcc", "lcc", "trec", "trec"]
-    with pytest.raises(UserError, match=r"mmlu_redux.subjects has 'bakin', .* did you mean 'baking'\?"):
+    with pytest.raises(UserError, match=r"mmlu_redux.subjects has 'bakin', .*\. Did you mean baking\?"):
         MMLURedux(str(FILES / "mmlu_redux"), subjects=["bakin"]).items()
 
 
@@ -334,7 +334,7 @@ LONG = {"input": "Why?", "context": "So.", "answers": ["x"], "dataset": "trec", 
         (
             LongBenchE,
             {"dataset": "trek"},
-            "dataset 'trek' is none that the prompt 'longbench_e' has: did you mean 'trec'?",
+            "dataset 'trek' is none that the prompt 'longbench_e' has. Did you mean trec?",
         ),
         (LongBenchE, {}, "answers ['x'] are not among the 2 classes"),
         (LongBenchE, {"all_classes": None}, "all_classes is None; give a list of texts"),
@@ -400,6 +400,19 @@ def test_every_benchmark_is_made_from_a_configuration_alone(cls):
     config = {"class_path": path, "init_args": {"limit": 3, "answer_mode": "generate", "name": "mine"}}
     benchmark = parser.instantiate_classes(parser.parse_object({"benchmark": config})).benchmark
     assert (type(benchmark), benchmark.limit, benchmark.name) == (cls, 3, "mine")
+
+
+def test_a_benchmark_has_choices_if_every_question_has(tmp_path):
+    assert BENCHMARKS["arc_challenge"].has_choices
+    assert not BENCHMARKS["gsm8k"].has_choices
+    mixed = OwnQuestions(str(FILES / "own.jsonl"), answer_mode="logits")
+    assert not mixed.has_choices
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"own.answer_mode is 'logits', .* open questions: use 'generate'"):
+            mixed.items()
+    closed = OwnQuestions(write(tmp_path / "own.jsonl", OWN), answer_mode="logits")
+    assert closed.has_choices
+    assert len(closed.items()) == 1
 
 
 def test_a_users_own_benchmark_is_one_small_class(tmp_path):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.answers import AnswerFile
-from c2c_lightning.evaluation.comparison import compare_runs, load_runs
+from c2c_lightning.evaluation.answers import answer_file
+from c2c_lightning.evaluation.comparison import compare_runs
 from c2c_lightning.evaluation.findings import findings
+from c2c_lightning.evaluation.finished import load_evaluations
 from c2c_lightning.evaluation.statistics import compare
+from c2c_lightning.runs import RESULTS_FILE
 from tests.evaluation.invented import Invented, results, right
 from tests.evaluation.page import Page, pipe_tables
 
@@ -32,9 +34,9 @@ def evaluation(tmp_path, monkeypatch):
         of = results(scores, benchmark, seed)
         content = {"title": "t", "facts": FACTS | facts, "benchmarks": {benchmark.name: findings(of)}}
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "results.json").write_text(json.dumps(content))
+        (tmp_path / folder / RESULTS_FILE).write_text(json.dumps(content))
         if answers:
-            AnswerFile(tmp_path / folder / "answers" / benchmark.name / "c2c.jsonl").append(of.answers["c2c"])
+            answer_file(tmp_path / folder, benchmark.name, "c2c").append(of.answers["c2c"])
         return content["benchmarks"][benchmark.name], scores["c2c"]
 
     return write
@@ -47,17 +49,17 @@ def page(folder="comparison") -> Page:
 def test_each_evaluation_is_a_row_with_its_gain(evaluation):
     found = {"a": evaluation("a")[0], "b": evaluation("b", c2c=30)[0]}
     compare_runs(["a", "b"], "out")
-    head, *rows = page("out").tables[0]
-    for row in rows:
-        cells, numbers = dict(zip(head, row)), found[row[0]]
+    gains, levels = page("out").tables[:2]
+    for gain_row, level_row in zip(gains[1:], levels[1:]):
+        cells, numbers = dict(zip(gains[0] + levels[0], gain_row + level_row)), found[gain_row[0]]
         gain = numbers["question_specific_gain"]
         values = [f"{100 * gain['difference'][key]:+.1f}".replace("-", "−") for key in ("value", "low", "high")]
         assert cells["question-specific gain"] == "{} [{}, {}]".format(*values)
-        assert cells["verdict"] == ("c2c better" if gain["significant"] else "not significant")
-        assert cells["c2c"] == f"{100 * numbers['methods']['c2c']['accuracy']['value']:.1f}%"
+        assert cells["verdict"] == ("C2C better" if gain["significant"] else "not significant")
+        assert cells["C2C"] == f"{100 * numbers['methods']['c2c']['accuracy']['value']:.1f}%"
         assert cells["best control"] == "12.0% wrong_question"
         assert cells["text_to_text"] == "–"
-    assert [row[2] for row in rows] == ["c2c better", "not significant"]
+    assert [row[3] for row in gains[1:]] == ["C2C better", "not significant"]
     assert pipe_tables(Path("out/comparison.md").read_text()) == page("out").tables
 
 
@@ -66,7 +68,7 @@ def test_c2c_of_the_same_questions_is_compared_question_by_question(evaluation):
     _, second = evaluation("b", c2c=160)
     compare_runs(["a", "b"])
     expected = compare(second, first)
-    row = dict(zip(*page().tables[1]))
+    row = dict(zip(*page().tables[2]))
     assert row["C2C of"] == "b"
     assert row["difference in points [95% interval]"].startswith(f"{100 * expected.difference.value:+.1f} [")
     assert (row["only the other better"], row["only the baseline better"], row["test"]) == (
@@ -76,7 +78,7 @@ def test_c2c_of_the_same_questions_is_compared_question_by_question(evaluation):
 
 
 @pytest.mark.parametrize(
-    "other", [{"answers": False}, {"benchmark": Invented(N - 20)}, {"benchmark": Invented(N, has_choices=False)}]
+    "other", [{"answers": False}, {"benchmark": Invented(N - 20)}, {"benchmark": Invented(N, choices=())}]
 )
 def test_c2c_of_other_questions_is_not(evaluation, other):
     evaluation("a", c2c=100)
@@ -86,13 +88,13 @@ def test_c2c_of_other_questions_is_not(evaluation, other):
     assert not any(table[0][0] == "C2C of" for table in page().tables)
 
 
-def test_what_makes_runs_incomparable_is_said(evaluation):
+def test_what_makes_evaluations_incomparable_is_said(evaluation):
     evaluation("a")
     evaluation("b")
     compare_runs(["a", "b"])
     assert "Not comparable" not in page().words
     evaluation("c", benchmark=Invented(N, version=3), seed=5)
-    evaluation("d", benchmark=Invented(N, has_choices=False))
+    evaluation("d", benchmark=Invented(N, choices=()))
     compare_runs(["a", "b", "c", "d"])
     words = page().words
     assert "Not comparable: the prompts differ. choices, version 2: a, b, d; choices, version 3: c." in words
@@ -113,20 +115,20 @@ def test_settings_are_shown_where_they_differ(evaluation):
 def test_training_runs_and_patterns_stand_for_their_evaluations(evaluation):
     for folder in ("runs/x/evaluation-1", "runs/y/evaluation-1", "runs/y/evaluation-2"):
         evaluation(folder)
-    assert [run.label for run in load_runs(["runs/x", "runs/y"])] == [
+    assert [each.label for each in load_evaluations(["runs/x", "runs/y"])] == [
         "x/evaluation-1", "y/evaluation-1", "y/evaluation-2",
     ]  # fmt: skip
-    assert [run.label for run in load_runs(["runs/*", "runs/x/evaluation-1"])] == [
+    assert [each.label for each in load_evaluations(["runs/*", "runs/x/evaluation-1"])] == [
         "x/evaluation-1", "y/evaluation-1", "y/evaluation-2",
     ]  # fmt: skip
-    assert [run.label for run in load_runs(["runs/y/evaluation-2", "runs/x"])] == ["y", "x"]
+    assert [each.label for each in load_evaluations(["runs/y/evaluation-2", "runs/x"])] == ["y", "x"]
 
 
-def test_benchmarks_that_only_some_runs_asked_are_shown_for_those(evaluation):
+def test_benchmarks_that_only_some_asked_are_shown_for_those(evaluation):
     evaluation("a")
     evaluation("b", benchmark=Invented(N, name="other"))
     compare_runs("a,b")
-    assert [row[0] for table in page().tables[:2] for row in table[1:]] == ["a", "b"]
+    assert [row[0] for table in page().tables[:4] for row in table[1:]] == ["a", "a", "b", "b"]
 
 
 def test_what_is_no_evaluation_is_named_with_the_remedy(evaluation, tmp_path):

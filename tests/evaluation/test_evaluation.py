@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from statistics import median
 
 import pytest
 import torch
+from filelock import FileLock
 
 from c2c_lightning.cli import main
 from c2c_lightning.communication import Communicator
@@ -20,8 +22,10 @@ from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.evaluation.analyses import Latency
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.methods import C2C, TextToText
+from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.evaluation.results import BenchmarkResults
-from tests.evaluation.small import CONFIG, Evaluated, arguments, evaluate
+from c2c_lightning.evaluation.settings import digest
+from tests.evaluation.trained import CONFIG, Evaluated, arguments, evaluate
 
 METHODS = {"receiver", "sharer", "text_to_text", "routing", "oracle_routing", "c2c", "c2c_after_text"}
 CONTROLS = {"wrong_question", "zero_update", "zero_cache", "mean_update"}
@@ -110,7 +114,7 @@ def test_c2c_answers_sooner_than_text_to_text(fuser):
     results = BenchmarkResults(NanoWorld(limit=8), {}, {})
     communicator = Communicator.from_pretrained(str(fuser))
     for batch_size in (1, 8):
-        timings = Latency(prompts=8).measure(communicator, results, [told, C2C()], batch_size)
+        timings = Latency(questions=8).measure(communicator, results, [told, C2C()], batch_size)
         text, cache = (median(t.total for t in timings[name]) for name in ("text_to_text", "c2c"))
         assert cache < text
 
@@ -134,8 +138,6 @@ def test_lettered_choices_get_all_controls(fuser, tmp_path, answer_mode):
 def test_one_at_a_time_and_together_the_answers_are_the_same(few, fuser, tmp_path):
     alone = evaluate(fuser, tmp_path / "alone", *FEW, "--data.batch_size=1")
     for method in few.methods():
-        if method == "mean_update":  # its mean is summed in another order
-            continue
         together, single = few.answers(method), alone.answers(method)
         assert {i: a.response for i, a in together.items()} == {i: a.response for i, a in single.items()}
     assert same_findings(few, alone)
@@ -156,7 +158,7 @@ def test_two_processes_find_what_one_finds_and_ask_no_question_twice(few, fuser,
 
 def test_killed_and_started_again_it_goes_on_with_the_answers_that_it_has(few, fuser, tmp_path):
     folder = tmp_path / "killed"
-    # The sharer answers first, question by question, so there is time to die in the middle of it.
+    # Two at a time, so that there is time to die in the middle of it.
     args = [*FEW, "--data.batch_size=2"]
     process = subprocess.Popen(
         command(fuser, folder, *args), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -179,6 +181,57 @@ def test_killed_and_started_again_it_goes_on_with_the_answers_that_it_has(few, f
         whole_lines = kept.get(method, b"")[: kept.get(method, b"").rfind(b"\n") + 1]
         assert lines.startswith(whole_lines)
     assert same_findings(few, resumed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_at_once_with_a_word_and_the_shells_code(fuser, tmp_path, number, code):
+    folder = tmp_path / "signalled"
+    args = command(fuser, folder, *FEW, "--data.batch_size=1")
+    process = subprocess.Popen(args, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    begun = folder / "answers" / "nano" / "receiver.jsonl"
+    deadline = time.monotonic() + 300
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == code
+    assert "keeps all answers so far. The same command goes on." in said
+    assert "Traceback" not in said
+    assert begun.read_bytes().count(b"\n") < 41
+
+
+def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
+    with FileLock(few.folder / ".lock"), pytest.raises(SystemExit) as refused:
+        main(arguments(fuser, few.folder, *FEW))
+    assert "another evaluation is writing to" in refused.value.code
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("answers/nano/c2c.jsonl", b"no answer\n", "c2c.jsonl:42 is no answer"),
+        ("answers/nano/c2c.jsonl", b'{"id": "x"}\n', "c2c.jsonl:42 is no answer"),
+        ("measured/nano/mean_update.pt", None, "mean_update.pt is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(few, fuser, tmp_path, file, damage, says):
+    folder = tmp_path / "damaged"
+    shutil.copytree(few.folder, folder)
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2] if damage is None else whole + damage)
+    with pytest.raises(SystemExit) as refused:
+        main(arguments(fuser, folder, *FEW))
+    assert says in refused.value.code
+
+
+def test_questions_longer_than_a_model_can_read_are_left_out_and_counted(fuser, tmp_path):
+    long = "Where does Ribigo live? " * 200  # the built-in models read 512 tokens
+    rows = [{"question": question, "reference": "Norway"} for question in ("Where?", long, "Who?")]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = "--data.benchmarks=[{class_path: OwnQuestions, init_args: {path: own.jsonl}}]"
+    found = evaluate(fuser, tmp_path / "evaluation", FEW[0], own).findings("own")
+    assert found["num_items"] == 2
+    assert found["dropped"] == {"longer than a model can read": 1}
 
 
 def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
@@ -224,7 +277,10 @@ def fit_and_test(fit, monkeypatch, tmp_path):
         (["--model.fuser=./nowhere"], "'./nowhere': no such folder"),
         (["--model.fuser=last"], "runs/ has no run with a fuser"),
         (["--ckpt_path=x.ckpt"], "name the checkpoint to test as --model.fuser"),
-        (["--trainer.limit_test_batches=2"], "limit_test_batches is 2"),
+        (["--trainer.limit_test_batches=1"], "limit_test_batches is 1"),
+        (["--trainer.fast_dev_run=true"], "fast_dev_run is True"),
+        (["--model.methods=[]", "--model.controls=[]"], "nothing is asked"),
+        (["--model.methods=[{class_path: Sharer, init_args: {index: 3}}]"], "names sharer 3, but the fuser has 1"),
         (["--data.benchmarks=[]"], "data.benchmarks is empty"),
         (["--data.benchmarks=[{class_path: NanoWorld}, {class_path: NanoWorld}]"], "nano twice"),
         (["--model.methods=[{class_path: C2C}, {class_path: C2C}]"], "'c2c' twice"),
@@ -241,29 +297,53 @@ def test_wrong_input_gets_one_message(fuser, tmp_path, args, says):
     assert says in refused.value.code
 
 
-def test_answers_to_other_questions_are_not_taken_for_these(few, fuser):
-    other = "--data.benchmarks=[{class_path: NanoWorld, init_args: {limit: 40}}]"
+def test_answers_to_other_questions_are_not_taken_for_these(fuser, tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "Who?", "reference": "Nobody"}\n{"question": "Where?", "reference": "Nowhere"}\n')
+    own = "--data.benchmarks=[{class_path: OwnQuestions, init_args: {path: own.jsonl}}]"
+    evaluate(fuser, tmp_path / "evaluation", FEW[0], own)
+    file.write_text(file.read_text().replace("Who", "Which"))
     with pytest.raises(SystemExit) as refused:
-        main(arguments(fuser, few.folder, FEW[0], other))
-    assert "has answers to other questions or prompts than nano now has" in refused.value.code
+        main(arguments(fuser, tmp_path / "evaluation", FEW[0], own))
+    assert "has answers to other questions or prompts than own now has" in refused.value.code
 
 
-def test_the_same_settings_go_on_in_the_same_folder_and_others_do_not(fit, tmp_path, monkeypatch):
-    from c2c_lightning.evaluation_cli import folder_of, run_of
+def test_answers_of_another_fuser_or_under_other_settings_are_not_taken_for_these(few, shuffled_fuser, fuser):
+    before = {path: path.read_bytes() for path in few.folder.rglob("*") if path.is_file()}
+    precise = "--trainer.precision=bf16-mixed"
+    for args in (arguments(shuffled_fuser, few.folder, *FEW), arguments(fuser, few.folder, *FEW, precise)):
+        with pytest.raises(SystemExit) as refused:
+            main(args)
+        assert "has answers of another fuser, or under other settings" in refused.value.code
+    assert {path: path.read_bytes() for path in few.folder.rglob("*") if path.is_file()} == before
 
+
+def test_only_what_can_change_an_answer_changes_the_settings(fit, tmp_path):
     run = fit("--trainer.max_steps=1", workspace=tmp_path)
-    settings = {"model": {"fuser": "x", "methods": None}, "data": {"benchmarks": ["a"], "batch_size": 4, "seed": 0}}
-    fuser = str(run.folder / "fuser")
-    assert run_of(fuser) == run.folder
-    folder = folder_of(fuser, settings)
-    assert folder.parent == run.folder
-    for changed, same in (({"batch_size": 8}, True), ({"seed": 1}, False), ({"benchmarks": ["b"]}, False)):
-        other = folder_of(fuser, {**settings, "data": {**settings["data"], **changed}})
-        assert (other == folder) == same
+    settings = {
+        "model": {"fuser": str(run.folder / "fuser"), "methods": None},
+        "data": {"benchmarks": ["a"], "batch_size": 4, "seed": 0},
+        "trainer": {"precision": None, "devices": 1},
+    }
+
+    def changed(part: str, **values) -> bool:
+        return digest({**settings, part: {**settings[part], **values}}) != digest(settings)
+
+    assert not changed("data", batch_size=8)
+    assert not changed("trainer", devices=2)
     # A checkpoint of the same weights is the same fuser.
-    assert folder_of(str(run.folder / "checkpoints" / "last.ckpt"), settings) == folder
+    assert not changed("model", fuser=str(run.folder / "checkpoints" / "last.ckpt"))
+    assert changed("data", seed=1)
+    assert changed("data", benchmarks=["b"])
+    assert changed("model", methods=["C2C"])
+    assert changed("trainer", precision="bf16-mixed")
 
 
-def test_gradients_and_models_are_left_alone(fuser, tmp_path):
-    evaluate(fuser, tmp_path / "evaluation", *FEW)
-    assert torch.is_grad_enabled()
+def test_the_frozen_models_and_the_fuser_are_left_as_they_were(fuser, tmp_path, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(Evaluation, "on_test_epoch_end", lambda module: evaluated.append(module.communicator))
+    evaluate(fuser, tmp_path / "evaluation", *FEW, "--trainer.callbacks=[{class_path: LayerAblation}]")
+    fresh = Communicator.from_pretrained(str(fuser)).state_dict()
+    after = evaluated[0].state_dict()
+    assert fresh.keys() == after.keys()
+    assert all(torch.equal(after[name], fresh[name]) for name in fresh)

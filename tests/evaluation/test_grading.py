@@ -91,7 +91,7 @@ def test_no_response_holds_grading_up(response):
     start = time.monotonic()
     assert grading.math(response, ("18",)).score == 0
     assert grading.letter(response, ("A",), "ABCD").score == 0
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # it takes milliseconds, or for ever
 
 
 def test_values_are_compared_in_threads_too_and_without_warnings(caplog):

@@ -22,7 +22,7 @@ from c2c_lightning.evaluation.controls import (
     ZeroCache,
     ZeroUpdate,
 )
-from c2c_lightning.evaluation.decoding import decode, first_ids
+from c2c_lightning.evaluation.decoding import decode, letter_token_ids
 from c2c_lightning.evaluation.methods import (
     C2C,
     C2CAfterText,
@@ -35,14 +35,7 @@ from c2c_lightning.evaluation.methods import (
 from c2c_lightning.evaluation.observing import read_caches
 from c2c_lightning.evaluation.questions import Questions
 from tests.communication import tiny
-
-TEXTS = [
-    "Where does Ribigo live?",
-    "Which country is the capital Oslo in? Say it in one word, please.",
-    "What does the assistant like 👍🏽?",
-    "北京是中国的首都。",
-]
-TOLD = TextToText(sharer_prompt="Tell me: {question}", receiver_prompt="{message} {prompt}", max_message_tokens=5)
+from tests.evaluation.asking import TEXTS, TOLD, ask, fused_stack, texts
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +62,6 @@ def lettered(tmp_path_factory) -> Questions:
     file.write_text("\n".join(map(json.dumps, rows)))
     benchmark = OwnQuestions(path=str(file), answer_mode="logits")
     return Questions(benchmark, benchmark.items(), benchmark.items()[1:] + benchmark.items()[:1])
-
-
-def ask(method, communicator: Communicator, questions: Questions) -> list[Answer]:
-    return method.answer(communicator, questions, StageClock(torch.device("cpu")))
-
-
-def texts(answers: list[Answer]) -> list[str]:
-    return [answer.response for answer in answers]
-
-
-def fused_stack(method, communicator: Communicator, questions: Questions) -> torch.Tensor:
-    """The receiver's stack after a method's prefill, padding blanked."""
-    start = method.prefill(communicator, questions, StageClock(torch.device("cpu")))
-    stack = read_stack(start.cache, communicator.fused_layers)
-    return stack * start.mask[:, None, :-1, None]
 
 
 def test_receiver_and_c2c_answer_as_generate_does(communicator, open_questions):
@@ -113,7 +91,7 @@ def test_in_text_to_text_the_receiver_reads_what_the_sharer_wrote(communicator, 
         ).input_ids
         out = sharer.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
         message = tokenizer.decode(out, skip_special_tokens=True).strip()
-        assert answer.text == message
+        assert answer.message == message
         assert answer.handed_over == len(message.encode())
         assert answer.sharer_tokens == len(out)
         prompt = open_questions.benchmark.messages(item)[0]["content"]
@@ -125,9 +103,9 @@ def test_c2c_after_text_fuses_the_caches_of_message_and_question(communicator, o
     method = C2CAfterText(sharer_prompt="Tell me: {question}", receiver_prompt="{message} {prompt}")
     for item, answer in zip(open_questions.items, ask(method, communicator, open_questions)):
         prompt = open_questions.benchmark.messages(item)[0]["content"]
-        read = [{"role": "user", "content": f"{answer.text} {prompt}"}]
+        read = [{"role": "user", "content": f"{answer.message} {prompt}"}]
         assert answer.response == communicator.generate(read, max_new_tokens=8, do_sample=False)
-        assert answer.handed_over > len(answer.text.encode())
+        assert answer.handed_over > len(answer.message.encode())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +153,7 @@ def test_a_zero_cache_is_what_the_fuser_adds_to_nothing(communicator, open_quest
     torch.testing.assert_close(fused_stack(ZeroCache(), communicator, open_questions), nothing * mask)
 
 
-def test_the_mean_update_is_the_mean_of_what_c2c_adds(communicator, open_questions):
+def test_the_mean_update_is_that_of_all_other_questions(communicator, open_questions):
     control = MeanUpdate()
     metric = control.metric(communicator)
     benchmark, items, partners = open_questions.benchmark, open_questions.items, open_questions.partners
@@ -187,14 +165,16 @@ def test_the_mean_update_is_the_mean_of_what_c2c_adds(communicator, open_questio
         metric.update(read_caches(communicator, Questions(benchmark, items[half], partners[half])))
     control.measured[benchmark.name] = metric.compute()
 
-    overall = torch.cat(updates, dim=3).mean(3)
-    changed = fused_stack(control, communicator, open_questions) - fused_stack(Receiver(), communicator, open_questions)
-    width = changed.shape[4]
+    mine, alone = (fused_stack(method, communicator, open_questions) for method in (control, Receiver()))
+    width = mine.shape[4]
     for row, own in enumerate(updates):
+        others = [update for k, update in enumerate(updates) if k != row]
+        overall = torch.cat(others, dim=3).mean(3)
         for distance in range(1, own.shape[3] + 1):
-            there = [update[:, :, :, -distance] for update in updates if update.shape[3] >= distance]
-            expected = torch.stack(there).mean(0) if len(there) >= 2 else overall
-            torch.testing.assert_close(changed[:, :, row, :, width - distance], expected, atol=1e-4, rtol=1e-3)
+            there = [update[:, :, :, -distance] for update in others if update.shape[3] >= distance]
+            expected = torch.stack(there).mean(0) if there else overall
+            changed = (mine - alone)[:, :, row, :, width - distance]
+            torch.testing.assert_close(changed, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_letter_is_scored_by_the_first_token_of_the_response(communicator, lettered):
@@ -208,7 +188,7 @@ def test_a_letter_is_scored_by_the_first_token_of_the_response(communicator, let
             return_dict_in_generate=True,
         )
         probabilities = out.logits[0][0].softmax(-1)
-        scores = [probabilities[list(first_ids(tokenizer, letter))].sum().log() for letter in item.letters]
+        scores = [probabilities[list(letter_token_ids(tokenizer, letter))].sum().log() for letter in item.letters]
         assert answer.letters == pytest.approx([float(score) for score in scores], abs=1e-4)
         assert answer.response == item.letters[int(torch.stack(scores).argmax())]
 
@@ -235,6 +215,9 @@ def test_a_receiver_that_always_likes_one_letter_is_calibrated_to_what_it_says_o
     answers = {"receiver": [answer(item.id, row) for item, row in zip(items, letters)]}
     derived = CalibratedReceiver().derive(lettered.benchmark, items, answers)
     assert [a.extracted for a in derived] == ["B", "A", "B", "A"]
+    # A question that is alone in its number of choices has nothing to be calibrated by.
+    alone = CalibratedReceiver().derive(lettered.benchmark, items[:1], {"receiver": answers["receiver"][:1]})
+    assert [a.extracted for a in alone] == ["C"]
     assert [a.score for a in derived] == [1.0, 0.0, 1.0, 0.0]
 
 
@@ -291,5 +274,8 @@ def test_each_response_keeps_to_its_own_limit_and_tells_how_sure_it_was(communic
 def test_a_prompt_that_cannot_be_filled_is_refused(arguments, says):
     with pytest.raises(UserError, match=says):
         TextToText(**arguments)
+
+
+def test_a_budget_is_a_share():
     with pytest.raises(UserError, match=r"budget of Routing is 1\.5"):
         Routing(1.5)

@@ -53,17 +53,17 @@ GOOD = "name: x\nversion: 1\nmessage: '{question}'\nresponse: '{answer}'\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace("question}", "qestion}"), r"message: unknown placeholder {qestion}; did you mean {question}\?"),
+        (GOOD.replace("question}", "qestion}"), r"message: unknown placeholder {qestion}\. Did you mean question\?"),
         (GOOD.replace("question}", "question.x}"), r"message: unknown placeholder {question.x}"),
         (GOOD.replace("question}", "question!r}"), r"message: unknown placeholder {question!r}"),
-        (GOOD.replace("{answer}", "{}"), r"response: unknown placeholder {}; there are {answer}, {text}, {solution}"),
+        (GOOD.replace("{answer}", "{}"), r"response: unknown placeholder {}\. There are {answer}, {text}, {solution}"),
         (GOOD.replace("{answer}", "{answer"), "response: .*; double a brace that is no placeholder"),
         (GOOD.replace("{question}", "Well?"), r"message does not ask the question; put {question} into it"),
-        (GOOD.replace("response", "reponse"), r"unknown key 'reponse'; did you mean 'response'\?"),
+        (GOOD.replace("response", "reponse"), r"unknown key 'reponse'\. Did you mean response\?"),
         (GOOD.replace("version: 1\n", ""), "key 'version' is missing; add it"),
         (GOOD.replace("version: 1", "version: one"), "version must be int, not 'one'"),
         (GOOD.replace("version: 1", "version: true"), "version must be int, not True"),
-        (GOOD + "choice: '{letter} {txt}'", r"choice: unknown placeholder {txt}; did you mean {text}\?"),
+        (GOOD + "choice: '{letter} {txt}'", r"choice: unknown placeholder {txt}\. Did you mean text\?"),
         (GOOD + "subjects: [a]", "subjects must map each subject to its own keys"),
         (GOOD + "subjects: {a: {message: 'Well?'}}", "subject a: message does not ask the question"),
         ("message: {question", "is no YAML: "),
@@ -81,11 +81,11 @@ def test_a_wrong_prompt_file_is_one_error_that_names_it(text, message, tmp_path)
 
 def test_a_wrong_name_gets_the_right_one():
     with pytest.raises(
-        UserError, match=r"arc_challenge.prompt 'choises' is no shipped prompt and no file: did you mean"
+        UserError, match=r"arc_challenge.prompt 'choises' is no shipped prompt and no file\. Did you mean choices\?"
     ):
         ARCChallenge("x", prompt="choises")
     with pytest.raises(
-        UserError, match=r"no shipped prompt and no file: give one of choices, .* or a YAML file's path"
+        UserError, match=r"no shipped prompt and no file\. Give one of choices, .* or a YAML file's path"
     ):
         Prompt.load("zzz")
 
@@ -93,5 +93,5 @@ def test_a_wrong_name_gets_the_right_one():
 def test_an_unknown_metric_of_a_dataset_is_refused(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(GOOD + "subjects: {lcc: {metric: rouge}}")
-    with pytest.raises(UserError, match=r"metric of lcc is 'rouge': did you mean 'rouge_l'\?"):
+    with pytest.raises(UserError, match=r"metric of lcc is 'rouge'\. Did you mean rouge_l\?"):
         LongBenchE("x", prompt=str(file))

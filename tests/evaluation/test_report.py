@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from c2c_lightning.evaluation.findings import findings
+from c2c_lightning.evaluation.formatting import shown
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.wording import sections
@@ -33,10 +34,10 @@ def example(tmp_path):
 def test_the_page_shows_the_numbers_that_were_found(example):
     _, page, found = example
     methods, controls, comparisons = page.tables[:3]
-    shown = {row[0]: row[1:3] for table in (methods, controls) for row in table[1:]}
+    rows = {row[0]: row[1:3] for table in (methods, controls) for row in table[1:]}
     for name, method in found["methods"].items():
         value, low, high = (f"{100 * method['accuracy'][key]:.1f}%" for key in ("value", "low", "high"))
-        assert shown[name] == [value, f"[{low}, {high}]"]
+        assert rows[shown(name)] == [value, f"[{low}, {high}]"]
     for row in comparisons[1:]:
         difference = found["comparisons"][row[0]]["difference"]
         value, low, high = (f"{100 * difference[key]:+.1f}".replace("-", "−") for key in ("value", "low", "high"))

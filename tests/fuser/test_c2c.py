@@ -1,4 +1,4 @@
-"""The C2C fuser against PAPER.md section 2, written out for one (part, layer) pair at a time."""
+"""The C2C fuser against arXiv 2510.03215, written out for one (part, layer) pair at a time."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_failed_run_is_marked_failed_with_its_traceback(fit, tmp_path):
 
 def test_a_tracking_server_out_of_reach_does_not_stop_the_run(fit, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.warns(UserWarning, match="out of reach; training goes on"):
+    with pytest.warns(UserWarning, match="out of reach; the run goes on"):
         fit(
             "--trainer.max_steps=2",
             "--trainer.val_check_interval=2",

@@ -53,7 +53,7 @@ def test_a_server_that_comes_back_gets_all_that_it_missed(server, tmp_path):
     port, start = server
     tracker = MLflowTracker(tracking_uri=f"http://127.0.0.1:{port}")
     (tmp_path / "note.txt").write_text("kept")
-    with pytest.warns(UserWarning, match="out of reach; training goes on"):
+    with pytest.warns(UserWarning, match="out of reach; the run goes on"):
         tracker.begin()
     tracker.log_hyperparams({"model": {"layers": "all"}})
     tracker.set_tags({"pair": "receiver <- sharer"})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -13,14 +14,14 @@ from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 
 
-class Analysis(L.Callback):
+class Analysis(L.Callback, ABC):
     """Looks into what was communicated.
 
     An analysis may ask the benchmark's questions in further ways (`methods`), whose answers are kept and
     resumed like all others; if it is also an `Observer`, it sees the caches of the whole benchmark.
     """
 
-    def methods(self, communicator: Communicator) -> list[Method]:
+    def methods(self, communicator: Communicator) -> Sequence[Method]:
         """The further ways to answer that it compares."""
         return []
 

@@ -59,9 +59,11 @@ class Mapping(L.LightningModule):
 
 
 def train(source_TGF: Tensor, target_TGF: Tensor, hidden: int, epochs: int, seed: int) -> Mapping:
-    """A mapping trained on tokens, on their device."""
+    """A mapping trained on tokens, on their device, whatever mode the caller is in."""
     device = source_TGF.device
-    with quiet_lightning(), torch.random.fork_rng():
+    with quiet_lightning(), torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        # What came about in inference mode cannot be trained on; a copy can.
+        source_TGF, target_TGF = source_TGF.clone(), target_TGF.clone()
         torch.manual_seed(seed)
         mapping = Mapping(source_TGF, target_TGF, hidden)
         order = RandomSampler(source_TGF, generator=torch.Generator().manual_seed(seed))

@@ -6,7 +6,6 @@ Dimensions: L layers, B questions, H kv heads, N prompt tokens but the last, D h
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from torchmetrics import Metric
 from c2c_lightning.communication import Communicator
 from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save
+from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.observing import Caches, Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
@@ -31,9 +30,8 @@ a row for every prompt token of the benchmark and a column for every feature of 
 rank is at most the number of features. The sharer's tokens are those that stand opposite the receiver's; \
 `fused` is the receiver's cache after fusion.
 
-Source: table 2 of the paper (arXiv 2510.03215), which gives {paper}: \
+Source: table 2 of the paper (arXiv 2510.03215): K 539/388/395 and V 689/532/560 for sharer/receiver/fused; \
 fusion raises the receiver's effective rank."""
-PAPER = "K 539/388/395 and V 689/532/560 for sharer/receiver/fused"
 
 
 class EffectiveRank(Analysis, Observer):
@@ -43,9 +41,6 @@ class EffectiveRank(Analysis, Observer):
     """
 
     name = "effective_rank"
-
-    def __init__(self) -> None:
-        self.measured: dict[str, Any] = {}
 
     def metric(self, communicator: Communicator) -> Metric:
         fuser = communicator.fusers[0]
@@ -76,12 +71,13 @@ class EffectiveRank(Analysis, Observer):
         figure = draw({label: (layers[named[label]], ranks_2L[named[label]]) for label in order})
         return Section(
             "Effective rank of the caches",
-            TEXT.format(paper=PAPER),
+            TEXT,
             {"Effective rank": table},
             {"Effective rank of keys and values in every fused layer": save(figure, folder, self.name)},
         )
 
 
+@styled
 def draw(ranks: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
     """A panel for keys and one for values, a line for every cache: its layers and (2, L) ranks."""
     figure = new_figure(3.6)
@@ -95,7 +91,7 @@ def draw(ranks: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
         axis.set_title(part)
         axis.set_xlabel("receiver layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
+        axis.grid()
     axes[0].set_ylabel("effective rank")
     axes[0].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ranks))

@@ -9,21 +9,20 @@ from typing import Literal
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from c2c_lightning.communication import Batch, Communicator
 from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.communication.batch import SharerPrompt
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import (
-    draw_series,
-    estimates,
-    measure_of,
-    new_figure,
-    save,
-    score_axis,
-    with_interval,
-)
-from c2c_lightning.evaluation.methods import C2C, Method
+from c2c_lightning.evaluation.analyses.numbers import estimates, with_interval
+from c2c_lightning.evaluation.analyses.style import CONTRAST, draw_series, new_figure, save, score_axis, styled
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.forest import ACCENT
+from c2c_lightning.evaluation.methods import C2C
+from c2c_lightning.evaluation.methods.c2c import cache_bytes
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
@@ -31,17 +30,15 @@ from c2c_lightning.evaluation.statistics import Estimate
 
 End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")
-COLOURS = {"front": "#0072b2", "back": "#d55e00"}
+COLOURS = {"front": ACCENT, "back": CONTRAST}
 TEXT = """\
 Only a part of each prompt is fused: the first tokens (`front_25` for the first 25%) or the last \
 (`back_25`); the others keep the receiver's own cache, as a token does that has no sharer token opposite. \
-Nothing fused is the receiver, everything C2C. The last prompt token is never fused and does not count.
-
-Source: the paper's study of how accuracy grows with the part of the context that is fused (arXiv 2510.03215)."""
+Nothing fused is the receiver, everything C2C. The last prompt token is never fused and does not count."""
 
 
 class FusedFraction(Analysis):
-    """Accuracy against the share of the prompt that is fused, from its front and from its back.
+    """The mean score against the share of the prompt that is fused, from its front and from its back.
 
     Args:
         percentages: of the prompt's tokens, each more than 0 (the receiver) and less than 100 (C2C).
@@ -58,20 +55,17 @@ class FusedFraction(Analysis):
             )
         self.percentages = sorted(set(percentages))
 
-    def methods(self, communicator: Communicator) -> list[Method]:
+    def methods(self, communicator: Communicator) -> list[PartlyFused]:
         return [PartlyFused(end, percentage) for end in ENDS for percentage in self.percentages]
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
-        ends = estimates(results, ["receiver", "c2c"])
+        methods = self.methods(communicator)
+        found = estimates(results, ["receiver", "c2c", *(method.name for method in methods)])
         series: dict[End, dict[int, Estimate]] = {}
         for end in ENDS:
-            asked = estimates(results, [f"{end}_{p}" for p in self.percentages])
-            series[end] = {p: asked[f"{end}_{p}"] for p in self.percentages}
-            for percentage, method in ((0, "receiver"), (100, "c2c")):
-                if method in ends:
-                    series[end][percentage] = ends[method]
-            series[end] = dict(sorted(series[end].items()))
-        measure = measure_of(results, [*ends, *(f"{end}_{p}" for end in ENDS for p in self.percentages)])
+            named = {0: "receiver", **{m.percentage: m.name for m in methods if m.end == end}, 100: "c2c"}
+            series[end] = {percentage: found[name] for percentage, name in named.items() if name in found}
+        measure = results.measure
         columns = {
             f"from the {end}: {measure}": [with_interval(e, measure) for e in series[end].values()] for end in ENDS
         }
@@ -84,7 +78,7 @@ class FusedFraction(Analysis):
 
 
 class PartlyFused(C2C):
-    """C2C on the first or last tokens of every prompt.
+    """C2C on the first or last tokens of every prompt; only what they hear counts as handed over.
 
     Args:
         end: where the fused tokens are.
@@ -108,7 +102,21 @@ class PartlyFused(C2C):
         ]
         return replace(batch, sharers=sharers)
 
+    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
+        start = super().prefill(communicator, questions, clock)
+        batch = self.prompts(communicator, questions)
+        heard = replace(batch, sharers=[replace(sharer, mask=opposite(sharer)) for sharer in batch.sharers])
+        start.handed_over = cache_bytes(communicator, heard, communicator.open_sharers())
+        return start
 
+
+def opposite(sharer: SharerPrompt) -> Tensor:
+    """(B, S) 1 for the sharer's tokens that some token of the receiver has opposite."""
+    aligned_BN = (sharer.positions != UNALIGNED).to(sharer.mask.dtype)
+    return torch.zeros_like(sharer.mask).scatter_add(1, sharer.positions.clamp(min=0), aligned_BN).clamp(max=1)
+
+
+@styled
 def draw(series: dict[End, dict[int, Estimate]], measure: str) -> Figure:
     """A line for each end."""
     figure = new_figure(3.8)
@@ -119,6 +127,6 @@ def draw(series: dict[End, dict[int, Estimate]], measure: str) -> Figure:
     axis.set_xlabel("fused share of the prompt's tokens")
     score_axis(axis.yaxis, measure)
     axis.set_xticks(list(series["front"]), [f"{p}%" for p in series["front"]])
-    axis.grid(alpha=0.3)
+    axis.grid()
     axis.legend()
     return figure

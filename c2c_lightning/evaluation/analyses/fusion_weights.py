@@ -6,7 +6,6 @@ Dimensions: P parts, L mapped layers, G open groups, B questions, H kv heads, N 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +21,9 @@ from torchmetrics import Metric
 from c2c_lightning.communication import Communicator
 from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import PART_COLOURS, new_figure, save
+from c2c_lightning.evaluation.analyses.style import PART_COLOURS, new_figure, save, styled
+from c2c_lightning.evaluation.forest import INK, PALE
+from c2c_lightning.evaluation.formatting import NOTHING, percent
 from c2c_lightning.evaluation.observing import Caches, Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
@@ -35,19 +36,16 @@ OpenHermes and 53% after training on MMLU's auxiliary questions."""
 UPDATE_TEXT = """\
 The size of the update is the length of what fusion adds to a token's keys or values (all heads together), \
 relative to the length of the receiver's own, averaged over all prompt tokens that have a sharer token \
-opposite. Where it is near 0 a gate is open, but nothing is said."""
+opposite. Where it is near 0 though a gate is open, hardly anything is added."""
 WEIGHTS_TEXT = """\
 The weight is the fuser's own scalar in [0, 1] for every token and head, by which its update is multiplied \
-(the dynamic weighting of the paper's fuser); shown is its mean over the same tokens."""
+(the weight of the paper's fuser); shown is its mean over the same tokens."""
 
 
 class FusionWeights(Analysis, Observer):
     """Gates at evaluation, the fuser's mean weight for every layer and head, and the size of its updates."""
 
     name = "fusion_weights"
-
-    def __init__(self) -> None:
-        self.measured: dict[str, Any] = {}
 
     def metric(self, communicator: Communicator) -> Metric:
         return FusionMeans(communicator)
@@ -137,19 +135,20 @@ def layer_table(communicator: Communicator, update_2L: np.ndarray, weights: dict
                 share = f"{int(is_open_H.sum())} of {len(is_open_H)} open"
                 states.append(share if len(is_open_H) > 1 else ("open" if is_open_H[0] else "closed"))
             row[f"{part}: gate"] = "; ".join(states)
-            row[f"{part}: update"] = f"{update_2L[p, at]:.1%}"
+            row[f"{part}: update"] = percent(update_2L[p, at])
             if weights:
                 means = []
                 for i, weight_PLH in weights.items():
                     gate = gates[i]
                     known = p in gate.parts and layer in gate.receiver_layers
                     weight_H = weight_PLH[gate.parts.index(p), gate.receiver_layers.index(layer)] if known else [np.nan]
-                    means.append("–" if np.isnan(weight_H).any() else f"{np.mean(weight_H):.3f}")
+                    means.append(NOTHING if np.isnan(weight_H).any() else f"{np.mean(weight_H):.3f}")
                 row[f"{part}: mean weight"] = "; ".join(means)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+@styled
 def draw_gates(gates: list[Gate]) -> Figure:
     """A panel for each sharer; layers to the right, for keys and for values a row or one for every head."""
     rows = sum(len(gate.parts) * gate.logit.shape[-1] for gate in gates)
@@ -158,21 +157,22 @@ def draw_gates(gates: list[Gate]) -> Figure:
     for axis, (i, gate) in zip(figure.subplots(len(gates), squeeze=False)[:, 0], enumerate(gates)):
         open_RL = gate.is_open().transpose(1, 2).flatten(0, 1).cpu().numpy()
         heads = gate.logit.shape[-1]
-        axis.pcolormesh(open_RL, cmap=colours, vmin=0, vmax=1, edgecolors="#777777", linewidth=0.6)
+        axis.pcolormesh(open_RL, cmap=colours, vmin=0, vmax=1, edgecolors=PALE, linewidth=0.6)
         axis.set_yticks((np.arange(len(gate.parts)) + 0.5) * heads, [PART_NAMES[p] for p in gate.parts])
         if len(gate.parts) > 1:
-            axis.axhline(heads, color="black", linewidth=2)
+            axis.axhline(heads, color=INK, linewidth=2)
         axis.invert_yaxis()
         layer_ticks(axis.xaxis, gate.receiver_layers)
         axis.set_xlabel("receiver layer" if heads == 1 else f"receiver layer (a row for each of {heads} heads)")
         if len(gates) > 1:
             axis.set_title(f"sharer {i}")
     states = zip(colours.colors[::-1], ("open", "closed"))
-    patches = [Patch(facecolor=face, edgecolor="#777777", label=state) for face, state in states]
+    patches = [Patch(facecolor=face, edgecolor=PALE, label=state) for face, state in states]
     figure.legend(handles=patches, loc="outside right upper")
     return figure
 
 
+@styled
 def draw_updates(communicator: Communicator, update_2L: np.ndarray) -> Figure:
     """A line for keys and one for values over the fused layers."""
     figure = new_figure(3.4)
@@ -184,11 +184,12 @@ def draw_updates(communicator: Communicator, update_2L: np.ndarray) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
+    axis.grid()
     axis.legend()
     return figure
 
 
+@styled
 def draw_weights(gates: list[Gate], weights: dict[int, np.ndarray]) -> Figure:
     """Layers to the right, heads upwards, a panel for keys and one for values of each sharer."""
     layers, heads = (max(w.shape[k] for w in weights.values()) for k in (1, 2))
@@ -215,7 +216,7 @@ def draw_weights(gates: list[Gate], weights: dict[int, np.ndarray]) -> Figure:
                     ~weight_HL.mask if np.ma.is_masked(weight_HL) else np.ones(weight_HL.shape)
                 ):
                     value = weight_HL[head, layer]
-                    ink = "white" if value < 0.6 else "black"
+                    ink = "white" if value < 0.6 else INK
                     axis.text(layer + 0.5, head + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)
     figure.colorbar(mesh, ax=axes, label="mean weight (grey: closed)")
     return figure

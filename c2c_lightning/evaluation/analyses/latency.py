@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from c2c_lightning.communication import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import new_figure, save
+from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.forest import ACCENT, INK, PALE
+from c2c_lightning.evaluation.formatting import NOTHING, shown
 from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
@@ -25,14 +27,14 @@ from c2c_lightning.evaluation.section import Section
 METHODS = ("receiver", "sharer", "text_to_text", "c2c", "c2c_after_text")
 STAGES = {  # and their colours
     "sharer prefill": "#f0c987",
-    "sharer decode": "#e69f00",
-    "text": "#cc79a7",
-    "receiver prefill": "#b8b8b8",
-    "fusion": "#0072b2",
-    "decode": "#5c5c5c",
+    "sharer decode": colour("sharer"),
+    "text": colour("text_to_text"),
+    "receiver prefill": PALE,
+    "fusion": ACCENT,
+    "decode": INK,
 }
 TEXT = """\
-Time from the tokenized question to the finished response, on {device}, for the first {prompts} questions, \
+Time from the tokenized question to the finished response, on {device}, for the first {questions} questions, \
 {repeats} times each after a round to warm up. Methods take turns at every batch, so that what disturbs the \
 machine disturbs all alike. Times are those of a whole batch: medians with quartiles in the first table, means \
 in the second and in the figure, since means of stages add up. Tokenizing the question is left out, as it is \
@@ -71,7 +73,7 @@ class Latency(Analysis):
     Args:
         methods: names of the methods to time; None for receiver, sharer, text_to_text, c2c and
             c2c_after_text, as far as they are asked.
-        prompts: questions of each benchmark that are timed, its first ones.
+        questions: how many of each benchmark are timed, its first ones.
         batch_size: that is timed beside a batch size of 1.
         repeats: rounds over the questions.
 
@@ -79,11 +81,11 @@ class Latency(Analysis):
         UserError: a number less than 1.
     """
 
-    def __init__(self, methods: list[str] | None = None, prompts: int = 16, batch_size: int = 8, repeats: int = 3):
-        for key, value in (("prompts", prompts), ("batch_size", batch_size), ("repeats", repeats)):
+    def __init__(self, methods: list[str] | None = None, questions: int = 16, batch_size: int = 8, repeats: int = 3):
+        for key, value in (("questions", questions), ("batch_size", batch_size), ("repeats", repeats)):
             if value < 1:
                 raise UserError(f"{key} of Latency is {value}: give at least 1.")
-        self.names, self.prompts, self.batch_size, self.repeats = methods, prompts, batch_size, repeats
+        self.names, self.questions, self.batch_size, self.repeats = methods, questions, batch_size, repeats
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         methods = self.chosen(results)
@@ -94,7 +96,7 @@ class Latency(Analysis):
         device = communicator.receiver.device
         text = TEXT.format(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
-            prompts=min(self.prompts, len(results.items)),
+            questions=min(self.questions, len(results.items)),
             repeats=self.repeats,
         )
         return Section(
@@ -122,7 +124,7 @@ class Latency(Analysis):
         self, communicator: Communicator, results: BenchmarkResults, methods: Sequence[Answering], batch_size: int
     ) -> dict[str, list[Timing]]:
         """By method, the timings of every batch and repeat."""
-        items = results.items[: self.prompts]
+        items = results.items[: self.questions]
         batches = [
             Questions(results.benchmark, items[i : i + batch_size], items[i : i + batch_size], results.seed)
             for i in range(0, len(items), batch_size)
@@ -167,7 +169,7 @@ def times_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
             rows.append(
                 {
                     "batch size": str(size),
-                    "method": method,
+                    "method": shown(method),
                     "first token": quartiles([t.first_token for t in measured]),
                     "per further token": quartiles([t.per_token for t in measured]),
                     "total": quartiles([t.total for t in measured]),
@@ -184,7 +186,7 @@ def stages_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
         for method, measured in by_method.items():
             means = mean_stages(measured)
             rows.append(
-                {"batch size": str(size), "method": method}
+                {"batch size": str(size), "method": shown(method)}
                 | {stage: f"{1000 * means[stage]:.1f}" if stage in means else "" for stage in STAGES}
                 | {
                     "sum": f"{1000 * sum(means.values()):.1f}",
@@ -203,29 +205,29 @@ def quartiles(seconds: Sequence[float]) -> str:
     """Median and quartiles in ms."""
     known = [1000 * s for s in seconds if not np.isnan(s)]
     if not known:
-        return "–"
+        return NOTHING
     low, middle, high = np.percentile(known, [25, 50, 75])
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
+@styled
 def draw(timings: dict[int, dict[str, list[Timing]]]) -> Figure:
     """A panel for each batch size, a bar for each method, divided into its stages."""
     figure = new_figure(1.2 + sum(0.7 + 0.42 * len(by_method) for by_method in timings.values()))
     axes = figure.subplots(len(timings), squeeze=False)[:, 0]
     for axis, (size, by_method) in zip(axes, timings.items()):
-        means = {method: mean_stages(measured) for method, measured in by_method.items()}
+        means = {shown(method): mean_stages(measured) for method, measured in by_method.items()}
         left = np.zeros(len(means))
-        for stage, colour in STAGES.items():
+        for stage, face in STAGES.items():
             width = np.array([1000 * of_method.get(stage, 0.0) for of_method in means.values()])
-            axis.barh(list(means), width, left=left, color=colour, edgecolor="white", linewidth=0.5, label=stage)
+            axis.barh(list(means), width, left=left, color=face, edgecolor="white", linewidth=0.5, label=stage)
             left += width
         for place, end in enumerate(left):
             axis.text(end, place, f" {end:.0f}" if end >= 10 else f" {end:.1f}", va="center")
         axis.invert_yaxis()
         axis.margins(x=0.1)
         axis.set_title(f"batch size {size}")
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
+        axis.grid(axis="x")
     axes[-1].set_xlabel("mean time of a batch (ms)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -13,17 +13,16 @@ from matplotlib.figure import Figure
 from c2c_lightning.communication import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
 from c2c_lightning.evaluation.analyses.style import (
+    CONTRAST,
     colour,
-    differences,
     draw_references,
     draw_series,
-    estimates,
-    measure_of,
     new_figure,
     save,
     score_axis,
-    with_interval,
+    styled,
 )
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
@@ -35,16 +34,14 @@ from c2c_lightning.evaluation.statistics import Estimate
 
 TEXT = """\
 Every fused layer is once left out (`without_layer_N`: its gates are closed, of keys and values and of all \
-sharers) and once left alone (`only_layer_N`: all other gates are closed). A layer that C2C needs falls \
-below C2C when it is left out; one that is enough rises above the receiver when it is alone. Differences \
-are paired, with 95% intervals; no correction is made for the number of layers. Layers whose gates are closed \
-anyway are looked at only if they were asked for.
-
-Source: the paper's reason for gates (arXiv 2510.03215): a richer cache helps in some layers and harms in others."""
+sharers) and once fused alone (`only_layer_N`: all other gates are closed). Without a layer that C2C needs, \
+{measure} falls below C2C's; with only a layer that suffices, it rises above the receiver's. Differences are \
+paired, with 95% intervals; no correction is made for the number of layers. Layers whose gates are closed \
+anyway are looked at only if they were asked for."""
 
 
 class LayerAblation(Analysis):
-    """Accuracy without each layer's fusion, and with no other.
+    """The mean score without each layer's fusion, and with no other.
 
     Costs two further evaluations of every benchmark for each layer.
 
@@ -56,8 +53,11 @@ class LayerAblation(Analysis):
         self.layers = layers
 
     def methods(self, communicator: Communicator) -> list[Method]:
-        layers = self.chosen_layers(communicator)
-        return [*(WithoutLayer(layer) for layer in layers), *(OnlyLayer(layer) for layer in layers)]
+        return [method for pair in self.pairs(communicator) for method in pair]
+
+    def pairs(self, communicator: Communicator) -> list[tuple[WithoutLayer, OnlyLayer]]:
+        """For each layer that is looked at C2C without it, and with it only."""
+        return [(WithoutLayer(layer), OnlyLayer(layer)) for layer in self.chosen_layers(communicator)]
 
     def chosen_layers(self, communicator: Communicator) -> list[int]:
         """The layers that are looked at.
@@ -75,27 +75,35 @@ class LayerAblation(Analysis):
         return self.layers
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
-        layers = self.chosen_layers(communicator)
-        if not layers:
+        pairs = self.pairs(communicator)
+        if not pairs:
             return None
-        without = estimates(results, [f"without_layer_{layer}" for layer in layers])
-        only = estimates(results, [f"only_layer_{layer}" for layer in layers])
-        references = estimates(results, ["c2c", "receiver"])
-        measure = measure_of(results, [*without, *only, *references])
+        measure = results.measure
+        without, only = (estimates(results, [method.name for method in methods]) for methods in zip(*pairs))
         rows = []
-        for layer in layers:
-            row = {"layer": str(layer)}
-            for name, reference in ((f"without_layer_{layer}", "c2c"), (f"only_layer_{layer}", "receiver")):
-                kind = name.split("_")[0]
-                row[f"{kind}: {measure}"] = with_interval((without | only)[name], measure)
-                row |= differences(results, name, reference, f"{kind}: ")
-            rows.append(row)
-        figure = draw(layers, list(without.values()), list(only.values()), references, measure)
+        for without_it, only_it in pairs:
+            rows.append(
+                {
+                    "layer": str(without_it.layer),
+                    f"without: {measure}": with_interval(without[without_it.name], measure),
+                }
+                | differences(results, without_it.name, "c2c", "without: ")
+                | {f"only: {measure}": with_interval(only[only_it.name], measure)}
+                | differences(results, only_it.name, "receiver", "only: ")
+            )
+        figure = draw(
+            [without_it.layer for without_it, _ in pairs],
+            list(without.values()),
+            list(only.values()),
+            estimates(results, ["c2c", "receiver"]),
+            measure,
+        )
+        caption = f"{measure.capitalize()} without and with only one layer"
         return Section(
             "Which layers matter",
-            TEXT,
-            {f"{measure.capitalize()} without and with only one layer": pd.DataFrame(rows)},
-            {f"{measure.capitalize()} without and with only one layer": save(figure, folder, "layer_ablation")},
+            TEXT.format(measure=measure),
+            {caption: pd.DataFrame(rows)},
+            {caption: save(figure, folder, "layer_ablation")},
         )
 
 
@@ -146,18 +154,19 @@ def closed_gates(communicator: Communicator, layers: Collection[int]) -> Iterato
                 gate.logit.copy_(logit_PLH)
 
 
+@styled
 def draw(
     layers: list[int], without: list[Estimate], only: list[Estimate], references: dict[str, Estimate], measure: str
 ) -> Figure:
-    """Both accuracies of every layer, beside those of C2C and the receiver."""
+    """Both mean scores of every layer, beside those of C2C and the receiver."""
     figure = new_figure(4)
     axis = figure.subplots()
     draw_references(axis, references)
     draw_series(axis, [layer - 0.12 for layer in layers], without, "C2C without the layer", colour("c2c"), "o")
-    draw_series(axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", "#d55e00", "s")
+    draw_series(axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", CONTRAST, "s")
     axis.set_xlabel("receiver layer")
     axis.xaxis.get_major_locator().set_params(integer=True)
     score_axis(axis.yaxis, measure)
-    axis.grid(alpha=0.3)
+    axis.grid()
     figure.legend(loc="outside lower center", ncols=4)
     return figure

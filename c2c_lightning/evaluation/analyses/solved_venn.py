@@ -12,18 +12,16 @@ from matplotlib_venn.layout.venn3 import DefaultLayoutAlgorithm as Layout3
 
 from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save
+from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
+from c2c_lightning.evaluation.formatting import percent, shown
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 
 METHODS = ("receiver", "sharer", "c2c")
 TEXT = """\
 Of {all} questions each circle holds those that a method solves (with a score of 1). What C2C solves and the \
-receiver does not is what communication brought; of that, what the sharer does not solve either is more than \
-either model has alone. What the receiver solves and C2C does not is what communication cost. Circles are \
-drawn alike, for readability: their areas mean nothing.
-
-Source: the paper's comparison of the questions that each model solves (arXiv 2510.03215)."""
+receiver does not is what C2C gained over the receiver, whatever the reason; what the receiver solves and C2C \
+does not is what C2C lost. Circles are drawn alike, for readability: their areas mean nothing."""
 
 
 class SolvedVenn(Analysis):
@@ -38,18 +36,18 @@ class SolvedVenn(Analysis):
         regions = regions_of(solved)
         rows = [
             {
-                **{method: "yes" if inside else "no" for method, inside in zip(methods, members)},
+                **{shown(method): "yes" if inside else "no" for method, inside in zip(methods, members)},
                 "questions": str(number),
-                "share": f"{number / total:.1%}",
+                "share": percent(number / total),
             }
             for members, number in {**regions, (False,) * len(methods): total - sum(regions.values())}.items()
         ]
-        figure = draw(solved, regions, total)
+        caption = f"Questions solved by {', '.join(methods[:-1])} and {shown(methods[-1])}"
         return Section(
             "Who solves what",
             TEXT.format(all=total),
             {"Questions by who solves them": pd.DataFrame(rows)},
-            {f"Questions solved by {', '.join(methods[:-1])} and {methods[-1]}": save(figure, folder, "solved_venn")},
+            {caption: save(draw(solved, regions, total), folder, "solved_venn")},
         )
 
 
@@ -61,6 +59,7 @@ def regions_of(solved: dict[str, set[int]]) -> dict[tuple[bool, ...], int]:
     return {combination: members.count(combination) for combination in combinations}
 
 
+@styled
 def draw(solved: dict[str, set[int]], regions: dict[tuple[bool, ...], int], total: int) -> Figure:
     """Two or three equal circles with the number of questions in every region."""
     figure = new_figure(5)
@@ -69,16 +68,16 @@ def draw(solved: dict[str, set[int]], regions: dict[tuple[bool, ...], int], tota
     # The order of matplotlib_venn's regions is that of binary numbers whose lowest bit is the first set.
     diagram = venn(
         tuple(regions.values()),
-        set_labels=[f"{method}\n{len(by)} ({len(by) / total:.1%})" for method, by in solved.items()],
+        set_labels=[f"{shown(method)}\n{len(by)} ({percent(len(by) / total)})" for method, by in solved.items()],
         set_colors=[colour(method) for method in solved],
         alpha=0.45,
         layout_algorithm=layout(fixed_subset_sizes=(1,) * len(regions)),
-        subset_label_formatter=lambda number: f"{number}\n{number / total:.1%}",
+        subset_label_formatter=lambda number: f"{number}\n{percent(number / total)}",
         ax=axis,
     )
     for label in (*diagram.subset_labels, *diagram.set_labels):
         if label is not None:
             label.set_fontsize(11)
     nobody = total - sum(regions.values())
-    figure.text(0.98, 0.03, f"none of them: {nobody} ({nobody / total:.1%})", ha="right", fontsize=11)
+    figure.text(0.98, 0.03, f"none of them: {nobody} ({percent(nobody / total)})", ha="right", fontsize=11)
     return figure

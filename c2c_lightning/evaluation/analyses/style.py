@@ -1,9 +1,8 @@
-"""How the figures and numbers of analyses look: colours that colour-blind readers can tell apart, one size."""
+"""How the figures of analyses look: as forest plots do, in colours that colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -12,36 +11,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from c2c_lightning.evaluation.formatting import (
-    NOT_SIGNIFICANT,
-    NOTHING,
-    p_value,
-    points_with_interval,
-    score,
-    score_interval,
-)
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.statistics import Estimate, accuracy, compare
+from c2c_lightning.evaluation.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
+from c2c_lightning.evaluation.formatting import shown
+from c2c_lightning.evaluation.statistics import Estimate
 
-WIDTH = 8.5  # inches, which a report shows some 1000 px wide
-# Okabe and Ito's colours.
+CONTRAST = "#d55e00"  # of the second of two series, beside ACCENT
+# C2C's is forest.py's; the other hues are Okabe and Ito's, as that one is.
 COLOURS = {
-    "receiver": "#7f7f7f",
+    "receiver": PALE,
     "sharer": "#e69f00",
     "text_to_text": "#cc79a7",
-    "c2c": "#0072b2",
+    "c2c": ACCENT,
     "c2c_after_text": "#009e73",
-    "few_shot": "#d55e00",
+    "few_shot": CONTRAST,
     "enriched": "#56b4e9",
 }
-OTHER_COLOUR = "#000000"
-PART_COLOURS = {"keys": "#0072b2", "values": "#d55e00"}
+PART_COLOURS = {"keys": ACCENT, "values": CONTRAST}
 LINES = {"receiver": ":", "c2c": "-", "few_shot": "--", "enriched": "-."}
+
+# A decorator: what a function draws has this style.
+styled = matplotlib.rc_context(
+    {
+        **FONTS,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": PALE,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": GRID,
+        "xtick.color": PALE,
+        "xtick.labelcolor": INK,
+        "ytick.color": PALE,
+        "ytick.labelcolor": INK,
+    }
+)
 
 
 def colour(method: str) -> str:
     """The colour that a method has in every figure."""
-    return COLOURS.get(method, OTHER_COLOUR)
+    return COLOURS.get(method, INK)
 
 
 def new_figure(height: float) -> Figure:
@@ -49,42 +57,13 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
+@styled  # some ticks are made only now
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Saves a figure as `name`.png in `folder`."""
+    """Saves a figure as `name`.png in `folder`, the same bytes for the same figure."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path
-
-
-def measure_of(results: BenchmarkResults, methods: Sequence[str]) -> str:
-    """`accuracy` where answers are right or wrong, otherwise `score`."""
-    binary = all(np.isin(results.scores(method), (0, 1)).all() for method in methods)
-    return "accuracy" if binary else "score"
-
-
-def estimates(results: BenchmarkResults, methods: Sequence[str]) -> dict[str, Estimate]:
-    """Mean scores with their intervals, of those methods that were asked."""
-    return {m: accuracy(results.scores(m), results.seed) for m in methods if m in results.answers}
-
-
-def with_interval(estimate: Estimate, measure: str) -> str:
-    """A mean score with its interval."""
-    return f"{score(estimate.value, measure)} {score_interval(asdict(estimate), measure)}"
-
-
-def differences(results: BenchmarkResults, method: str, reference: str, label: str = "") -> dict[str, str]:
-    """Two cells of a table, how much better a method is than a reference and p; none if that was not asked."""
-    if reference not in results.answers:
-        return {}
-    compared = compare(results.scores(method), results.scores(reference), results.seed)
-    same = method == reference
-    return {
-        f"{label}less {reference}, points": NOTHING if same else points_with_interval(asdict(compared.difference)),
-        f"{label}p": NOTHING
-        if same
-        else p_value(compared.p) + ("" if compared.significant else f", {NOT_SIGNIFICANT}"),
-    }
 
 
 def margins(values: Sequence[Estimate]) -> np.ndarray:
@@ -120,11 +99,9 @@ def draw_series(
     )
 
 
-def draw_references(
-    axis: Axes, references: Mapping[str, Estimate], shaded: Sequence[str] = ("receiver", "c2c")
-) -> None:
-    """A line through the whole figure for every method, the intervals of some shaded."""
+def draw_references(axis: Axes, references: Mapping[str, Estimate]) -> None:
+    """A line through the whole figure for every method; the intervals of receiver and C2C are shaded."""
     for method, estimate in references.items():
-        if method in shaded:
+        if method in ("receiver", "c2c"):
             axis.axhspan(estimate.low, estimate.high, color=colour(method), alpha=0.12, linewidth=0)
-        axis.axhline(estimate.value, color=colour(method), linestyle=LINES.get(method, "-"), label=method)
+        axis.axhline(estimate.value, color=colour(method), linestyle=LINES.get(method, "-"), label=shown(method))

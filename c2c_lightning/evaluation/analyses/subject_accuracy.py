@@ -1,4 +1,4 @@
-"""Accuracy by subject: where the sharer's knowledge arrives."""
+"""Mean scores by subject."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import (
-    colour,
-    margins,
-    measure_of,
-    new_figure,
-    save,
-    score_axis,
-    with_interval,
-)
+from c2c_lightning.evaluation.analyses.numbers import with_interval
+from c2c_lightning.evaluation.analyses.style import colour, margins, new_figure, save, score_axis, styled
+from c2c_lightning.evaluation.forest import INK
+from c2c_lightning.evaluation.formatting import shown
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate, accuracy
@@ -26,14 +21,12 @@ from c2c_lightning.evaluation.statistics import Estimate, accuracy
 METHODS = ("receiver", "sharer", "text_to_text", "c2c")
 MOST = 60
 TEXT = """\
-Accuracy by subject, with 95% intervals (Wilson's where answers are right or wrong): subjects have few \
-questions, so that most differences within one are chance.{order}{cut}
-
-Source: the paper's breakdown by subject (arXiv 2510.03215)."""
+{measure} by subject, with 95% intervals (Wilson's where answers are right or wrong): subjects have few \
+questions, so that most differences within one may be chance.{order}{cut}"""
 
 
 class SubjectAccuracy(Analysis):
-    """Accuracy of receiver, sharer, text-to-text and C2C in every subject of a benchmark that has subjects."""
+    """Mean scores of receiver, sharer, text-to-text and C2C in every subject of a benchmark that has subjects."""
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         methods = [method for method in METHODS if method in results.answers]
@@ -52,23 +45,27 @@ class SubjectAccuracy(Analysis):
             for name in names
         }
         counts = {name: int((subjects == name).sum()) for name in names}
-        shown = set(sorted(names, key=lambda name: -counts[name])[:MOST])
+        drawn = set(sorted(names, key=lambda name: -counts[name])[:MOST])
         cut = f" The figure has the {MOST} subjects with most questions." if len(names) > MOST else ""
-        measure = measure_of(results, methods)
+        measure = results.measure
         table = pd.DataFrame(
             [
                 {"subject": name, "questions": str(counts[name])}
-                | {method: with_interval(estimate, measure) for method, estimate in by_subject[name].items()}
+                | {shown(method): with_interval(estimate, measure) for method, estimate in by_subject[name].items()}
                 for name in names
             ]
         )
-        figure = draw({name: by_subject[name] for name in names if name in shown}, counts, measure)
+        figure = draw({name: by_subject[name] for name in names if name in drawn}, counts, measure)
         caption = f"{measure.capitalize()} by subject"
         return Section(
-            caption, TEXT.format(order=order, cut=cut), {caption: table}, {caption: save(figure, folder, "subjects")}
+            caption,
+            TEXT.format(measure=measure.capitalize(), order=order, cut=cut),
+            {caption: table},
+            {caption: save(figure, folder, "subjects")},
         )
 
 
+@styled
 def draw(by_subject: dict[str, dict[str, Estimate]], counts: dict[str, int], measure: str) -> Figure:
     """A group of bars for every subject, a bar for every method."""
     methods = list(next(iter(by_subject.values())))
@@ -84,14 +81,13 @@ def draw(by_subject: dict[str, dict[str, Estimate]], counts: dict[str, int], mea
             height,
             xerr=margins(values),
             color=colour(method),
-            error_kw={"elinewidth": 0.8, "ecolor": "#222222"},
-            label=method,
+            error_kw={"elinewidth": 0.8, "ecolor": INK},
+            label=shown(method),
         )
     axis.set_yticks(places, [f"{name} ({counts[name]})" for name in by_subject])
     axis.set_ylim(len(by_subject) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     score_axis(axis.xaxis, measure)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=len(methods))
     return figure

@@ -6,7 +6,6 @@ Dimensions: L chosen layers, G = 2 * L groups (keys, then values, of every layer
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,9 @@ from c2c_lightning.communication import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save
+from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.token_sample import TokenSample
+from c2c_lightning.evaluation.formatting import percent
 from c2c_lightning.evaluation.observing import Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
@@ -37,12 +37,9 @@ receiver's does, at 100% the mapping is no better than the mean token. No answer
 can be mapped is what C2C needs, not what it gains.
 
 The pictures are t-SNE of held-out tokens in layer {layer}: the sharer's cache (source), the receiver's \
-(target) and the mapped one (transformed). {padding}Beside them, in the space itself: of {near_transformed} of \
-the transformed tokens the nearest other token, among source and target, is a target one, of the source \
-tokens of {near_source}.
-
-Source: the oracle experiment of the paper (arXiv 2510.03215) on the transformation of caches: source and \
-target lie apart, and transformed tokens lie within the target."""
+(target) and the mapped one (transformed). {padding}In the full space, not the picture: the nearest of all source \
+and target tokens is a target token for {near_transformed} of the transformed tokens, and for {near_source} of \
+the source tokens."""
 PADDING = """\
 The two models' caches have {source} and {target} features; the narrower ones are filled up with zeros, which \
 changes no distance within a cache. """
@@ -84,7 +81,6 @@ class TransformationOracle(Analysis, Observer):
         self.sharer, self.seed = sharer, seed
         # A sample that was drawn otherwise must not be taken for its own when an evaluation goes on.
         self.name = f"transformation_oracle_{tokens}_tokens_{num_layers}_layers_sharer_{sharer}_seed_{seed}"
-        self.measured: dict[str, Any] = {}
 
     def metric(self, communicator: Communicator) -> Metric:
         layers = self.layers(communicator)
@@ -130,7 +126,7 @@ class TransformationOracle(Analysis, Observer):
             {
                 "receiver layer": ["mean", *map(str, layers)],
                 **{
-                    f"{part}: unexplained variance": [f"{values.mean():.1%}", *(f"{v:.1%}" for v in values)]
+                    f"{part}: unexplained variance": [percent(values.mean()), *map(percent, values)]
                     for part, values in zip(PART_NAMES, unexplained_2L)
                 },
             }
@@ -179,6 +175,7 @@ def near_target(source: np.ndarray, target: np.ndarray, transformed: np.ndarray)
     return float((of_transformed >= len(source)).mean()), float((of_source >= len(source)).mean())
 
 
+@styled
 def draw(clouds: dict[str, list[np.ndarray]], seed: int) -> Figure:
     """A panel for each part with its source, target and transformed tokens."""
     figure = new_figure(4.6)

@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 from c2c_lightning.communication import Message
@@ -36,7 +37,7 @@ class Benchmark(ABC):
         answer_mode: whether the response is generated, or is the choice's letter of the highest probability.
         max_new_tokens: of a response.
         limit: only the first so many questions.
-        exemplars: where solved examples for few-shot prompts come from; None for the `exemplar_split` of a hub
+        exemplars: where the exemplars of few-shot prompts come from; None for the `exemplar_split` of a hub
             dataset, and none for files.
         subset: of a hub dataset that has several.
 
@@ -44,7 +45,7 @@ class Benchmark(ABC):
         UserError: one of them cannot be; the records are read and checked by `items`.
     """
 
-    # Where the solved examples of the hub dataset are; None if it has none.
+    # Where the exemplars of the hub dataset are; None if it has none.
     exemplar_split: str | None = None
 
     def __init__(
@@ -71,8 +72,6 @@ class Benchmark(ABC):
         self.prompt = Prompt.load(prompt, f"{self.name}.prompt")
         self.answer_mode, self.max_new_tokens, self.exemplars = answer_mode, max_new_tokens, exemplars
         self.dropped: dict[str, int] = {}
-        self._items: list[Item] | None = None
-        self._exemplar_items: list[Item] | None = None
         self._tally: dict[str, int] = {}
 
     @abstractmethod
@@ -96,23 +95,34 @@ class Benchmark(ABC):
         Raises:
             UserError: the records cannot be read, or one of them is wrong, or there are none.
         """
-        if self._items is None:
-            items = self._checked(self.rows(), self.limit, "path")
-            if self.answer_mode == "logits" and not all(item.choices for item in items):
-                raise UserError(
-                    f"{self.name}.answer_mode is 'logits', which ranks the letters of choices, but there are open "
-                    "questions: use 'generate'."
-                )
-            self._items, self.dropped = items, self._tally
-            if self.dropped:
-                log.info("%s: left out %s", self.name, self.dropped)
+        if self.answer_mode == "logits" and not self.has_choices:
+            raise UserError(
+                f"{self.name}.answer_mode is 'logits', which ranks the letters of choices, but there are open "
+                "questions: use 'generate'."
+            )
         return self._items
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether every question has lettered choices."""
+        return all(item.choices for item in self._items)
+
+    def leave_out(self, ids: set[str], reason: str) -> None:
+        """Drops questions that were read but cannot be asked, and counts them as `dropped`.
+
+        Raises:
+            UserError: none would be left.
+        """
+        left = [item for item in self._items if item.id not in ids]
+        if not left:
+            raise UserError(f"{self.name}: all of its {len(ids)} questions are left out: {reason}.")
+        if ids:
+            self._items = left
+            self.dropped = {**self.dropped, reason: self.dropped.get(reason, 0) + len(ids)}
+            log.warning("%s: left out %d questions: %s", self.name, len(ids), reason)
+
     def exemplar_items(self) -> list[Item]:
-        """Solved examples from elsewhere than the questions; empty if there are none."""
-        if self._exemplar_items is None:
-            rows = self.exemplar_rows()
-            self._exemplar_items = [] if rows is None else self._checked(rows, None, "exemplars")
+        """Questions with their answers, from elsewhere than `items`; empty if there are none."""
         return self._exemplar_items
 
     def question_text(self, item: Item) -> str:
@@ -161,13 +171,13 @@ class Benchmark(ABC):
         return self.read(self._source(self.path, self.split, "path"))
 
     def exemplar_rows(self) -> Iterator[Row] | None:
-        """The records that the solved examples are made of; None if there are none."""
+        """The records that the exemplars are made of; None if there are none."""
         if self.exemplars:
             source = self._source(self.exemplars, self.exemplar_split or "train", "exemplars")
             overlap = shared_part(self._source(self.path, self.split, "path"), source)
             if overlap:
                 raise UserError(
-                    f"{self.name}.exemplars: {overlap} holds the questions too; give examples of their own."
+                    f"{self.name}.exemplars: {overlap} holds the questions too; give exemplars from elsewhere."
                 )
             return self.read(source)
         names = [self.path] if isinstance(self.path, str) else self.path
@@ -183,6 +193,19 @@ class Benchmark(ABC):
         """The subsets of a hub dataset that are read, in their order."""
         return [self.subset]
 
+    @cached_property
+    def _items(self) -> list[Item]:
+        items = self._checked(self.rows(), self.limit, "path")
+        self.dropped = self._tally
+        if self.dropped:
+            log.info("%s: left out %s", self.name, self.dropped)
+        return items
+
+    @cached_property
+    def _exemplar_items(self) -> list[Item]:
+        rows = self.exemplar_rows()
+        return [] if rows is None else self._checked(rows, None, "exemplars")
+
     def _source(self, path: str | list[str], split: str, key: str) -> Source:
         source = Source(path, split, self.subset, prefix=f"{self.name}." if key == "path" else f"{self.name}.{key}: ")
         source.check()
@@ -196,7 +219,7 @@ class Benchmark(ABC):
             try:
                 item = self._item(row)
             except MalformedRecord as error:
-                raise UserError(f"{self.name}: {row.source}: {error}.") from error
+                raise UserError(f"{self.name}: {row.source}: {error}") from error
             if item is None:
                 continue
             if item.id in items:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from c2c_lightning.data.source import Source
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, meant
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.reading import Row, read_rows, subset_names
 
@@ -63,6 +62,5 @@ class BySubject(Benchmark):
     def _check_subjects(self, known: set[str]) -> None:
         for subject in self.subjects or []:
             if subject not in known:
-                near = difflib.get_close_matches(subject, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}."
-                raise UserError(f"{self.name}.subjects has {subject!r}, which the records have not: {hint}")
+                hint = meant(subject, known, f"There are {', '.join(sorted(known))}.")
+                raise UserError(f"{self.name}.subjects has {subject!r}, which the records have not. {hint}")

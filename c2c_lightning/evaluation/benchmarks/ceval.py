@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
-from c2c_lightning.evaluation.benchmarks.columns import own_id, text
+from c2c_lightning.evaluation.benchmarks.columns import record_id, text
 from c2c_lightning.evaluation.item import Item
 
 
@@ -35,7 +35,7 @@ class CEval(BySubject):
         super().__init__(path, subjects, split=split, name=name, prompt=prompt, **kwargs)
 
     def to_item(self, record: dict[str, Any], source: str) -> Item:
-        subject, number = record["subject"], own_id(record)
+        subject, number = record["subject"], record_id(record)
         choices = tuple(text(record, letter) for letter in "ABCD")
         # Numbers begin anew in every subject.
         return Item(

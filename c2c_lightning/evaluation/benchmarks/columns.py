@@ -32,8 +32,8 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def own_id(record: dict[str, Any], name: str = "id") -> str:
-    """The record's own id as text; empty if it has none."""
+def record_id(record: dict[str, Any], name: str = "id") -> str:
+    """The id that the record brings, as text; empty if it has none."""
     value = record.get(name)
     return "" if value is None else str(value)
 

@@ -9,7 +9,7 @@ from typing import Any
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.columns import own_id, text
+from c2c_lightning.evaluation.benchmarks.columns import record_id, text
 from c2c_lightning.evaluation.item import Grade, Item
 
 
@@ -51,10 +51,10 @@ class GSM8K(Benchmark):
         if not mark:
             raise MalformedRecord("answer has no final number; write it after '####'")
         steps = re.sub(r"<<[^>]*>>", "", solution).strip()  # without the marks for a calculator
-        return SolvedItem(own_id(record), text(record, "question"), (answer.strip(),), solution=steps)
+        return SolvedItem(record_id(record), text(record, "question"), (answer.strip(),), solution=steps)
 
-    def answer_values(self, item: Item) -> dict[str, str]:
-        return {**super().answer_values(item), "solution": getattr(item, "solution", "")}
+    def answer_values(self, item: SolvedItem) -> dict[str, str]:
+        return {**super().answer_values(item), "solution": item.solution}
 
     def grade(self, item: Item, response: str) -> Grade:
         return grading.math(response, item.answers)

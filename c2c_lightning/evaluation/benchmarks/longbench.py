@@ -7,15 +7,14 @@ chats, since a communicator reads chats.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, meant
 from c2c_lightning.evaluation import grading
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
-from c2c_lightning.evaluation.benchmarks.columns import own_id, text, texts
+from c2c_lightning.evaluation.benchmarks.columns import record_id, text, texts
 from c2c_lightning.evaluation.extraction import without_thinking
 from c2c_lightning.evaluation.item import Grade, Item
 
@@ -67,9 +66,8 @@ class LongBenchE(BySubject):
         self.same_limit, self.max_context_characters = max_new_tokens, max_context_characters
         for subject, texts_ in self.prompt.subjects.items():
             if texts_.metric not in METRICS:
-                near = difflib.get_close_matches(str(texts_.metric), METRICS, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(METRICS)}."
-                raise UserError(f"{name}.prompt {prompt!r}: metric of {subject} is {texts_.metric!r}: {hint}")
+                hint = meant(str(texts_.metric), METRICS, f"Give one of {', '.join(METRICS)}.")
+                raise UserError(f"{name}.prompt {prompt!r}: metric of {subject} is {texts_.metric!r}. {hint}")
 
     def is_subject(self, subset: str) -> bool:
         return subset.endswith("_e")
@@ -80,16 +78,15 @@ class LongBenchE(BySubject):
     def to_item(self, record: dict[str, Any], source: str) -> ClassItem:
         subject = record["subject"]
         if subject not in self.prompt.subjects:
-            near = difflib.get_close_matches(subject, self.prompt.subjects, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.prompt.subjects)}."
-            raise MalformedRecord(f"dataset {subject!r} is none that the prompt {self.prompt.name!r} has: {hint}")
+            hint = meant(subject, self.prompt.subjects, f"There are {', '.join(self.prompt.subjects)}.")
+            raise MalformedRecord(f"dataset {subject!r} is none that the prompt {self.prompt.name!r} has. {hint}")
         prompt = self.prompt.of(subject)
         classes = texts(record, "all_classes") if prompt.metric == "classification" else ()
         answers = texts(record, "answers")
         if classes and not set(answers) & set(classes):
             raise MalformedRecord(f"answers {list(answers)} are not among the {len(classes)} classes; correct them")
         return ClassItem(
-            own_id(record, "_id"),
+            record_id(record, "_id"),
             text(record, "input") if text(record, "input").strip() else prompt.question,
             answers,
             subject=subject,
@@ -97,7 +94,7 @@ class LongBenchE(BySubject):
             classes=classes,
         )
 
-    def grade(self, item: Item, response: str) -> Grade:
+    def grade(self, item: ClassItem, response: str) -> Grade:
         prompt = self.prompt.of(item.subject)
         if prompt.first_line:  # a model that goes on with further examples is judged by its own answer
             response = without_thinking(response).split("\n")[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
-from c2c_lightning.evaluation.benchmarks.columns import column, letter_at, own_id, text, texts
+from c2c_lightning.evaluation.benchmarks.columns import column, letter_at, record_id, text, texts
 from c2c_lightning.evaluation.benchmarks.meant import all_meant
 from c2c_lightning.evaluation.item import Item
 
@@ -49,4 +49,4 @@ class MMLURedux(BySubject):
         else:
             known = ", ".join(("ok", "no_correct_answer", *CORRECTED, *UNCLEAR))
             raise MalformedRecord(f"error_type {error!r} is none of {known}; correct it")
-        return Item(own_id(record), question, answers, choices, record["subject"])
+        return Item(record_id(record), question, answers, choices, record["subject"])

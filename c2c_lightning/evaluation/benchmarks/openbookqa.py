@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.columns import labelled_choices, own_id, text
+from c2c_lightning.evaluation.benchmarks.columns import labelled_choices, record_id, text
 from c2c_lightning.evaluation.item import Item
 
 
@@ -32,4 +32,4 @@ class OpenBookQA(Benchmark):
 
     def to_item(self, record: dict[str, Any], source: str) -> Item:
         choices, letter = labelled_choices(record)
-        return Item(own_id(record), text(record, "question_stem"), (letter,), choices)
+        return Item(record_id(record), text(record, "question_stem"), (letter,), choices)

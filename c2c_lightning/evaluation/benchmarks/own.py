@@ -8,7 +8,7 @@ from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.columns import column, own_id, text, texts
+from c2c_lightning.evaluation.benchmarks.columns import column, record_id, text, texts
 from c2c_lightning.evaluation.benchmarks.meant import by_text, meanings
 from c2c_lightning.evaluation.item import Grade, Item
 
@@ -53,7 +53,7 @@ class OwnQuestions(Benchmark):
         else:
             answers = texts(given, "reference")
         subject, context = (text(given, name) if name in given else "" for name in ("subject", "context"))
-        return Item(own_id(given), text(given, "question"), answers, choices, subject, context)
+        return Item(record_id(given), text(given, "question"), answers, choices, subject, context)
 
     def grade(self, item: Item, response: str) -> Grade:
         return super().grade(item, response) if item.choices else GRADINGS[self.grading](response, item.answers)

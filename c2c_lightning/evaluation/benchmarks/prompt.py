@@ -17,7 +17,6 @@ context. Braces that are no placeholder are doubled, as in `str.format`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, meant
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
 PLACEHOLDERS = {
@@ -67,9 +66,8 @@ class Prompt:
             file = Path(name).expanduser()
         if not file.is_file():
             shipped = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-            near = difflib.get_close_matches(name, shipped, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(shipped)}, or a YAML file's path."
-            raise UserError(f"{key} {name!r} is no shipped prompt and no file: {hint}")
+            hint = meant(name, shipped, f"Give one of {', '.join(shipped)}, or a YAML file's path.")
+            raise UserError(f"{key} {name!r} is no shipped prompt and no file. {hint}")
         try:
             texts = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -121,10 +119,7 @@ def _check_keys(texts: dict, where: str) -> None:
     types = {field.name: str(field.type) for field in fields(Prompt) if field.name != "subjects"}
     for key in texts:
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, n=1)
-            raise UserError(
-                f"{where}: unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else "take it out.")
-            )
+            raise UserError(f"{where}: unknown key {key!r}. {meant(str(key), types, 'Take it out.')}")
     for key in ("name", "version", "message", "response"):
         if key not in texts:
             raise UserError(f"{where}: key {key!r} is missing; add it.")
@@ -142,10 +137,9 @@ def _check_placeholders(template: str, allowed: tuple[str, ...], where: str) -> 
         raise UserError(f"{where}: {error}; double a brace that is no placeholder: {{{{ or }}}}.") from error
     for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {{{near[0]}}}?" if near else f"there are {{{'}, {'.join(allowed)}}}."
+            hint = meant(name, allowed, f"There are {{{'}, {'.join(allowed)}}}.")
             raise UserError(
-                f"{where}: unknown placeholder {{{name}}}; {hint} Double a brace that is none: {{{{ or }}}}."
+                f"{where}: unknown placeholder {{{name}}}. {hint} Double a brace that is none: {{{{ or }}}}."
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from c2c_lightning.data.source import JSON_LINES, PARQUET, Source
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 
 
 class Row(NamedTuple):
@@ -48,8 +48,7 @@ def subset_names(hub_id: str, key: str) -> list[str]:
     try:
         return datasets.get_dataset_config_names(hub_id)
     except (OSError, ValueError) as error:  # whatever the hub client raises is one of them
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key} {hub_id!r} is no file or folder here, and as a hub id: {reason}") from error
+        raise UserError(f"{key} {hub_id!r} is no file or folder here, and as a hub id: {first_line(error)}") from error
 
 
 def is_local(path: str) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import log_softmax
 
-from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.item import Item
@@ -20,16 +19,16 @@ class CalibratedReceiver(Derived):
     """From each letter's log-probability its mean over the benchmark is taken away, and the highest letter wins.
 
     A weak model prefers some letters whatever the question; a fuser may do no more than cure that. No right
-    answer is looked at (batch calibration, arXiv 2309.17249).
+    answer is looked at (batch calibration, arXiv 2309.17249). It answers by probability in either answer mode.
     """
 
     name = "calibrated_receiver"
     description = "the receiver alone, each letter's log-probability less its mean over the benchmark"
-    generic = True
+    control = generic = True
     needs = ("receiver",)
 
-    def why_not(self, benchmark: Benchmark, communicator: Communicator) -> str | None:
-        return None if all(item.choices for item in benchmark.items()) else "the questions have no lettered choices"
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return None if benchmark.has_choices else "the questions have no lettered choices"
 
     def derive(
         self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
@@ -38,7 +37,8 @@ class CalibratedReceiver(Derived):
         by_number = defaultdict(list)
         for row in log_probs:
             by_number[len(row)].append(row)
-        prior = {number: np.mean(rows, axis=0) for number, rows in by_number.items()}
+        # Of a question that is alone in its number of choices, the mean would be its own and leave nothing.
+        prior = {number: np.mean(rows, axis=0) if len(rows) > 1 else 0.0 for number, rows in by_number.items()}
         derived = []
         for item, answer, row in zip(items, answers["receiver"], log_probs):
             letter = item.letters[int(np.argmax(row - prior[len(row)]))]

@@ -20,9 +20,10 @@ class ShuffledChoices(C2C):
 
     name = "shuffled_choices"
     description = "C2C on the same choices in another order"
+    control = True
 
-    def why_not(self, benchmark: Benchmark, communicator: Communicator) -> str | None:
-        return None if all(item.choices for item in benchmark.items()) else "the questions have no lettered choices"
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return None if benchmark.has_choices else "the questions have no lettered choices"
 
     def answer(self, communicator: Communicator, questions: Questions, clock: StageClock) -> list[Answer]:
         shuffled, orders = questions.shuffled()

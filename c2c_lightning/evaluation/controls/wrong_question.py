@@ -16,9 +16,9 @@ class WrongQuestion(C2C):
 
     name = "wrong_question"
     description = "C2C with the sharer's cache of another question of the same benchmark"
-    generic = True
+    control = generic = True
 
-    def why_not(self, benchmark: Benchmark, communicator: Communicator) -> str | None:
+    def why_not(self, benchmark: Benchmark) -> str | None:
         return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
 
     def prompts(self, communicator: Communicator, questions: Questions) -> Batch:

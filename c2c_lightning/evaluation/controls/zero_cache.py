@@ -14,7 +14,12 @@ class ZeroCache(C2C):
 
     name = "zero_cache"
     description = "C2C with zeros in place of the sharer's cache"
-    generic = True
+    control = generic = True
 
     def sharer_stacks(self, communicator: Communicator, batch: Batch) -> dict[int, Tensor]:
-        return {i: torch.zeros_like(stack) for i, stack in communicator.sharer_stacks(batch).items()}
+        stacks = {}
+        for i in communicator.open_sharers():
+            shape, (rows, tokens) = communicator.fusers[i].sharer, batch.sharers[i].positions.shape
+            size = (2, len(communicator.layer_maps[i]), rows, shape.num_kv_heads, tokens, shape.head_dim)
+            stacks[i] = torch.zeros(size, dtype=communicator.sharers[i].dtype, device=batch.prompt_ids.device)
+        return stacks

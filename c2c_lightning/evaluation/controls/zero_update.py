@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communication.cache import read_stack, write_stack
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.questions import Questions
 
@@ -15,7 +17,7 @@ class ZeroUpdate(C2C):
 
     name = "zero_update"
     description = "C2C with an update of zero"
-    generic = True
+    control = generic = True
 
     def fuse(
         self,
@@ -25,4 +27,5 @@ class ZeroUpdate(C2C):
         batch: Batch,
         questions: Questions,
     ) -> None:
-        pass
+        stack = read_stack(cache, communicator.fused_layers)
+        write_stack(cache, communicator.fused_layers, stack + torch.zeros_like(stack))

@@ -30,17 +30,17 @@ def lm_eval_command(
         fuser: a fuser's folder, a run's folder, a checkpoint, or a hub id.
         tasks: names or patterns of tasks, groups or tags, with commas between them, or YAML files of tasks.
         include_path: a folder with tasks of your own.
-        num_fewshot: examples before each question; None for what the task says.
+        num_fewshot: exemplars before each question; None for what the task says.
         limit: how many questions of each task; below 1, the share of them.
         batch_size: requests at once.
-        apply_chat_template: hand few-shot examples, system prompt and the answer's first words over as a
+        apply_chat_template: hand exemplars, system prompt and the response's first words over as a
             conversation; otherwise all of them stand in one message of the user.
         system_instruction: a system prompt.
         output: a JSON file for the results.
         fuse: false for the receiver alone.
         dtype: of the frozen models; auto for the one they were saved in.
         device: where they run, such as cuda:1; None for the GPU if there is one.
-        max_gen_toks: new tokens in an answer where the task does not say.
+        max_gen_toks: new tokens in a response where the task does not say.
 
     Raises:
         UserError: the harness is not installed, or a task, its data or the fuser cannot be had.
@@ -62,7 +62,7 @@ def lm_eval_command(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "lm_eval":
             raise
-        raise UserError('lm-eval needs the harness: pip install "lm-eval>=0.4.13"') from error
+        raise UserError('lm-eval needs the harness: pip install "c2c-lightning[harness]"') from error
 
     manager = Tasks(include_path)
     names = tasks.split(",") if isinstance(tasks, str) else tasks

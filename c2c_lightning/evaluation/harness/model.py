@@ -1,7 +1,7 @@
 """A fuser as a model of the lm-evaluation-harness: importing this file registers it under NAME.
 
 C2C needs conversations, because receiver and sharer each read through their own chat template: a task's
-context is what the user says, and what is scored or generated is the assistant's answer to it.
+context is what the user says, and what is scored or generated is the assistant's response.
 
 Dimensions: B requests, R response tokens, T scored tokens, V vocabulary.
 """
@@ -19,12 +19,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import Collator, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
-from torch import Tensor
 from tqdm import tqdm
 
 from c2c_lightning.communication import Batch, Communicator, Message
+from c2c_lightning.communication.batch import pad
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.harness.context import Prompt, conversation, to_context
+from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
 
 NAME = "c2c"
 Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuation, as texts and as ids
@@ -69,7 +69,7 @@ class C2CLM(TemplateLM):
         aligner = self.communicator.aligner
         self.tokenizer = aligner.receiver
         # The choices of a question come one after the other, and need its context read only once.
-        self._prompt = lru_cache(maxsize=8)(lambda context: Prompt.read(context, aligner))
+        self._read = lru_cache(maxsize=8)(lambda context: ReadPrompt.read(context, aligner))
 
     @property
     def eot_token_id(self) -> int:
@@ -92,7 +92,7 @@ class C2CLM(TemplateLM):
         return {"fuse": self.fuse, **self.communicator.config()}
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-probability in nats of each continuation as the beginning of the answer, and whether it is greedy."""
+        """Log-probability in nats of each continuation as the beginning of the response, and whether it is greedy."""
         arguments = tqdm([request.args for request in requests], desc="Tokenizing inputs", disable=disable_tqdm)
         encoded = [((context, said), *self._encode_pair(context, said)) for context, said in arguments]
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
@@ -104,43 +104,43 @@ class C2CLM(TemplateLM):
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answers, each cut before the first of its stop strings; greedy, unless its task samples."""
+        """The responses, each cut before the first of its stop strings; greedy, unless its task samples."""
         ordered = Collator(
             [request.args for request in requests],
             sort_fn=lambda args: (-len(self.tok_encode(args[0])), args[0]),
             group_by="gen_kwargs",
             # The same first words, so that those of a batch have the same length.
-            group_fn=lambda args: {**args[1], "begun": self._begun(args[0])},
+            group_fn=lambda args: {**args[1], "first_ids": self._first_ids(args[0])},
         )
         bar = tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm)
-        answers = []
+        responses = []
         for chunk in ordered.get_batched(n=self.batch_size):
             gen_kwargs = chunk[0][1]
-            for (context, _), answer in zip(chunk, self._generate([context for context, _ in chunk], gen_kwargs)):
-                self.cache_hook.add_partial("generate_until", (context, gen_kwargs), answer)
-                answers.append(answer)
+            for (context, _), response in zip(chunk, self._generate([context for context, _ in chunk], gen_kwargs)):
+                self.cache_hook.add_partial("generate_until", (context, gen_kwargs), response)
+                responses.append(response)
                 bar.update()
         bar.close()
-        return ordered.get_original(answers)
+        return ordered.get_original(responses)
 
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         # By prompt, longest first: what does not fit into memory fails at once, and choices stay together.
         ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[0][0]))
         bar = tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm)
-        answers = []
+        scores = []
         for chunk in ordered.get_batched(n=self.batch_size):
-            for (texts, _, _), answer in zip(chunk, self._score(chunk)):
-                self.cache_hook.add_partial("loglikelihood", texts, answer)
-                answers.append(answer)
+            for (texts, _, _), score in zip(chunk, self._score(chunk)):
+                self.cache_hook.add_partial("loglikelihood", texts, score)
+                scores.append(score)
                 bar.update()
         bar.close()
-        return ordered.get_original(answers)
+        return ordered.get_original(scores)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The receiver's ids of all that is given, prompt and first words, and of what is to be scored."""
-        prompt = self._prompt(context)
-        given, added = prompt.continued(continuation)
-        return prompt.ids + given, added
+        read = self._read(context)
+        given, added = read.continued(continuation)
+        return read.prompt.receiver_ids + given, added
 
     @torch.no_grad()
     def _score(self, requests: list[Request]) -> list[tuple[float, bool]]:
@@ -155,8 +155,9 @@ class C2CLM(TemplateLM):
         lengths = batch.prompt_mask.sum(-1).tolist()
         responses = [[*given, *said][length:] for (_, given, said), length in zip(requests, lengths)]
         num_given = torch.tensor([len(r) - len(said) for r, (_, _, said) in zip(responses, requests)])
-        batch.response_ids = self._padded(responses, self.tokenizer.pad_token_id)
-        batch.response_mask = self._padded([[1] * len(response) for response in responses], 0)
+        # One column at least: an empty continuation goes through the receiver like any other.
+        padded = pad(responses, self.tokenizer.pad_token_id, left=False, least=1)
+        batch.response_ids, batch.response_mask = (each.to(self.device) for each in padded)
         scored = (batch.response_mask == 1) & (batch.response_mask.cumsum(-1) > num_given.to(self.device)[:, None])
 
         at = scored.nonzero(as_tuple=True)
@@ -168,38 +169,22 @@ class C2CLM(TemplateLM):
 
     @torch.no_grad()
     def _generate(self, contexts: list[str], gen_kwargs: dict[str, Any]) -> list[str]:
-        """Answers a batch whose contexts all begin the answer with equally many tokens, or none."""
+        """Answers a batch whose contexts all give equally many of the response's first tokens, or none."""
         kwargs: dict[str, Any] = {"num_beams": 1, **normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)}
         until, kwargs["max_new_tokens"] = kwargs.pop("until"), kwargs.pop("max_gen_toks")
         if not kwargs["do_sample"]:
             kwargs.pop("temperature", None)
         batch = self._collate(contexts)
-        begun = torch.tensor([self._begun(context) for context in contexts], dtype=torch.long, device=self.device)
-        width = batch.prompt_ids.shape[1] + begun.shape[1]
+        first_ids = torch.tensor([self._first_ids(c) for c in contexts], dtype=torch.long, device=self.device)
+        width = batch.prompt_ids.shape[1] + first_ids.shape[1]
         if kwargs["num_beams"] == 1:  # the criterion follows rows, and beams change theirs; the text is cut anyway
             kwargs["stopping_criteria"] = stop_sequences_criteria(self.tokenizer, until, width, len(batch))
-        if begun.shape[1]:
-            cache = self.communicator.prefill(batch, self.fuse)
-            cache.batch_repeat_interleave(kwargs["num_beams"])
-            ids = self.communicator.receiver.generate(
-                input_ids=torch.cat([batch.prompt_ids, begun], dim=1),
-                attention_mask=torch.cat([batch.prompt_mask, torch.ones_like(begun)], dim=1),
-                past_key_values=cache,
-                pad_token_id=self.tokenizer.pad_token_id,
-                **kwargs,
-            )
-        else:
-            ids = self.communicator.generate_ids(batch, self.fuse, **kwargs)
+        ids = self.communicator.generate_ids(batch, self.fuse, first_ids, **kwargs)
         texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, think_end_token=None) for text in texts]
 
-    def _begun(self, context: str) -> list[int]:
-        return self._prompt(context).begun if conversation(context)[1] else []
+    def _first_ids(self, context: str) -> list[int]:
+        return self._read(context).first_ids if conversation(context)[1] else []
 
     def _collate(self, contexts: list[str]) -> Batch:
         return self.communicator.collate([conversation(context)[0] for context in contexts])
-
-    def _padded(self, rows: list[list[int]], padding: int) -> Tensor:
-        """(B, R), R at least 1: an empty continuation goes through the receiver like any other."""
-        width = max(1, *map(len, rows))
-        return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.device)

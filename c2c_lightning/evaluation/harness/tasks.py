@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line, meant
 
 
 class Tasks(TaskManager):
@@ -31,14 +30,13 @@ class Tasks(TaskManager):
         """The names that patterns stand for, and files as they are.
 
         Raises:
-            UserError: a name is no task, group or tag, nor a file, and which are near it.
+            UserError: a name is no task, group or tag, nor a file, and which one is near it.
         """
         found: dict[str, None] = {}
         for name in names:
             matches = [name] if Path(name).is_file() else self.match_tasks([name])
             if not matches:
-                near = difflib.get_close_matches(name, self.all_tasks, n=3)
-                hint = f"Did you mean {' or '.join(near)}?" if near else "Name your own tasks' folder by include_path."
+                hint = meant(name, self.all_tasks, "Name your own tasks' folder by include_path.")
                 raise UserError(f"the harness has no task {name!r}. {hint}")
             found.update(dict.fromkeys(matches))
         if not found:
@@ -50,5 +48,4 @@ class Tasks(TaskManager):
         try:
             return super().load(task_list)
         except (OSError, ValueError) as error:  # of the hub client and of `datasets`, besides the harness's own
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"tasks {task_list}: cannot be loaded: {reason}") from error
+            raise UserError(f"tasks {task_list}: cannot be loaded: {first_line(error)}") from error

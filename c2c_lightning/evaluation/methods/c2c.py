@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from c2c_lightning.communication import Batch, Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
-from c2c_lightning.evaluation.methods.base import Answering
+from c2c_lightning.evaluation.methods.base import Answering, of_receiver
 from c2c_lightning.evaluation.questions import Questions
 
 
@@ -29,14 +29,7 @@ class C2C(Answering):
             stacks = self.sharer_stacks(communicator, batch)
         with clock("fusion"):
             self.fuse(communicator, cache, stacks, batch, questions)
-        return Prefill(
-            communicator.receiver,
-            communicator.aligner.receiver,
-            batch.prompt_ids,
-            batch.prompt_mask,
-            cache,
-            handed_over=cache_bytes(communicator, batch, stacks),
-        )
+        return of_receiver(communicator, batch, cache, cache_bytes(communicator, batch, stacks))
 
     def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
         """The receiver's prompts, each with what the sharers read."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communication import Communicator, Message
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.methods.base import of_receiver
 from c2c_lightning.evaluation.methods.c2c import cache_bytes
 from c2c_lightning.evaluation.methods.text_to_text import TextToText
-from c2c_lightning.evaluation.questions import Questions
 
 
 class C2CAfterText(TextToText):
@@ -16,15 +16,13 @@ class C2CAfterText(TextToText):
     name = "c2c_after_text"
     description = "the sharer writes a message; then C2C on message and question"
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        told = self.tell(communicator, questions, clock)
+    def read(self, communicator: Communicator, conversations: list[list[Message]], clock: StageClock) -> Prefill:
         with clock("text"):
-            batch = communicator.collate(told.conversations)
+            batch = communicator.collate(conversations)
         with clock("receiver prefill"):
             cache = communicator.receiver_cache(batch)
         with clock("sharer prefill"):
             stacks = communicator.sharer_stacks(batch)
         with clock("fusion"):
             communicator.fuse(cache, stacks, batch)
-        handed_over = cache_bytes(communicator, batch, stacks)
-        return told.start(communicator, batch.prompt_ids, batch.prompt_mask, cache, handed_over)
+        return of_receiver(communicator, batch, cache, cache_bytes(communicator, batch, stacks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
-from c2c_lightning.evaluation.methods.base import Answering
+from c2c_lightning.evaluation.methods.base import Answering, of_receiver
 from c2c_lightning.evaluation.questions import Questions
 
 
@@ -20,4 +20,4 @@ class Receiver(Answering):
             batch = questions.batch(communicator)
         with clock("receiver prefill"):
             cache = communicator.receiver_cache(batch)
-        return Prefill(communicator.receiver, communicator.aligner.receiver, batch.prompt_ids, batch.prompt_mask, cache)
+        return of_receiver(communicator, batch, cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
-from c2c_lightning.evaluation.methods.base import Answering, read_prompts
+from c2c_lightning.evaluation.methods.base import Answering, read_prompts, sharer_at
 from c2c_lightning.evaluation.questions import Questions
 
 
@@ -22,8 +22,9 @@ class Sharer(Answering):
         self.description = "the sharer alone" if index == 0 else f"sharer {index} alone"
 
     def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        aligner, model = communicator.aligner, communicator.sharers[self.index]
-        tokenizer = aligner.sharers[self.index]
+        model, tokenizer = sharer_at(communicator, self.index)
         with clock("tokenization"):
-            texts = [aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items]
+            texts = [
+                communicator.aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items
+            ]
         return read_prompts(model, tokenizer, texts, clock, "sharer prefill")

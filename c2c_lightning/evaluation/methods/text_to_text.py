@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from c2c_lightning.communication import Communicator, Message
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill, decode
-from c2c_lightning.evaluation.methods.base import Answering, read_prompts
+from c2c_lightning.evaluation.methods.base import Answering, read_prompts, sharer_at
 from c2c_lightning.evaluation.questions import Questions
 
 SHARER_PROMPT = (
@@ -24,29 +23,15 @@ class Told:
     """What the sharer wrote, and the conversations that the receiver is to read."""
 
     conversations: list[list[Message]]
-    texts: list[str]
+    messages: list[str]
     tokens: list[int]
-
-    def start(self, communicator: Communicator, ids, mask, cache, handed_over: Sequence[int] | None = None) -> Prefill:
-        """The receiver's prefill after it; what is handed over is the text, and `handed_over` bytes more."""
-        more = handed_over or [0] * len(self.texts)
-        return Prefill(
-            communicator.receiver,
-            communicator.aligner.receiver,
-            ids,
-            mask,
-            cache,
-            handed_over=[len(text.encode()) + extra for text, extra in zip(self.texts, more)],
-            sharer_tokens=self.tokens,
-            texts=self.texts,
-        )
 
 
 class TextToText(Answering):
     """The sharer writes a message about the question; the receiver reads message and question.
 
     The defaults have the form that the paper describes: one sentence of background without the answer,
-    at most 256 tokens (PAPER.md section 3).
+    at most 256 tokens (arXiv 2510.03215).
 
     Args:
         sharer_prompt: what the sharer is asked, with `{question}` (with its choices).
@@ -77,16 +62,23 @@ class TextToText(Answering):
 
     def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
         told = self.tell(communicator, questions, clock)
+        start = self.read(communicator, told.conversations, clock)
+        more = start.handed_over or [0] * len(questions)
+        start.handed_over = [len(message.encode()) + extra for message, extra in zip(told.messages, more)]
+        start.sharer_tokens, start.messages = told.tokens, told.messages
+        return start
+
+    def read(self, communicator: Communicator, conversations: list[list[Message]], clock: StageClock) -> Prefill:
+        """Has the receiver read message and question."""
+        aligner = communicator.aligner
         with clock("text"):
-            batch = communicator.collate(told.conversations)
-        with clock("receiver prefill"):
-            cache = communicator.receiver_cache(batch)
-        return told.start(communicator, batch.prompt_ids, batch.prompt_mask, cache)
+            texts = [aligner.render(aligner.receiver, messages) for messages in conversations]
+        return read_prompts(communicator.receiver, aligner.receiver, texts, clock, "receiver prefill", "text")
 
     def tell(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Told:
         """Has the sharer write its messages."""
         aligner, benchmark = communicator.aligner, questions.benchmark
-        model, tokenizer = communicator.sharers[self.sharer], aligner.sharers[self.sharer]
+        model, tokenizer = sharer_at(communicator, self.sharer)
         with clock("tokenization"):
             asked = [self.sharer_prompt.format(question=benchmark.question_text(item)) for item in questions.items]
             texts = [aligner.render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
@@ -96,11 +88,11 @@ class TextToText(Answering):
         with clock("sharer decode"):
             message = decode(start, [self.max_message_tokens] * len(texts), writing)
         conversations = []
-        for item, text in zip(questions.items, message.texts):
+        for item, text in zip(questions.items, message.responses):
             *before, last = benchmark.messages(item)
             content = self.receiver_prompt.format(message=text, prompt=last["content"])
             conversations.append([*before, {**last, "content": content}])
-        return Told(conversations, message.texts, message.tokens)
+        return Told(conversations, message.responses, message.tokens)
 
 
 def check_template(key: str, template: str, **placeholders: str) -> None:

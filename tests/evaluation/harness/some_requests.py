@@ -18,7 +18,7 @@ CONTEXTS = [
     "Oslo",
     "",
 ]
-# Answers that do not end at once, so that there is something to cut.
+# Responses that do not end at once, so that there is something to cut.
 LONG = {"min_new_tokens": 12, "max_new_tokens": 12, "do_sample": False}
 CONTINUATIONS = [" Norway", "a ship in the field", "Oslo is the home town of Ribigo.", " pit"]
 
@@ -35,14 +35,14 @@ def scores(model: C2CLM, pairs: list[tuple[str, str]]) -> list[tuple[float, bool
     return model.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
 
 
-def answers(model: C2CLM, contexts: list[str], **gen_kwargs) -> list[str]:
+def responses(model: C2CLM, contexts: list[str], **gen_kwargs) -> list[str]:
     arguments = [(context, gen_kwargs) for context in contexts]
     return model.generate_until(requests("generate_until", arguments), disable_tqdm=True)
 
 
 @torch.no_grad()
 def log_probability(communicator: Communicator, messages: list[dict[str, str]], said: str, fuse: bool = True) -> float:
-    """Of an answer without its end of turn, by the loss that fusers are trained on."""
+    """Of a response without its end of turn, by the loss that fusers are trained on."""
     aligner = communicator.aligner
     prompt = aligner.prompt(messages)
     ids = aligner.response_ids([*messages, {"role": "assistant", "content": said}], prompt)

@@ -42,7 +42,7 @@ def test_the_command_prints_a_table_and_writes_its_results(fuser, communicator, 
 
 def test_a_task_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     tasks = Tasks(str(TASKS))
-    with pytest.raises(UserError, match=r"no task 'nano_choises'\. Did you mean nano_choices"):
+    with pytest.raises(UserError, match=r"no task 'nano_choises'\. Did you mean nano_choices\?"):
         tasks.match(["nano_answers", "nano_choises"])
     with pytest.raises(UserError, match="by include_path"):
         tasks.match(["?"])
@@ -82,5 +82,5 @@ def test_without_the_harness_only_the_command_fails():
     assert (
         run.stderr.strip()
         .splitlines()[-1]
-        .endswith('UserError: lm-eval needs the harness: pip install "lm-eval>=0.4.13"')
+        .endswith('UserError: lm-eval needs the harness: pip install "c2c-lightning[harness]"')
     )

@@ -1,9 +1,9 @@
-"""The harness's texts as conversations, and answers to them as the receiver's ids."""
+"""The harness's texts as conversations, and responses to them as the receiver's ids."""
 
 from __future__ import annotations
 
 from c2c_lightning.communication import load_aligner
-from c2c_lightning.evaluation.harness.context import Prompt, conversation, to_context
+from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
 from tests.evaluation.harness.some_requests import PAIR, user
 
 
@@ -19,15 +19,15 @@ def test_conversations_pass_through_the_harness_whole():
     assert conversation("[1, 2]") == (user("[1, 2]"), "")
 
 
-def test_what_a_template_puts_before_an_answer_is_kept():
+def test_what_a_template_puts_before_a_response_is_kept():
     aligner = load_aligner(*PAIR)
-    aligner.receiver.chat_template = (  # as Llama 2's: a space before the answer, and one after it
+    aligner.receiver.chat_template = (  # as Llama 2's: a space before the response, and one after it
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
         "{% else %} {{ m.content | trim }} </s>{% endif %}{% endfor %}"
     )
-    prompt = Prompt.read("Where?", aligner)
-    given, added = prompt.continued(" Norway")
-    assert aligner.receiver.decode(prompt.ids + given + added) == "[INST] Where? [/INST] Norway"
+    read = ReadPrompt.read("Where?", aligner)
+    given, added = read.continued(" Norway")
+    assert aligner.receiver.decode(read.prompt.receiver_ids + given + added) == "[INST] Where? [/INST] Norway"
     whole = aligner.response_ids(
         [*user("Where?"), {"role": "assistant", "content": "Norway"}], aligner.prompt(user("Where?"))
     )

@@ -1,4 +1,4 @@
-"""Fusers as models of the harness, against the communicator's own loss and answers."""
+"""Fusers as models of the harness, against the communicator's own loss and responses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.evaluation.harness.some_requests import (
     CONTINUATIONS,
     LONG,
     TASKS,
-    answers,
     log_probability,
     requests,
+    responses,
     scores,
     user,
 )
@@ -37,7 +37,7 @@ def test_a_continuation_is_greedy_if_the_receiver_would_say_it(model, communicat
     said = communicator.generate([user(context) for context in CONTEXTS[:2]], do_sample=False)
     assert said[0] != said[1]
     assert all(said)
-    pairs = [(context, answer) for context in CONTEXTS[:2] for answer in said]
+    pairs = [(context, response) for context in CONTEXTS[:2] for response in said]
     assert [greedy for _, greedy in scores(model, pairs)] == [True, False, False, True]
 
 
@@ -48,7 +48,7 @@ def test_requests_are_answered_in_batches_as_one_by_one(fuser, model):
     assert [p for p, _ in together] == pytest.approx([p for p, _ in alone], abs=1e-4)
     assert [g for _, g in together] == [g for _, g in alone]
     kwargs = {"until": ["e"], "min_new_tokens": 6, "max_gen_toks": 6}
-    assert answers(model, CONTEXTS, **kwargs) == answers(one_by_one, CONTEXTS, **kwargs)
+    assert responses(model, CONTEXTS, **kwargs) == responses(one_by_one, CONTEXTS, **kwargs)
 
 
 def test_the_space_before_a_continuation_is_the_templates_to_say(model):
@@ -62,17 +62,17 @@ def test_an_empty_continuation_is_certain(model):
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_answers_are_the_communicators_cut_at_the_first_stop(fuser, communicator, fuse):
+def test_responses_are_the_communicators_cut_at_the_first_stop(fuser, communicator, fuse):
     model = C2CLM(fuser, batch_size=3, device="cpu", fuse=fuse, max_gen_toks=12)
     full = [communicator.generate(user(context), fuse, **LONG) for context in CONTEXTS]
-    assert [answer.strip() for answer in answers(model, CONTEXTS, until=[], min_new_tokens=12)] == full
+    assert [response.strip() for response in responses(model, CONTEXTS, until=[], min_new_tokens=12)] == full
     stop = full[0][len(full[0]) // 2 :][:2]
-    cut = [answer.split(stop)[0].strip() for answer in full]
+    cut = [response.split(stop)[0].strip() for response in full]
     assert cut != full
-    assert [answer.strip() for answer in answers(model, CONTEXTS, until=["##", stop], min_new_tokens=12)] == cut
+    assert [response.strip() for response in responses(model, CONTEXTS, until=["##", stop], min_new_tokens=12)] == cut
 
 
-def test_generation_ends_once_every_answer_has_its_stop(model, communicator, monkeypatch):
+def test_generation_ends_once_every_response_has_its_stop(model, communicator, monkeypatch):
     lengths = []
     generate = Communicator.generate_ids
 
@@ -83,7 +83,7 @@ def test_generation_ends_once_every_answer_has_its_stop(model, communicator, mon
 
     stop = communicator.generate(user(CONTEXTS[0]), **LONG)[:2]
     monkeypatch.setattr(Communicator, "generate_ids", watched)
-    assert answers(model, CONTEXTS[:1], until=[stop], min_new_tokens=100, max_gen_toks=100) == [""]
+    assert responses(model, CONTEXTS[:1], until=[stop], min_new_tokens=100, max_gen_toks=100) == [""]
     assert lengths[-1] < 5
 
 
@@ -98,16 +98,16 @@ def test_without_fusion_it_is_the_receiver_alone(fuser, communicator):
         logp = receiver(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :]
         assert scores(model, [(context, said)])[0][0] == pytest.approx(logp.sum().item(), abs=1e-4)
         alone = receiver.generate(prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :]
-        assert answers(model, [context], max_gen_toks=6) == [tokenizer.decode(alone, skip_special_tokens=True)]
+        assert responses(model, [context], max_gen_toks=6) == [tokenizer.decode(alone, skip_special_tokens=True)]
 
 
 def test_sampling_is_asked_for_by_the_task(model):
     torch.manual_seed(0)
-    sampled = [answers(model, CONTEXTS[:1], do_sample=True, temperature=9.0, max_gen_toks=8)[0] for _ in range(4)]
+    sampled = [responses(model, CONTEXTS[:1], do_sample=True, temperature=9.0, max_gen_toks=8)[0] for _ in range(4)]
     assert len(set(sampled)) > 1
 
 
-def test_an_answers_first_words_are_given_and_not_scored(model, communicator):
+def test_a_responses_first_words_are_given_and_not_scored(model, communicator):
     first, rest = "Oslo is the", " home town of Ribigo."
     messages = user(CONTEXTS[0])
     context = to_context([*messages, {"role": "assistant", "content": first}])
@@ -116,24 +116,24 @@ def test_an_answers_first_words_are_given_and_not_scored(model, communicator):
     assert scores(model, pairs)[0][0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_generation_goes_on_from_an_answers_first_words(model, communicator):
+def test_generation_goes_on_from_a_responses_first_words(model, communicator):
     messages = [user(context) for context in CONTEXTS[:2]]
     whole = communicator.generate(messages, **LONG)
     tokenizer = communicator.aligner.receiver
     firsts = [tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[0]) for text in whole]
     begun = [[*m, {"role": "assistant", "content": first}] for m, first in zip(messages, firsts)]
-    # Among contexts that begin no answer, or one of another length.
+    # Among contexts that give no first words, or more of them.
     contexts = [
         to_context(m) for m in (begun[0], [*messages[0], {"role": "assistant", "content": "Oslo is"}], begun[1])
     ]
-    said = answers(model, [*contexts, CONTEXTS[0]], min_new_tokens=11, max_gen_toks=11)
+    said = responses(model, [*contexts, CONTEXTS[0]], min_new_tokens=11, max_gen_toks=11)
     assert [first + rest for first, rest in zip(firsts, (said[0], said[2]))] == whole
     beams = {"num_beams": 3, "until": ["o"], "min_new_tokens": 4, "max_gen_toks": 4}
-    assert answers(model, contexts, **beams) == [answers(model, [context], **beams)[0] for context in contexts]
+    assert responses(model, contexts, **beams) == [responses(model, [context], **beams)[0] for context in contexts]
 
 
 @pytest.mark.parametrize("apply_chat_template", [True, False])
-def test_few_shot_examples_reach_both_models(fuser, communicator, apply_chat_template):
+def test_exemplars_reach_both_models(fuser, communicator, apply_chat_template):
     results = lm_eval.simple_evaluate(
         model="c2c",
         model_args={"pretrained": fuser},

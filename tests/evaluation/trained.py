@@ -15,7 +15,7 @@ from c2c_lightning.cli import main
 from c2c_lightning.communication import Batch, exchange_questions
 from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.data import NanoData
-from c2c_lightning.evaluation.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.answers import Answer, answer_file
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.training import C2CModule
 from c2c_lightning.training.module import OptimizerConfig
@@ -69,7 +69,7 @@ class Evaluated:
         return self.results["benchmarks"][benchmark]
 
     def answers(self, method: str, benchmark: str = "nano") -> dict[str, Answer]:
-        return AnswerFile(self.folder / "answers" / benchmark / f"{method}.jsonl").read()
+        return answer_file(self.folder, benchmark, method).read()
 
     def methods(self, benchmark: str = "nano") -> list[str]:
         return sorted(path.stem for path in (self.folder / "answers" / benchmark).glob("*.jsonl"))

@@ -1,0 +1,68 @@
+"""Questions for tiny models whose caches and answers differ from prompt to prompt, and ways to ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from c2c_lightning.communication import Communicator
+from c2c_lightning.communication.cache import read_stack
+from c2c_lightning.evaluation.answers import Answer
+from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.methods import Answering, TextToText
+from c2c_lightning.evaluation.observing import Observer, read_caches
+from c2c_lightning.evaluation.questions import Questions
+
+TEXTS = [
+    "Where does Ribigo live?",
+    "Which country is the capital Oslo in? Say it in one word, please.",
+    "What does the assistant like 👍🏽?",
+    "北京是中国的首都。",
+]
+MORE_TEXTS = [
+    "Is it in Norway?",
+    "Who says that Ribigo lives in Oslo, and why does everybody know that?",
+]
+EXEMPLARS = [("What is of course in Norway?", "Oslo"), ("Who lives in Oslo?", "Ribigo"), ("Is it 上海?", "no")]
+PROMPTS = {"sharer_prompt": "Tell me: {question}", "receiver_prompt": "{message} {prompt}", "max_message_tokens": 5}
+TOLD = TextToText(**PROMPTS)
+
+
+def part_of(questions: Questions, places: Sequence[int]) -> Questions:
+    items = [questions.items[i] for i in places]
+    return Questions(questions.benchmark, items, items)
+
+
+def one_by_one(questions: Questions) -> list[Questions]:
+    return [part_of(questions, [i]) for i in range(len(questions))]
+
+
+def ask(method: Answering, communicator: Communicator, questions: Questions) -> list[Answer]:
+    return method.answer(communicator, questions, StageClock(torch.device("cpu")))
+
+
+def texts(answers: list[Answer]) -> list[str]:
+    return [answer.response for answer in answers]
+
+
+@torch.no_grad()
+def prefilled(method: Answering, communicator: Communicator, questions: Questions) -> torch.Tensor:
+    """The receiver's whole stack after a method's prefill, padding blanked."""
+    start = method.prefill(communicator, questions, StageClock(torch.device("cpu")))
+    stack = read_stack(start.cache, range(communicator.receiver.config.num_hidden_layers))
+    return stack * start.mask[:, None, :-1, None]
+
+
+def fused_stack(method: Answering, communicator: Communicator, questions: Questions) -> torch.Tensor:
+    """The same of the fused layers only."""
+    return prefilled(method, communicator, questions)[:, communicator.fused_layers]
+
+
+def observe(observer: Observer, communicator: Communicator, batches: Sequence[Questions]) -> Any:
+    """What an observer measures on these questions."""
+    metric = observer.metric(communicator)
+    for batch in batches:
+        metric.update(read_caches(communicator, batch))
+    return metric.compute()
