@@ -37,6 +37,18 @@ def newest_fuser(runs: Path = RUNS) -> Path:
     raise UserError(f"model.fuser is last, but {runs}/ has no run with a fuser: train one, or name a fuser's folder.")
 
 
+def make_folder(folder: Path, key: str) -> None:
+    """Makes a folder that a user has named as `key`, before anything is computed for it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key} {folder} cannot be made: {error.strerror}. Name another folder.") from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there as a whole or not at all."""
     unfinished = path.with_name(f"{path.name}.part")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import newest_fuser, run_of, write_whole
+from c2c_lightning.runs import make_folder, newest_fuser, run_of, write_whole
 
 
 def make(folder, *files: str, age: int = 0):
@@ -42,3 +42,9 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "file", "half \ud800")
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_made_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"output .*file.inside cannot be made"):
+        make_folder(tmp_path / "file" / "inside", "output")

@@ -26,6 +26,7 @@ from c2c_lightning.evaluation.reading_guide import reading_guide
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import compare
+from c2c_lightning.runs import make_folder
 
 SHOWN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
 
@@ -46,6 +47,7 @@ def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
     """
     found = load_evaluations(runs.split(",") if isinstance(runs, str) else runs)
     folder = Path(output)
+    make_folder(folder, "output")
     names = list(dict.fromkeys(name for each in found for name in each.benchmarks))
     parts = {name: _benchmark(name, [each for each in found if name in each.benchmarks], folder) for name in names}
     common, differing = _settings(found)

@@ -30,7 +30,9 @@ def headline(found: Findings) -> Section:
     gain, raw = found["question_specific_gain"], found["raw_gain"]
     numbers = []
     if gain:
-        numbers.append(_headline_number(gain_as_told(found), "question-specific gain", f"C2C less {_best_control(gain)}"))
+        numbers.append(
+            _headline_number(gain_as_told(found), "question-specific gain", f"C2C less {_best_control(gain)}")
+        )
     if raw:
         numbers.append(_headline_number(raw, "raw gain", "C2C less the receiver alone"))
     title, meaning = _meaning(found) if gain else _without_controls(raw)

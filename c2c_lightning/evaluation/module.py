@@ -44,7 +44,7 @@ from c2c_lightning.evaluation.methods import (
 from c2c_lightning.evaluation.observing import Observer, read_caches
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
-from c2c_lightning.runs import write_whole
+from c2c_lightning.runs import make_folder, write_whole
 
 MEASURED, QUESTIONS = "measured", "questions.sha256"
 TEMPLATE = 1000  # bytes
@@ -188,11 +188,9 @@ class Evaluation(L.LightningModule):
         path = self.folder / ANSWERS / benchmark.name / QUESTIONS
         if not path.exists():
             if self.trainer.is_global_zero:
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(path, f"{fingerprint}\n")
-                except OSError as error:
-                    raise UserError(f"trainer.default_root_dir {self.folder} cannot be written to: {error}") from error
+                make_folder(self.folder, "trainer.default_root_dir")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, f"{fingerprint}\n")
         elif path.read_text(encoding="utf-8").strip() != fingerprint:
             raise UserError(
                 f"{path.parent} has answers to other questions or prompts than {benchmark.name} now has: "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 from torch import Tensor
 
 from c2c_lightning.cli import main
@@ -77,7 +78,9 @@ class Evaluated:
 
 def evaluate(fuser: Path, folder: Path, *args: str) -> Evaluated:
     """Runs `test` as conf/eval/nano.yaml says, without analyses unless `args` name some."""
-    main(arguments(fuser, folder, *args))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["c2c_lightning"])
+        main(arguments(fuser, folder, *args))
     return Evaluated(folder)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.runs import make_folder, write_whole
 
 
 def lm_eval_command(
@@ -52,7 +52,7 @@ def lm_eval_command(
     if file is not None:
         if file.is_dir():
             raise UserError(f"output {output!r} is a folder: give a file, such as {file / 'results.json'}.")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent, "output")
     try:
         from lm_eval import simple_evaluate
         from lm_eval.utils import handle_non_serializable, make_table
@@ -84,6 +84,4 @@ def lm_eval_command(
             print(make_table(results, column))
     if file is not None:
         text = json.dumps(results, indent=2, ensure_ascii=False, default=handle_non_serializable)
-        half = file.with_name(f".{file.name}.{os.getpid()}")  # a reader never sees part of it
-        half.write_text(text + "\n", encoding="utf-8")
-        half.replace(file)
+        write_whole(file, f"{text}\n")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from c2c_lightning.communication import Batch, Communicator, Message
 from c2c_lightning.communication.batch import pad
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
 
 NAME = "c2c"
@@ -63,8 +63,9 @@ class C2CLM(TemplateLM):
         self.pretrained, self.batch_size, self.fuse, self.max_gen_toks = pretrained, int(batch_size), fuse, max_gen_toks
         try:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise UserError(f"device is {device!r}: give one such as cpu, cuda or cuda:1.") from error
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
+            raise UserError(f"device is {device!r}, which is not here: {first_line(error)}.") from error
         self.communicator = Communicator.from_pretrained(pretrained, dtype).to(self._device)
         aligner = self.communicator.aligner
         self.tokenizer = aligner.receiver
