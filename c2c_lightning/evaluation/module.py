@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed
+from lightning.fabric.utilities import move_data_to_device
 from torchmetrics import MeanMetric, Metric
 
 from c2c_lightning.communication import Communicator
@@ -30,6 +27,7 @@ from c2c_lightning.evaluation.controls import (
     ZeroUpdate,
 )
 from c2c_lightning.evaluation.datamodule import is_measured
+from c2c_lightning.evaluation.lengths import too_long
 from c2c_lightning.evaluation.methods import (
     C2C,
     Answering,
@@ -44,10 +42,10 @@ from c2c_lightning.evaluation.methods import (
 from c2c_lightning.evaluation.observing import Observer, read_caches
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
+from c2c_lightning.evaluation.settings import questions_digest
 from c2c_lightning.runs import make_folder, write_whole
 
 MEASURED, QUESTIONS = "measured", "questions.sha256"
-TEMPLATE = 1000  # bytes
 
 
 class Evaluation(L.LightningModule):
@@ -156,7 +154,7 @@ class Evaluation(L.LightningModule):
         if not is_measured(dataloader_idx) or batch_idx + 1 < self.trainer.num_test_batches[dataloader_idx]:
             return
         for observer in self._unmeasured(questions.benchmark):
-            measured = self.measuring.pop(observer.name).compute()
+            measured = move_data_to_device(self.measuring.pop(observer.name).compute(), "cpu")
             observer.measured[questions.benchmark.name] = measured
             if self.trainer.is_global_zero:
                 path = self._measured_path(questions.benchmark, observer)
@@ -183,15 +181,14 @@ class Evaluation(L.LightningModule):
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""
-        asked = [[asdict(item), benchmark.messages(item)] for item in benchmark.items()]
-        fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        now = questions_digest(benchmark)
         path = self.folder / ANSWERS / benchmark.name / QUESTIONS
         if not path.exists():
             if self.trainer.is_global_zero:
                 make_folder(self.folder, "trainer.default_root_dir")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, f"{fingerprint}\n")
-        elif path.read_text(encoding="utf-8").strip() != fingerprint:
+                write_whole(path, f"{now}\n")
+        elif path.read_text(encoding="utf-8").strip() != now:
             raise UserError(
                 f"{path.parent} has answers to other questions or prompts than {benchmark.name} now has: "
                 "remove the folder, or name another one as trainer.default_root_dir."
@@ -247,24 +244,6 @@ class Evaluation(L.LightningModule):
         of_ranks: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(of_ranks, answers)
         return [answer for answers in of_ranks for answer in answers]
-
-
-def too_long(benchmark: Benchmark, communicator: Communicator) -> set[str]:
-    """Ids of the questions that, with the response, are longer than one of the models can read."""
-    models = (communicator.receiver, *communicator.sharers)
-    configs = [model.config.get_text_config(decoder=True) for model in models]
-    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
-    ids = set()
-    for item in benchmark.items():
-        messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
-        # A token stands for a byte at least, and no template is that long: most need not be tokenized.
-        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
-            continue
-        prompt = communicator.aligner.prompt(messages)
-        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
-        if any(length + response > room for length, room in zip(lengths, rooms)):
-            ids.add(item.id)
-    return ids
 
 
 def load(path: Path) -> Any:

@@ -68,6 +68,9 @@ class EvaluationRecord(L.Callback):
                 f"trainer.default_root_dir {module.folder} has answers of another fuser, or under other settings: name "
                 "another folder, or leave it out, for every evaluation has a folder of its own."
             )
+        # Before the module repairs files that somebody may be writing to.
+        if trainer.is_global_zero and module.folder.is_dir():
+            self._lock(module.folder)
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: Evaluation) -> None:
         """Begins the record, now that nothing refuses the evaluation any more."""
@@ -77,11 +80,7 @@ class EvaluationRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         folder = module.folder
-        self.lock = FileLock(folder / LOCK_FILE)
-        try:
-            self.lock.acquire(blocking=False)
-        except Timeout as error:
-            raise UserError(f"another evaluation is writing to {folder}: wait for its end.") from error
+        self._lock(folder)
         write_whole(folder / SETTINGS_FILE, f"{self.settings}\n")
         config = self.config.clone()
         config.trainer.default_root_dir = None
@@ -104,6 +103,7 @@ class EvaluationRecord(L.Callback):
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, module: Evaluation, exception: BaseException) -> None:
+        self._release()
         if not trainer.is_global_zero:
             return
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
@@ -115,6 +115,18 @@ class EvaluationRecord(L.Callback):
             tracker.save_undelivered(module.folder)
 
     def teardown(self, trainer: L.Trainer, module: Evaluation, stage: str) -> None:
+        self._release()
+
+    def _lock(self, folder: Path) -> None:
+        """Keeps other evaluations from the folder."""
+        if self.lock is None:
+            self.lock = FileLock(folder / LOCK_FILE)
+            try:
+                self.lock.acquire(blocking=False)
+            except Timeout as error:
+                raise UserError(f"another evaluation is writing to {folder}: wait for its end.") from error
+
+    def _release(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()
@@ -238,10 +250,12 @@ def show(found: dict[str, Any], folder: Path) -> None:
             table.add_row(shown(method), score(estimate["value"], measure), score_interval(estimate, measure))
         console.print(table)
         for method, reason in numbers["left_out"].items():
-            console.print(f"not asked: {method}, because {reason}", markup=False)
+            console.print(f"not asked: {method}, because {reason}", markup=False, soft_wrap=True)
         if numbers["question_specific_gain"]:
             gain = gain_as_told(numbers)
             value = points_with_interval(gain["difference"])
             verdict = "" if gain["significant"] else f", {NOT_SIGNIFICANT}"
-            console.print(f"question-specific gain: {value} points, over {gain['over']}{verdict}", markup=False)
+            console.print(
+                f"question-specific gain: {value} points, over {gain['over']}{verdict}", markup=False, soft_wrap=True
+            )
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

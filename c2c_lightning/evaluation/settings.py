@@ -1,12 +1,14 @@
-"""Which settings of an evaluation can change an answer."""
+"""What an answer depends on: settings and questions, by their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 from c2c_lightning.communication.fuser_folder import fingerprint
+from c2c_lightning.evaluation.benchmarks import Benchmark
 
 CANNOT = {"model": ("fuser",), "data": ("batch_size",)}  # the fuser counts by its weights, not by its path
 
@@ -25,3 +27,9 @@ def digest(settings: dict[str, Any]) -> str:
     counted["precision"] = settings["trainer"]["precision"]
     text = json.dumps([fingerprint(settings["model"]["fuser"]), counted], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def questions_digest(benchmark: Benchmark) -> str:
+    """The same for benchmarks that ask the same questions by the same prompts."""
+    asked = [[asdict(item), benchmark.messages(item)] for item in benchmark.items()]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -52,7 +52,8 @@ class MeanUpdate(C2C, Observer):
         communicator.fuse(cache, stacks, batch)
         mask = batch.prompt_mask[:, :-1].bool()
         own = masked_update(read_stack(cache, communicator.fused_layers), stack, mask)
-        update = mean_of_others(self.measured[questions.benchmark.name], own, mask)
+        measured = {name: value.to(own.device) for name, value in self.measured[questions.benchmark.name].items()}
+        update = mean_of_others(measured, own, mask)
         write_stack(cache, communicator.fused_layers, stack + update.to(stack.dtype))
 
 
@@ -74,7 +75,7 @@ class UpdateSum(Metric):
         self.add_state("tokens", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, caches: Caches) -> None:
-        by_token = masked_update(caches.fused, caches.receiver, caches.mask).sum(2)
+        by_token = masked_update(caches.fused, caches.receiver, caches.mask).sum(2, dtype=torch.float64)
         near = min(END, caches.mask.shape[1])
         self.by_distance[:, :, :, -near:] += by_token[:, :, :, -near:]
         self.total += by_token.sum(3)
@@ -86,23 +87,23 @@ class UpdateSum(Metric):
 
 
 def masked_update(fused: Tensor, receiver: Tensor, mask_BN: Tensor) -> Tensor:
-    """(2, L, B, H, N, D) in double precision: what fusion added to real tokens, 0 for padding."""
-    return (fused.double() - receiver.double()) * mask_BN[:, None, :, None]
+    """(2, L, B, H, N, D) in single precision: what fusion added to real tokens, 0 for padding."""
+    return (fused.float() - receiver.float()) * mask_BN[:, None, :, None]
 
 
 def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) -> Tensor:
     """For each of B questions the mean update of all others, (2, L, B, H, N, D).
 
     Args:
-        measured: as `UpdateSum` computes it.
+        measured: as `UpdateSum` computes it, on the device of `own`.
         own: (2, L, B, H, N, D) the questions' own updates.
         mask_BN: bool, False for padding.
     """
     near = min(END, mask_BN.shape[1])
     others = measured["tokens"] - mask_BN.sum(1)
-    overall = (measured["total"][:, :, None] - own.sum(4)) / others[:, None, None]
+    overall = (measured["total"].float()[:, :, None] - own.sum(4)) / others[:, None, None]
     update = overall[:, :, :, :, None].repeat(1, 1, 1, 1, mask_BN.shape[1], 1)
     reach_BE = (measured["reach"][-near:] - mask_BN[:, -near:].float())[:, None, :, None]
-    by_distance = measured["by_distance"][:, :, None, :, -near:] - own[..., -near:, :]
+    by_distance = measured["by_distance"].float()[:, :, None, :, -near:] - own[..., -near:, :]
     update[..., -near:, :] = torch.where(reach_BE > 0, by_distance / reach_BE.clamp(min=1), update[..., -near:, :])
     return update
