@@ -3,8 +3,9 @@
 from c2c_lightning.evaluation.methods.base import Answering, Derived, Method
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.methods.c2c_after_text import C2CAfterText
+from c2c_lightning.evaluation.methods.oracle_routing import OracleRouting
 from c2c_lightning.evaluation.methods.receiver import Receiver
-from c2c_lightning.evaluation.methods.routing import OracleRouting, Routing
+from c2c_lightning.evaluation.methods.routing import Routing
 from c2c_lightning.evaluation.methods.sharer import Sharer
 from c2c_lightning.evaluation.methods.text_to_text import TextToText
 

@@ -42,20 +42,6 @@ class Routing(Derived):
         return [both_asked(receiver[i], sharer[i], i in chosen) for i in range(len(items))]
 
 
-class OracleRouting(Derived):
-    """Each question goes to a model that is right, if there is one: no router can be better."""
-
-    name = "oracle_routing"
-    description = "for every question the better of the two models' answers: the upper bound of any routing"
-    needs = ("receiver", "sharer")
-
-    def derive(
-        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
-    ) -> list[Answer]:
-        pairs = zip(*(answers[name] for name in self.needs))
-        return [both_asked(receiver, sharer, sharer.score > receiver.score) for receiver, sharer in pairs]
-
-
 def both_asked(receiver: Answer, sharer: Answer, by_sharer: bool) -> Answer:
     """One of two answers, at the cost of both: confidence is only known once a model has answered."""
     return replace(
