@@ -21,6 +21,24 @@ from c2c_lightning.evaluation.statistics import Comparison, Gain, accuracy, comp
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
 
 Findings = dict[str, Any]
+FINDINGS = frozenset(
+    [
+        "benchmark",
+        "prompt",
+        "answer_mode",
+        "measure",
+        "num_items",
+        "items",
+        "dropped",
+        "guessing",
+        "seed",
+        "methods",
+        "left_out",
+        "comparisons",
+        "raw_gain",
+        "question_specific_gain",
+    ]
+)
 
 
 def findings(results: BenchmarkResults) -> Findings:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.answers import Answer, answer_file
-from c2c_lightning.evaluation.findings import C2C, Findings
+from c2c_lightning.evaluation.findings import C2C, FINDINGS, Findings
 from c2c_lightning.runs import RESULTS_FILE
 
 KEYS = {"title", "facts", "benchmarks"}
@@ -85,4 +85,8 @@ def _load(folder: Path, label: str) -> FinishedEvaluation:
         raise UserError(f"runs: {file} is no JSON ({error}): evaluate again, the answers are kept.") from error
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         raise UserError(f"runs: {file} lacks {', '.join(sorted(KEYS))}: evaluate again, the answers are kept.")
+    facts, benchmarks = content["facts"], content["benchmarks"]
+    whole = isinstance(facts, dict) and isinstance(benchmarks, dict)
+    if not whole or any(not isinstance(found, dict) or not found.keys() >= FINDINGS for found in benchmarks.values()):
+        raise UserError(f"runs: {file} is damaged, or of another version: evaluate again, the answers are kept.")
     return FinishedEvaluation(label, folder, content["facts"], content["benchmarks"])

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from c2c_lightning.communication import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.answers import ANSWERS, Answer, AnswerFile, answer_file
+from c2c_lightning.evaluation.answers import Answer, AnswerFile, answer_file
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.controls import (
@@ -45,7 +45,7 @@ from c2c_lightning.evaluation.results import BenchmarkResults, collect
 from c2c_lightning.evaluation.settings import questions_digest
 from c2c_lightning.runs import make_folder, write_whole
 
-MEASURED, QUESTIONS = "measured", "questions.sha256"
+MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
 
 
 class Evaluation(L.LightningModule):
@@ -58,7 +58,7 @@ class Evaluation(L.LightningModule):
         dtype: of the frozen models; `auto` for the one they were saved in.
 
     Raises:
-        UserError: two methods of the same name.
+        UserError: two methods of the same name, or one without.
     """
 
     def __init__(
@@ -82,6 +82,9 @@ class Evaluation(L.LightningModule):
                 ShuffledChoices(),
             ]
         self.methods, self.controls = methods, controls
+        nameless = [type(method).__name__ for method in self.compared if not getattr(method, "name", None)]
+        if nameless:
+            raise UserError(f"method {nameless[0]} has no name: give its class a `name` and a `description`.")
         names = [method.name for method in self.compared]
         for name in names:
             if names.count(name) > 1:
@@ -164,7 +167,8 @@ class Evaluation(L.LightningModule):
                 unfinished.replace(path)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()})
+        values = {f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()}
+        self.log_dict(values, sync_dist=True)  # they are the same on all ranks already, which Lightning cannot know
 
     def results(self) -> list[BenchmarkResults]:
         """All answers that are kept, by benchmark, with those derived from them."""
@@ -181,17 +185,15 @@ class Evaluation(L.LightningModule):
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""
-        now = questions_digest(benchmark)
-        path = self.folder / ANSWERS / benchmark.name / QUESTIONS
+        now, path = questions_digest(benchmark), self.folder / QUESTIONS.format(benchmark.name)
         if not path.exists():
             if self.trainer.is_global_zero:
                 make_folder(self.folder, "trainer.default_root_dir")
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, f"{now}\n")
         elif path.read_text(encoding="utf-8").strip() != now:
             raise UserError(
-                f"{path.parent} has answers to other questions or prompts than {benchmark.name} now has: "
-                "remove the folder, or name another one as trainer.default_root_dir."
+                f"{self.folder} has answers to other questions, prompts or exemplars than {benchmark.name} now has: "
+                "remove that folder, or name another one as trainer.default_root_dir."
             )
 
     def _check_observers(self) -> None:

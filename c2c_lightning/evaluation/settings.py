@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 from dataclasses import asdict
 from typing import Any
@@ -25,11 +27,26 @@ def digest(settings: dict[str, Any]) -> str:
         part: {key: value for key, value in settings[part].items() if key not in CANNOT[part]} for part in CANNOT
     }
     counted["precision"] = settings["trainer"]["precision"]
-    text = json.dumps([fingerprint(settings["model"]["fuser"]), counted], sort_keys=True)
+    text = json.dumps([fingerprint(settings["model"]["fuser"]), counted, sources(counted)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sources(settings: Any) -> list[str]:
+    """The code of the classes that settings name and that are not ours, for an edit of it changes answers too."""
+    if isinstance(settings, list):
+        return [source for value in settings for source in sources(value)]
+    if not isinstance(settings, dict):
+        return []
+    found = sources(list(settings.values()))
+    name = settings.get("class_path")
+    if isinstance(name, str) and not name.startswith(f"{__package__.partition('.')[0]}."):
+        found.append(inspect.getsource(importlib.import_module(name.rpartition(".")[0])))
+    return found
+
+
 def questions_digest(benchmark: Benchmark) -> str:
-    """The same for benchmarks that ask the same questions by the same prompts."""
-    asked = [[asdict(item), benchmark.messages(item)] for item in benchmark.items()]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    """The same for benchmarks that ask the same questions, by the same prompts, after the same exemplars."""
+    items = [*benchmark.items(), *(benchmark.exemplar_items() if benchmark.exemplars else [])]
+    asked = [[asdict(item), benchmark.messages(item), benchmark.response(item)] for item in items]
+    text = json.dumps([asdict(benchmark.prompt), asked], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

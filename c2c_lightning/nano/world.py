@@ -1,7 +1,7 @@
 """The invented world of the built-in pair: who the people are, and which hop each model knows.
 
-Every question needs two hops. The sharer was trained on the first (Ribigo's home town is Oslo), the
-receiver on the second (Oslo lies in Norway); neither was ever shown the other's. So an exact answer
+Every question needs two hops. The sharer was trained on the first (Fufuva's home town is Cairo), the
+receiver on the second (Cairo lies in Egypt); neither was ever shown the other's. So an exact answer
 about a person whom fuser training never used can only have come through the cache.
 """
 

@@ -143,7 +143,9 @@ def test_what_is_no_evaluation_is_named_with_the_remedy(evaluation, tmp_path):
     assert not (tmp_path / "comparison").exists()
     with pytest.raises(UserError, match="empty list"):
         compare_runs([])
-    for text in ("{", "[]", '{"title": "t"}'):
+    incomplete = '{"title": "t", "facts": {}, "benchmarks": {"nano": {}}}'
+    misshapen = '{"title": "t", "facts": [], "benchmarks": []}'
+    for text in ("{", "[]", '{"title": "t"}', incomplete, misshapen):
         (tmp_path / "a" / "results.json").write_text(text)
         with pytest.raises(UserError, match=r"a/results\.json"):
             compare_runs(["a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import shutil
 import signal
@@ -297,15 +298,48 @@ def test_wrong_input_gets_one_message(fuser, tmp_path, args, says):
     assert says in refused.value.code
 
 
-def test_answers_to_other_questions_are_not_taken_for_these(fuser, tmp_path):
-    file = tmp_path / "own.jsonl"
-    file.write_text('{"question": "Who?", "reference": "Nobody"}\n{"question": "Where?", "reference": "Nowhere"}\n')
-    own = "--data.benchmarks=[{class_path: OwnQuestions, init_args: {path: own.jsonl}}]"
-    evaluate(fuser, tmp_path / "evaluation", FEW[0], own)
-    file.write_text(file.read_text().replace("Who", "Which"))
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("own.jsonl", "Who", "Which"),
+        ("prompt.yaml", "max_new_tokens: 8", "max_new_tokens: 4"),
+        ("prompt.yaml", 'response: "{answer}"', 'response: "It is {answer}"'),
+        ("exemplars.jsonl", "Somebody", "Everybody"),
+    ],
+)
+def test_answers_to_other_questions_prompts_or_exemplars_are_not_taken_for_these(fuser, tmp_path, file, old, new):
+    rows = ('{"question": "Who?", "reference": "Nobody"}', '{"question": "Where?", "reference": "Nowhere"}')
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    (tmp_path / "exemplars.jsonl").write_text('{"question": "Whose?", "reference": "Somebody"}')
+    (tmp_path / "prompt.yaml").write_text(
+        'name: mine\nversion: 1\nmessage: "{question}"\nresponse: "{answer}"\nmax_new_tokens: 8\n'
+    )
+    init_args = "{path: own.jsonl, prompt: prompt.yaml, exemplars: exemplars.jsonl}"
+    args = [FEW[0], f"--data.benchmarks=[{{class_path: OwnQuestions, init_args: {init_args}}}]"]
+    evaluate(fuser, tmp_path / "evaluation", *args)
+    evaluate(fuser, tmp_path / "evaluation", *args)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
     with pytest.raises(SystemExit) as refused:
-        main(arguments(fuser, tmp_path / "evaluation", FEW[0], own))
-    assert "has answers to other questions or prompts than own now has" in refused.value.code
+        main(arguments(fuser, tmp_path / "evaluation", *args))
+    assert "has answers to other questions, prompts or exemplars than own now has" in refused.value.code
+
+
+def test_a_method_of_ones_own_is_named_by_its_path_and_asked_again_when_its_code_changes(fuser, tmp_path, monkeypatch):
+    code = "from c2c_lightning.evaluation.methods import C2C\n\n\nclass Mine(C2C):\n    name = 'mine'\n"
+    (tmp_path / "my_methods.py").write_text(code + "    description = 'as C2C'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    args = [FEW[1], "--model.methods=[{class_path: C2C}, {class_path: my_methods.Mine}]", "--model.controls=[]"]
+    folder = tmp_path / "evaluation"
+    evaluated = evaluate(fuser, folder, *args)
+    mine, c2c = (evaluated.answers(method) for method in ("mine", "c2c"))
+    assert {i: a.response for i, a in mine.items()} == {i: a.response for i, a in c2c.items()}
+    (tmp_path / "my_methods.py").write_text(code + "    description = 'changed'\n")
+    linecache.checkcache()
+    with pytest.raises(SystemExit) as refused:
+        main(arguments(fuser, folder, *args))
+    assert "has answers of another fuser, or under other settings" in refused.value.code
 
 
 def test_answers_of_another_fuser_or_under_other_settings_are_not_taken_for_these(few, shuffled_fuser, fuser):

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from c2c_lightning.evaluation.findings import findings
+from c2c_lightning.evaluation.findings import FINDINGS, findings
 from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT
 from c2c_lightning.evaluation.headline import headline
 from c2c_lightning.evaluation.reading_guide import reading_guide
@@ -234,6 +234,10 @@ def test_the_guide_explains_every_word_and_every_method_that_was_asked():
     assert "**wrong_question**: generic control; C2C with the sharer's cache of another question" in words
     assert "**shuffled_choices**: control, but not generic" in words
     assert "mean_update" not in words
+
+
+def test_what_findings_hold_is_listed():
+    assert findings(results(clear())).keys() == FINDINGS
 
 
 def test_a_loss_is_told_with_its_own_certainty():
