@@ -91,6 +91,11 @@ class AnswerFile:
             whole = self.path.read_bytes().rfind(b"\n") + 1
             os.truncate(self.path, whole)
 
+    def resume(self) -> dict[str, Answer]:
+        """The whole answers so far, and a file that the next ones can be appended to."""
+        self.repair()
+        return self.read()
+
     def append(self, answers: Sequence[Answer]) -> None:
         """Adds answers; when this returns they outlive the process."""
         if not answers:

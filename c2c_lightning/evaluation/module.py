@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -13,7 +14,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torchmetrics import MeanMetric, Metric
 
 from c2c_lightning.communication import Communicator
-from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.answers import Answer, AnswerFile, answer_file
 from c2c_lightning.evaluation.benchmarks import Benchmark
@@ -39,12 +40,13 @@ from c2c_lightning.evaluation.methods import (
     Sharer,
     TextToText,
 )
-from c2c_lightning.evaluation.observing import Observer, read_caches
+from c2c_lightning.evaluation.observing import Observer, load_measured, read_caches, save_measured
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
 from c2c_lightning.evaluation.settings import questions_digest
 from c2c_lightning.runs import make_folder, write_whole
 
+T = TypeVar("T")
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
 
 
@@ -134,16 +136,12 @@ class Evaluation(L.LightningModule):
             for method in self.answering[benchmark.name]:
                 key = f"{benchmark.name}/{method.name}"
                 self.accuracy[key] = MeanMetric().to(self.device)
-                kept = {}
+                kept = self._from_rank_zero(self.file(benchmark, method.name).resume)
+                self.done[benchmark.name, method.name] = set(kept)
                 if self.trainer.is_global_zero:
-                    file = self.file(benchmark, method.name)
-                    file.repair()
-                    kept = {i: answer.score for i, answer in file.read().items()}
-                    self._count(key, list(kept.values()))
-                self.done[benchmark.name, method.name] = set(self.trainer.strategy.broadcast(kept))
+                    self._count(key, [answer.score for answer in kept.values()])
             for observer in self.observers:
-                path = self._measured_path(benchmark, observer)
-                saved = self.trainer.strategy.broadcast(load(path) if self.trainer.is_global_zero else None)
+                saved = self._from_rank_zero(partial(load_measured, self._measured_path(benchmark, observer)))
                 if saved is not None:
                     observer.measured[benchmark.name] = saved
 
@@ -160,11 +158,7 @@ class Evaluation(L.LightningModule):
             measured = move_data_to_device(self.measuring.pop(observer.name).compute(), "cpu")
             observer.measured[questions.benchmark.name] = measured
             if self.trainer.is_global_zero:
-                path = self._measured_path(questions.benchmark, observer)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_name(f"{path.name}.part")
-                torch.save(measured, unfinished)
-                unfinished.replace(path)
+                save_measured(measured, self._measured_path(questions.benchmark, observer))
 
     def on_test_epoch_end(self) -> None:
         values = {f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()}
@@ -195,6 +189,19 @@ class Evaluation(L.LightningModule):
                 f"{self.folder} has answers to other questions, prompts or exemplars than {benchmark.name} now has: "
                 "remove that folder, or name another one as trainer.default_root_dir."
             )
+
+    def _from_rank_zero(self, read: Callable[[], T]) -> T:
+        """What rank zero reads, on every rank; what it refuses, all refuse, and none is left waiting."""
+        found, refusal = None, None
+        if self.trainer.is_global_zero:
+            try:
+                found = read()
+            except UserError as error:
+                refusal = str(error)
+        found, refusal = self.trainer.strategy.broadcast((found, refusal))
+        if refusal is not None:
+            raise UserError(refusal)
+        return found
 
     def _check_observers(self) -> None:
         names = [observer.name for observer in self.observers]
@@ -246,17 +253,3 @@ class Evaluation(L.LightningModule):
         of_ranks: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(of_ranks, answers)
         return [answer for answers in of_ranks for answer in answers]
-
-
-def load(path: Path) -> Any:
-    """What was measured before; None if nothing.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise UserError(f"{path} is damaged ({first_line(error)}): remove it, and it is measured again.") from error

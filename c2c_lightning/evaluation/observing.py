@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchmetrics import Metric
 
 from c2c_lightning.communication import Batch, Communicator
 from c2c_lightning.communication.cache import read_stack
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.questions import Questions
 
 
@@ -85,3 +87,25 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
             handle.remove()
     fused = read_stack(cache, communicator.fused_layers)
     return Caches(questions, batch, receiver, stacks, fused, batch.prompt_mask[:, :-1].bool(), weights)
+
+
+def save_measured(measured: Any, path: Path) -> None:
+    """Keeps what was measured; the file is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    torch.save(measured, unfinished)
+    unfinished.replace(path)
+
+
+def load_measured(path: Path) -> Any:
+    """What was measured before; None if nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        raise UserError(f"{path} is damaged ({first_line(error)}): remove it, and it is measured again.") from error
