@@ -48,7 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None) -> None:
     """Hands the arguments, or what was typed, to the command that they name."""
     typed = list(sys.argv[1:] if args is None else args)
-    command = next((arg for arg in typed if not arg.startswith("-")), None)
+    words = [arg for arg in typed if not arg.startswith("-")]
+    # An option of the command line itself may come first: --config mine.yaml fit
+    command = next((word for word in words if word in COMMANDS), words[0] if words else None)
     if command is None:
         print(overview())
         sys.exit(not {"-h", "--help"} & set(typed))

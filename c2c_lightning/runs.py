@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
@@ -49,8 +51,15 @@ def make_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key} {folder} cannot be made: {error.strerror}. Name another folder.") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be there as a whole or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
+    yield unfinished
     unfinished.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text that is there as a whole or not at all."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

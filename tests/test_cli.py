@@ -42,6 +42,12 @@ def test_later_files_win_over_earlier_ones_and_what_is_typed_over_files(workspac
     assert gate.kind == "learned"
 
 
+def test_a_file_may_be_named_before_the_command(workspace):
+    (workspace / "mine.yaml").write_text("fit: {model: {receiver: ./nowhere, sharers: [./nowhere]}}\n")
+    assert "'./nowhere': no such folder" in message("--config=mine.yaml", "fit", "--data=NanoData")
+    assert "'./nowhere': no such folder" in message("--config", "mine.yaml", "fit", "--data=NanoData")
+
+
 def test_a_typed_value_reaches_what_is_interpolated_from_it(workspace):
     (workspace / "mine.yaml").write_text(
         'model: {optimizer: {lr: 1.0e-4, gate_lr: "${model.optimizer.lr}"}}\ntrainer: {max_steps: 7}\n'

@@ -19,6 +19,7 @@ from c2c_lightning.communication import Batch, Communicator
 from c2c_lightning.communication.cache import read_stack
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.runs import whole
 
 
 @dataclass
@@ -92,9 +93,8 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
 def save_measured(measured: Any, path: Path) -> None:
     """Keeps what was measured; the file is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    torch.save(measured, unfinished)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        torch.save(measured, unfinished)
 
 
 def load_measured(path: Path) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.trained import train
+from tests.evaluation.trained import FEW, Evaluated, evaluate, train
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,15 @@ def fuser(tmp_path_factory) -> Path:
 def shuffled_fuser(tmp_path_factory) -> Path:
     """A fuser that was trained with the sharer's caches shuffled among questions."""
     return train(tmp_path_factory.mktemp("shuffled"), shuffled=True)
+
+
+@pytest.fixture(scope="session")
+def few(fuser, tmp_path_factory) -> Evaluated:
+    return evaluate(fuser, tmp_path_factory.mktemp("few"), *FEW)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,10 @@ from c2c_lightning.training.module import OptimizerConfig
 
 CONFIG = str(PROJECT / "conf" / "eval" / "nano.yaml")
 PAIR = {"receiver": "c2c_lightning/nano/receiver", "sharers": ["c2c_lightning/nano/sharer"]}
+FEW = [
+    "--model.methods=[{class_path: Receiver}, {class_path: Sharer}, {class_path: Routing}, {class_path: C2C}]",
+    "--data.benchmarks=[{class_path: NanoWorld, init_args: {limit: 41}}]",
+]
 
 
 class Shuffled(C2CModule):
@@ -95,3 +101,23 @@ def arguments(fuser: Path, folder: Path, *args: str) -> list[str]:
         "--trainer.enable_progress_bar=false",
         *args,
     ]
+
+
+def command(fuser: Path, folder: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "c2c_lightning", *arguments(fuser, folder, *args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+
+
+def same_findings(first: Evaluated, second: Evaluated) -> bool:
+    """Whether two evaluations found the same, apart from how long it took."""
+
+    def timeless(found: Evaluated) -> dict:
+        findings = found.findings()
+        for method in findings["methods"].values():
+            del method["prefill_ms"], method["decode_ms"]
+        return findings
+
+    return timeless(first) == timeless(second)

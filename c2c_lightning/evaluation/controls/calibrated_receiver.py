@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.controls.applies import lacks_choices
 from c2c_lightning.evaluation.item import Item
 from c2c_lightning.evaluation.methods.base import Derived
 
@@ -28,7 +29,7 @@ class CalibratedReceiver(Derived):
     needs = ("receiver",)
 
     def why_not(self, benchmark: Benchmark) -> str | None:
-        return None if benchmark.has_choices else "the questions have no lettered choices"
+        return lacks_choices(benchmark)
 
     def derive(
         self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]

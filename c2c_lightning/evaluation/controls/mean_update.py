@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from c2c_lightning.communication import Batch, Communicator
 from c2c_lightning.communication.cache import read_stack, write_stack
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.controls.applies import lacks_others
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.observing import Caches, Observer
 from c2c_lightning.evaluation.questions import Questions
@@ -34,7 +35,7 @@ class MeanUpdate(C2C, Observer):
     control = generic = True
 
     def why_not(self, benchmark: Benchmark) -> str | None:
-        return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
+        return lacks_others(benchmark)
 
     def metric(self, communicator: Communicator) -> Metric:
         fuser = communicator.fusers[0]

@@ -8,6 +8,7 @@ from c2c_lightning.communication import Communicator
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.controls.applies import lacks_choices
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.questions import Questions
 
@@ -23,7 +24,7 @@ class ShuffledChoices(C2C):
     control = True
 
     def why_not(self, benchmark: Benchmark) -> str | None:
-        return None if benchmark.has_choices else "the questions have no lettered choices"
+        return lacks_choices(benchmark)
 
     def answer(self, communicator: Communicator, questions: Questions, clock: StageClock) -> list[Answer]:
         shuffled, orders = questions.shuffled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from c2c_lightning.communication import Batch, Communicator, exchange_questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.controls.applies import lacks_others
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.questions import Questions
 
@@ -19,7 +20,7 @@ class WrongQuestion(C2C):
     control = generic = True
 
     def why_not(self, benchmark: Benchmark) -> str | None:
-        return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
+        return lacks_others(benchmark)
 
     def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
         return exchange_questions(questions.batch(communicator), questions.partner_batch(communicator))
