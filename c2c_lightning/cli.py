@@ -19,8 +19,10 @@ from c2c_lightning.messages import Parser, user_message
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
 COMMANDS = {
     "fit": ("c2c_lightning.training_cli:run", "train a fuser"),
+    "fit-shared": ("c2c_lightning.shared_cli:fit_shared", "train fusers that share models and data side by side"),
     "validate": ("c2c_lightning.training_cli:run", "validate a checkpoint"),
     "test": ("c2c_lightning.evaluation_cli:run", "say what a fuser's cache communication gave, with controls"),
+    "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
     "report": ("c2c_lightning.evaluation.comparison:compare_runs", "lay several evaluations side by side"),
     "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
 }
@@ -89,5 +91,5 @@ def joined(args: list[str]) -> list[str]:
 
 def overview() -> str:
     """What can be done, a line for each command."""
-    lines = [f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["python -m c2c_lightning COMMAND ...; COMMAND --help says more", *lines])

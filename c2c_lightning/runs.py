@@ -10,6 +10,7 @@ from c2c_lightning.errors import UserError
 
 RUNS = Path("runs")
 CONFIG_FILE, SUMMARY_FILE, RESULTS_FILE = "config.yaml", "summary.json", "results.json"
+PROGRESS_FILE, TRIAL_FILE, STOP_FILE = "progress.jsonl", "trial.yaml", "stop"
 CHECKPOINTS, LAST, FUSER = "checkpoints", "last.ckpt", "fuser"
 
 

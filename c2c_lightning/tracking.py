@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import lightning as L
 import pandas as pd
 from filelock import FileLock
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
@@ -164,6 +163,11 @@ class MLflowTracker(MLFlowLogger):
             file.write_text("\n".join(rows) + "\n", encoding="utf-8")
             rank_zero_warn(f"{len(rows)} metrics could not be delivered to MLflow; they are in {file}")
 
+    @rank_zero_only
+    def do(self, action: Callable[[MlflowClient], Any]) -> None:
+        """Does something with the store that this class has no word for: now, or when the store is back."""
+        self._do(lambda: action(self._open()))
+
     def _do(self, action: Callable[[], Any]) -> None:
         self._actions.append(action)
         self._deliver()
@@ -203,8 +207,14 @@ class MLflowTracker(MLFlowLogger):
         return client
 
 
-def find_tracker(trainer: L.Trainer) -> MLflowTracker | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)), None)
+class Logged(Protocol):
+    """A trainer, or whatever else has loggers."""
+
+    loggers: Sequence[Logger]
+
+
+def find_tracker(run: Logged) -> MLflowTracker | None:
+    return next((logger for logger in run.loggers if isinstance(logger, MLflowTracker)), None)
 
 
 def note_tracking(tracker: MLflowTracker, folder: Path) -> None:

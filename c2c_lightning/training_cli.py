@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from jsonargparse.util import import_object
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
@@ -21,12 +24,12 @@ from c2c_lightning.training import (
     C2CModule,
     GateMap,
     Interruption,
+    Progress,
     RunRecord,
     find_checkpoint,
     run_folder,
 )
 
-FOLDER_VARIABLE = "C2C_RUN_FOLDER"
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -59,21 +62,21 @@ class C2CCLI(LightningCLI):
         if config.get("ckpt_path") is not None:
             folder = config.trainer.default_root_dir
             runs = [Path(folder)] if folder else sorted(RUNS.glob("*"))
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs))
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs, reads_shards(config.trainer.strategy)))
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             return
+        # A gate that is all but closed hands back gradients too small for a normal float, with which a CPU is
+        # slow: they took half of the backward pass. Now, as threads take the setting over when they begin.
+        torch.set_flush_denormal(True)
         config = self.config[self.subcommand]
         trainer = config.trainer
         resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
         folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or new_folder()
         self.resumes = resumed is not None and folder.resolve() == resumed.resolve()
         if (folder / CONFIG_FILE).exists() and not self.resumes:
-            raise UserError(
-                f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
-                "or name another folder."
-            )
+            self.refuse(folder)
         trainer.default_root_dir = str(folder)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
@@ -83,17 +86,31 @@ class C2CCLI(LightningCLI):
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+    def refuse(self, folder: Path) -> None:
+        """Says that a folder is not free for a run that begins."""
+        raise UserError(
+            f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
+            "or name another folder."
+        )
+
+    def loggers(self) -> list[Logger]:
+        """Those that are configured, or else MLflow's."""
+        config = self.config_init[self.subcommand].trainer
+        if config.logger is None or config.logger is True:
+            folder = Path(config.default_root_dir)
+            # What made the run beforehand, such as a sweep, has left word of it.
+            return [MLflowTracker(run_name=folder.name, **noted_tracking(folder))]
+        return config.logger if isinstance(config.logger, list) else [config.logger] if config.logger else []
+
+    def instantiate_trainer(self, callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> L.Trainer:
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
         config = self.config_init[self.subcommand].trainer
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=config.logger or False, **kwargs)
         folder = Path(config.default_root_dir)
-        if config.logger is None or config.logger is True:
-            known = noted_tracking(folder) if self.resumes else {}
-            kwargs["logger"] = MLflowTracker(run_name=folder.name, **known)
-        callbacks = [*(config.callbacks or []), GateMap(), Interruption()]
+        kwargs.setdefault("logger", self.loggers() or False)
+        callbacks = [*(config.callbacks or []), GateMap(), Progress(), Interruption(), *callbacks]
         # Rich's bar would count to epoch -2 when only max_steps is set.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar())
@@ -135,13 +152,16 @@ def run(args: Sequence[str] | None) -> None:
     C2CCLI(**WIRING, args=args)
 
 
+def reads_shards(strategy: Any) -> bool:
+    """Whether a strategy, as it stands in a configuration, resumes sharded checkpoints."""
+    path = getattr(strategy, "class_path", None)
+    return path is not None and issubclass(import_object(path), ModelParallelStrategy)
+
+
 def new_folder() -> Path:
-    """A folder of this moment's own under `runs/`, the same for all processes that Lightning starts."""
-    if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
-        return Path(os.environ[FOLDER_VARIABLE])
+    """A folder of this moment's own under `runs/`; of several processes, the first one's is taken."""
     first = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = first, 2
     while folder.exists():
         folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    os.environ[FOLDER_VARIABLE] = str(folder)
     return folder

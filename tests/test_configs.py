@@ -7,7 +7,7 @@ import yaml
 
 from c2c_lightning import evaluation_cli, training_cli
 from c2c_lightning.evaluation.module import Evaluation
-from c2c_lightning.training import C2CModule
+from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = sorted((PROJECT / "conf").glob("*.yaml"))
@@ -38,6 +38,24 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
     assert isinstance(built.model, C2CModule)
     built.model.configure_model()
     assert built.model.communicator.fused_layers
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])
+def test_a_strategy_is_laid_over_a_configuration_and_keeps_its_precision(name, strategy):
+    built = training_cli.C2CCLI(
+        **training_cli.WIRING,
+        run=False,
+        args=[
+            "--config=conf/base.yaml",
+            f"--config=conf/trainer/{name}.yaml",
+            "--trainer.devices=2",
+            "--trainer.precision=bf16-mixed",
+        ],
+    )
+    assert isinstance(built.trainer.strategy, strategy)
+    assert built.trainer.world_size == 2
+    assert built.trainer.precision == "bf16-mixed"
+    assert built.trainer.max_steps == 300
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)

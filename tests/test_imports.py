@@ -1,4 +1,5 @@
-"""Imports point down: nano, fuser <- communication <- data, training; data <- evaluation <- the command line."""
+"""Imports point down: nano, fuser <- communication <- data, training; data <- evaluation; training, evaluation <- sweep;
+all <- the command line."""
 
 import ast
 from pathlib import Path
@@ -14,6 +15,7 @@ MAY_IMPORT = {
     "data": {"communication", "nano"},
     "training": {"communication", "fuser", "runs", "tracking"},
     "evaluation": {"communication", "data", "fuser", "nano", "runs", "tracking"},
+    "sweep": {"communication", "evaluation", "fuser", "messages", "runs", "tracking", "training", "training_cli"},
     "runs.py": set(),
     "tracking.py": set(),
 }
@@ -24,6 +26,7 @@ MUST_NOT_KNOW = {
     "nano": {"mlflow"},
     "training": set(),
     "evaluation": set(),
+    "sweep": {"lightning"},
     "runs.py": {"lightning", "mlflow"},
     "tracking.py": set(),
 }

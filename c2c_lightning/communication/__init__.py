@@ -2,8 +2,16 @@
 
 from c2c_lightning.communication.alignment import AlignedPrompt, Aligner, Message
 from c2c_lightning.communication.batch import Batch, collate, exchange_questions
-from c2c_lightning.communication.communicator import GREEDY, Communicator, load_aligner, load_communicator
+from c2c_lightning.communication.communicator import (
+    GREEDY,
+    Communicator,
+    load_aligner,
+    load_communicator,
+    load_models,
+    prefill_together,
+)
 from c2c_lightning.communication.layer_map import LayerMap, Layers
+from c2c_lightning.communication.reading import Reading
 
 __all__ = [
     "GREEDY",
@@ -14,8 +22,11 @@ __all__ = [
     "LayerMap",
     "Layers",
     "Message",
+    "Reading",
     "collate",
     "exchange_questions",
     "load_aligner",
     "load_communicator",
+    "load_models",
+    "prefill_together",
 ]

@@ -5,6 +5,7 @@ Dimensions: L layers, B batch, H kv heads, N tokens, D head_dim, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,6 +51,14 @@ def prefill(
             use_cache=True,
         )
     return cache
+
+
+def branch(cache: DynamicCache) -> DynamicCache:
+    """A cache with the same entries, which can be written to and grow while the first one stays as it is."""
+    twin = copy.copy(cache)
+    # A layer puts new tensors in the place of the old ones, and never writes into them.
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def position_ids(mask_BN: Tensor) -> Tensor:

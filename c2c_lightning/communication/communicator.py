@@ -14,12 +14,15 @@ from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.communication.alignment import UNALIGNED, Aligner, Alignment, Message
 from c2c_lightning.communication.batch import Batch, collate
-from c2c_lightning.communication.cache import logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.communication.cache import logits_at, position_ids, read_stack, write_stack
 from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, write_fuser_folder
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.communication.models import kv_shape, load_model, load_tokenizer
+from c2c_lightning.communication.reading import Reading
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
+from c2c_lightning.fuser.base import pick
+from c2c_lightning.fuser.together import Fusion, fuse_together
 
 # What a model's own generation_config may set, and greedy decoding must not have.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -84,25 +87,31 @@ class Communicator(nn.Module):
         """The sharers of whose cache something is fused now."""
         return [i for i, gate in enumerate(self.gates) if gate.active()]
 
-    def prefill(self, batch: Batch, fuse: bool = True) -> DynamicCache:
-        """The receiver's cache of all prompt tokens but the last, fused with the sharers'."""
-        cache = self.receiver_cache(batch)
+    def read(self, batch: Batch) -> Reading:
+        """What the frozen models make of a batch; communicators of the same models can share it."""
+        return Reading(self.receiver, self.sharers, batch)
+
+    def prefill(self, batch: Batch, fuse: bool = True, reading: Reading | None = None) -> DynamicCache:
+        """The receiver's cache of all prompt tokens but the last, fused with the sharers'.
+
+        Args:
+            batch: prompts.
+            fuse: False for the receiver's own cache.
+            reading: of the batch, if there is one.
+        """
+        cache = self.receiver_cache(batch, reading)
         if fuse:
-            self.fuse(cache, self.sharer_stacks(batch), batch)
+            self.fuse(cache, self.sharer_stacks(batch, reading), batch)
         return cache
 
-    def receiver_cache(self, batch: Batch) -> DynamicCache:
+    def receiver_cache(self, batch: Batch, reading: Reading | None = None) -> DynamicCache:
         """The receiver's own cache of all prompt tokens but the last."""
-        return prefill(self.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1])
+        return (reading or self.read(batch)).receiver_cache()
 
-    def sharer_stacks(self, batch: Batch) -> dict[int, Tensor]:
+    def sharer_stacks(self, batch: Batch, reading: Reading | None = None) -> dict[int, Tensor]:
         """For each sharer with an open gate the KV stack (2, L, B, Hs, N - 1, Ds) opposite the receiver's tokens."""
-        stacks = {}
-        for i in self.open_sharers():
-            prompt = batch.sharers[i]
-            cache = prefill(self.sharers[i], prompt.ids, prompt.mask)
-            stacks[i] = read_stack(cache, list(self.layer_maps[i].values()), prompt.positions.clamp(min=0))
-        return stacks
+        reading = reading or self.read(batch)
+        return {i: reading.sharer_stack(i, list(self.layer_maps[i].values())) for i in self.open_sharers()}
 
     def fuse(self, cache: DynamicCache, sharer_stacks: dict[int, Tensor], batch: Batch) -> None:
         """Fuses the sharers' stacks into the receiver's cache, in place.
@@ -112,31 +121,25 @@ class Communicator(nn.Module):
             sharer_stacks: as `sharer_stacks` made them.
             batch: says where no sharer token stands opposite.
         """
-        if not sharer_stacks:
-            return
-        receiver_stack = fused = read_stack(cache, self.fused_layers)
-        for i, sharer_stack in sharer_stacks.items():
-            mapped = self.layer_maps[i]
-            rows = torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=fused.device)
-            all_rows = len(mapped) == len(self.fused_layers)
-            out = self.fusers[i](
-                sharer_stack,
-                receiver_stack if all_rows else receiver_stack.index_select(1, rows),
-                onto=fused if all_rows else fused.index_select(1, rows),
-                aligned=batch.sharers[i].positions != UNALIGNED,
-            )
-            fused = out if all_rows else fused.index_copy(1, rows, out)
-        write_stack(cache, self.fused_layers, fused)
+        fuse_caches([self], [cache], [sharer_stacks], batch)
 
-    def forward(self, batch: Batch, fuse: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, fuse: bool = True, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
         """Next-token loss on the responses.
 
         Logits are computed at supervised positions only.
 
+        Args:
+            batch: prompts and responses.
+            fuse: False for the receiver alone.
+            reading: of the batch, if there is one.
+
         Returns:
             The summed cross-entropy in nats, and the number of supervised tokens it is summed over.
         """
-        cache = self.prefill(batch, fuse)
+        return self.response_loss(self.prefill(batch, fuse, reading), batch)
+
+    def response_loss(self, cache: DynamicCache, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from a cache of all prompt tokens but the last, to which the response is added."""
         supervised = batch.response_mask.nonzero(as_tuple=True)
         logits_TV = self.response_logits(cache, batch, supervised)
         loss = F.cross_entropy(logits_TV.float(), batch.response_ids[supervised], reduction="sum")
@@ -164,7 +167,12 @@ class Communicator(nn.Module):
 
     @torch.no_grad()
     def generate_ids(
-        self, batch: Batch, fuse: bool = True, first_ids: Tensor | None = None, **generate_kwargs: Any
+        self,
+        batch: Batch,
+        fuse: bool = True,
+        first_ids: Tensor | None = None,
+        reading: Reading | None = None,
+        **generate_kwargs: Any,
     ) -> Any:
         """The receiver's own `generate` on the fused cache.
 
@@ -172,6 +180,7 @@ class Communicator(nn.Module):
             batch: prompts; responses in it are ignored.
             fuse: False for the receiver alone.
             first_ids: (B, K) ids that the responses begin with; None for none.
+            reading: of the batch, if there is one.
             **generate_kwargs: anything that transformers' `generate` takes.
 
         Returns:
@@ -182,7 +191,7 @@ class Communicator(nn.Module):
             if generate_kwargs.get(name) or getattr(settings, name, None):
                 # transformers' assisted decoding starts from an empty cache, and goes wrong on a filled one.
                 raise UserError(f"generate cannot take {name}: assisted decoding does not start from a fused cache.")
-        cache = self.prefill(batch, fuse)
+        cache = self.prefill(batch, fuse, reading)
         copies = max(
             generate_kwargs.get(name) or getattr(settings, name, None) or 1
             for name in ("num_beams", "num_return_sequences")
@@ -250,10 +259,7 @@ class Communicator(nn.Module):
             "layer_map": self.layer_map,
             "layers": self.layers,
             "gate": asdict(fuser.gate.config),
-            "fuser": {
-                "class_path": f"{type(fuser).__module__}.{type(fuser).__qualname__}",
-                "init_args": fuser.init_args,
-            },
+            "fuser": {"class_path": fuser.class_path, "init_args": fuser.init_args},
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -293,6 +299,51 @@ class Communicator(nn.Module):
         return communicator.eval()
 
 
+def prefill_together(communicators: Sequence[Communicator], batch: Batch, reading: Reading) -> list[DynamicCache]:
+    """Each communicator's fused cache, where all have the same receiver and sharers.
+
+    Fusers of the same sizes run as one. A communicator whose fusers draw random numbers draws them from the
+    seed that torch was given last, as it would alone.
+    """
+    caches = [c.receiver_cache(batch, reading) for c in communicators]
+    stacks = [c.sharer_stacks(batch, reading) for c in communicators]
+    draw = [c.training and any(c.fusers[i].draws for i in stacks[k]) for k, c in enumerate(communicators)]
+    merged = [k for k, draws in enumerate(draw) if not draws]
+    seed = torch.initial_seed()
+    for k, draws in enumerate(draw):
+        if draws:
+            torch.manual_seed(seed)
+            communicators[k].fuse(caches[k], stacks[k], batch)
+    fuse_caches(*([of[k] for k in merged] for of in (communicators, caches, stacks)), batch)
+    return caches
+
+
+def fuse_caches(
+    communicators: Sequence[Communicator],
+    caches: Sequence[DynamicCache],
+    stacks: Sequence[dict[int, Tensor]],
+    batch: Batch,
+) -> None:
+    """Fuses each communicator's sharer stacks into its cache, in place; see `Communicator.fuse`."""
+    own = {k: read_stack(caches[k], c.fused_layers) for k, c in enumerate(communicators) if stacks[k]}
+    fused = dict(own)
+    for i in range(max((len(c.sharers) for c in communicators), default=0)):
+        rows: dict[int, Tensor | None] = {}
+        fusions = []
+        for k, c in enumerate(communicators):
+            if i in stacks[k]:
+                mapped = list(c.layer_maps[i])
+                places = [c.fused_layers.index(layer) for layer in mapped]
+                rows[k] = None if mapped == c.fused_layers else torch.tensor(places, device=own[k].device)
+                receiver, onto = (pick(stack[k], 1, rows[k]) for stack in (own, fused))
+                aligned = batch.sharers[i].positions != UNALIGNED
+                fusions.append(Fusion(c.fusers[i], stacks[k][i], receiver, onto, aligned))
+        for k, out in zip(rows, fuse_together(fusions)):
+            fused[k] = out if rows[k] is None else fused[k].index_copy(1, rows[k], out)
+    for k, stack in fused.items():
+        write_stack(caches[k], communicators[k].fused_layers, stack)
+
+
 def load_aligner(
     receiver: str,
     sharers: Sequence[str],
@@ -315,4 +366,11 @@ def load_communicator(
         dtype: of the frozen models; `auto` for the one they were saved in.
         **kwargs: see `Communicator`.
     """
-    return Communicator(load_model(receiver, dtype), [load_model(s, dtype) for s in sharers], aligner, **kwargs)
+    return Communicator(*load_models(receiver, sharers, dtype), aligner, **kwargs)
+
+
+def load_models(
+    receiver: str, sharers: Sequence[str], dtype: str = "auto"
+) -> tuple[PreTrainedModel, list[PreTrainedModel]]:
+    """Receiver and sharers named by folder or hub id."""
+    return load_model(receiver, dtype), [load_model(s, dtype) for s in sharers]

@@ -80,8 +80,19 @@ def fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint is a folder into which every rank wrote its part."""
+    return (path / ".metadata").exists()
+
+
+def must_be_consolidated(path: Path) -> str:
+    return f"is sharded: make it one file by python -m c2c_lightning consolidate --checkpoint {path}"
+
+
 def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights from what Lightning saved in training; a sharded one must be consolidated first."""
+    """Config and weights from what Lightning saved in training."""
+    if is_sharded_checkpoint(file):
+        raise UserError(f"fuser '{file}' {must_be_consolidated(file)}")
     if not file.is_file():
         raise UserError(f"fuser '{file}': no such checkpoint file.")
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.communication.cache import read_stack
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.questions import Questions
@@ -76,9 +77,11 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     for i in stacks:
         head = getattr(communicator.fusers[i], "weight_head", None)
         if head is not None:
-            # (G, T, H) before the sigmoid, T = B * N.
+            # (G, T, H) before the sigmoid, of the T tokens with one of the sharer's opposite; the others have no weight.
             def keep(_: Any, __: Any, out: Tensor, i: int = i) -> None:
-                weights[i] = out.sigmoid().unflatten(1, (len(batch), -1))
+                aligned_BN = batch.sharers[i].positions != UNALIGNED
+                weights[i] = out.new_zeros(len(out), *aligned_BN.shape, out.shape[-1])
+                weights[i][:, aligned_BN] = out.sigmoid()
 
             handles.append(head.register_forward_hook(keep))
     try:

@@ -2,7 +2,8 @@
 
 A KV stack is one tensor (2, L, B, H, N, D): keys (after RoPE), then values, of all L mapped layers.
 Dimensions: P parts that are fused (keys, values or both), L mapped layers, G groups = the open ones of
-the P * L (part, layer) pairs, B batch, H kv heads, N tokens, D head_dim, F = H * D features.
+the P * L (part, layer) pairs, B batch, H kv heads, N tokens, T those of the B * N tokens that have a sharer
+token opposite, D head_dim, F = H * D features.
 """
 
 from __future__ import annotations
@@ -49,14 +50,21 @@ class Fuser(nn.Module, ABC):
         super().__init__()
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
+        # Noted now: what shards a fuser puts another class in its place.
+        self.class_path = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def draws(self) -> bool:
+        """Whether `update` draws random numbers in training; a subclass that knows that it does not says so."""
+        return True
 
     @abstractmethod
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
-        """What an open gate adds to the receiver's cache.
+        """What an open gate adds to the receiver's cache, token by token.
 
         Args:
-            sharer_GTF: sharer features, T = B * N tokens, a feature being head * head_dim + d.
-            receiver_GTF: receiver features.
+            sharer_GTF: sharer features of T tokens, a feature being head * head_dim + d.
+            receiver_GTF: receiver features of the same tokens.
             groups: rows of the stacked parameters that the G groups are, None for all in order.
 
         Returns:
@@ -68,7 +76,8 @@ class Fuser(nn.Module, ABC):
     ) -> Tensor:
         """Fuses two KV stacks.
 
-        Layers whose gate is closed are left as they are, to the bit, and cost nothing.
+        Layers whose gate is closed and tokens with no sharer token opposite are left as they are, to the
+        bit, and cost nothing.
 
         Args:
             sharer: (2, L, B, Hs, N, Ds), gathered so that token n stands opposite the receiver's n.
@@ -81,39 +90,73 @@ class Fuser(nn.Module, ABC):
             The fused stack, (2, L, B, Hr, N, Dr) in the dtype of `receiver`.
         """
         onto = receiver if onto is None else onto
+        open_pairs = self.open_pairs(sharer, receiver, aligned)
+        if open_pairs is None:
+            return onto
+        update_GTF = self.update(open_pairs.sharer_GTF, open_pairs.receiver_GTF, open_pairs.groups)
+        return self.add(onto, update_GTF, open_pairs)
+
+    def open_pairs(self, sharer: Tensor, receiver: Tensor, aligned: Tensor | None) -> OpenPairs | None:
+        """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed."""
         active = self.gate.active()
         if not active:
-            return onto
-        _, L, B, H, N, D = receiver.shape
-        device = receiver.device
-        every_pair = len(active) == 2 * L
-        # The open pairs' rows in a stack, which has both parts, and in the parameters, which may have one.
-        in_stack = torch.tensor([self.gate.parts[p] * L + layer for p, layer in active], device=device)
-        in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
-        groups = None if len(active) == self.num_groups else in_parameters
-        pick = (lambda x: x) if every_pair else (lambda x: x.index_select(0, in_stack))
+            return None
+        L, device = receiver.shape[1], receiver.device
+        in_stack = in_parameters = None
+        # A stack has both parts, and the parameters may have one.
+        if len(active) < 2 * L:
+            in_stack = torch.tensor([self.gate.parts[p] * L + layer for p, layer in active], device=device)
+        if len(active) < self.num_groups:
+            in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
+        tokens = None if aligned is None else aligned.flatten().nonzero()[:, 0]
+        features = [pick(pick(token_features(x), 0, in_stack), 1, tokens) for x in (sharer, receiver)]
+        if not torch.is_autocast_enabled(device.type):
+            dtype = next(self.parameters()).dtype
+            features = [x_GTF.to(dtype) for x_GTF in features]
+        return OpenPairs(*features, in_parameters, in_stack, tokens)
 
-        update = self.update(
-            self._features(pick(sharer.flatten(0, 1))), self._features(pick(receiver.flatten(0, 1))), groups
-        )
-        update_GBHND = update.reshape(-1, B, N, H, D).transpose(2, 3)
-        gate_GH = self.gate().flatten(0, 1)
-        gate_GH = gate_GH if groups is None else gate_GH.index_select(0, groups)
-        gated = gate_GH[:, None, :, None, None] * update_GBHND
-        if aligned is not None:
-            gated = gated * aligned[:, None, :, None]
-        flat = onto.flatten(0, 1)
-        fused = (pick(flat) + gated).to(onto.dtype)
-        if not every_pair:
-            fused = flat.index_copy(0, in_stack, fused)
-        return fused.unflatten(0, (2, L))
+    def add(self, onto: Tensor, update_GTF: Tensor, open_pairs: OpenPairs) -> Tensor:
+        """`onto`, a receiver stack, with the gated update of its open pairs."""
+        _, L, B, H, N, D = onto.shape
+        gate_GH = pick(self.gate().flatten(0, 1), 0, open_pairs.groups)
+        gated_GTF = (gate_GH[:, None, :, None] * update_GTF.unflatten(-1, (gate_GH.shape[1], -1))).flatten(-2)
+        before = token_features(onto)
+        rows = pick(before, 0, open_pairs.in_stack)
+        fused = (pick(rows, 1, open_pairs.tokens) + gated_GTF).to(onto.dtype)
+        if open_pairs.tokens is not None:
+            fused = rows.index_copy(1, open_pairs.tokens, fused)
+        if open_pairs.in_stack is not None:
+            fused = before.index_copy(0, open_pairs.in_stack, fused)
+        return fused.reshape(2, L, B, N, H, D).transpose(3, 4)
 
-    def _features(self, x_GBHND: Tensor) -> Tensor:
-        """(G, T, F), in the parameters' dtype unless autocast chooses it."""
-        x_GTF = x_GBHND.transpose(2, 3).flatten(3).flatten(1, 2)
-        if torch.is_autocast_enabled(x_GTF.device.type):
-            return x_GTF
-        return x_GTF.to(next(self.parameters()).dtype)
+
+@dataclass
+class OpenPairs:
+    """The input of a fuser's networks.
+
+    Attributes:
+        sharer_GTF: features of the open (part, layer) pairs and of the T tokens that have a sharer token opposite,
+            in the parameters' dtype unless autocast chooses it.
+        receiver_GTF: the same of the receiver.
+        groups: the pairs' rows in the parameters; None for all in order.
+        in_stack: the pairs' rows among the 2 * L of a stack; None for all in order.
+        tokens: the tokens' places among the B * N; None for all in order.
+    """
+
+    sharer_GTF: Tensor
+    receiver_GTF: Tensor
+    groups: Tensor | None
+    in_stack: Tensor | None
+    tokens: Tensor | None
+
+
+def token_features(stack: Tensor) -> Tensor:
+    """A KV stack as features, (2 * L, B * N, H * D); a view if it lies in memory as (2, L, B, N, H, D)."""
+    return stack.transpose(3, 4).flatten(4).flatten(2, 3).flatten(0, 1)
+
+
+def pick(x: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    return x if index is None else x.index_select(dim, index)
 
 
 FuserFactory = Callable[[KVShape, KVShape, Gate], Fuser]

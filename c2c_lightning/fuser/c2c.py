@@ -57,6 +57,10 @@ class C2CFuser(Fuser):
         )
         self.update_head = StackedLinear(groups, hidden, receiver.features)
 
+    @property
+    def draws(self) -> bool:
+        return self.init_args["dropout"] > 0
+
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
         h_GTM = self.trunk(self.input(torch.cat([sharer_GTF, receiver_GTF], dim=-1), groups), groups)
         weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(h_GTM, groups), groups))

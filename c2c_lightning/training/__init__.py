@@ -4,12 +4,17 @@ from c2c_lightning.training.checkpoints import find_checkpoint, run_folder
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
+from c2c_lightning.training.progress import Progress
 from c2c_lightning.training.run_record import RunRecord
+from c2c_lightning.training.strategies import FSDP1, FSDP2
 
 __all__ = [
+    "FSDP1",
+    "FSDP2",
     "C2CModule",
     "GateMap",
     "Interruption",
+    "Progress",
     "RunRecord",
     "find_checkpoint",
     "run_folder",

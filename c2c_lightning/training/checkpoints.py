@@ -7,12 +7,18 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from c2c_lightning.communication.fuser_folder import is_sharded_checkpoint, must_be_consolidated
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, LAST
 
 
-def find_checkpoint(name: str, runs: list[Path]) -> Path:
+def find_checkpoint(name: str, runs: list[Path], sharded: bool = False) -> Path:
     """The checkpoint that `--ckpt_path` names: a file, a run's folder, or `last` for the newest run's.
+
+    Args:
+        name: what was given.
+        runs: the runs to look for `last` in.
+        sharded: whether one that is sharded can be read too.
 
     Raises:
         UserError: there is none, it is damaged, or it is not ours.
@@ -31,7 +37,7 @@ def find_checkpoint(name: str, runs: list[Path]) -> Path:
             )
     if (path / CHECKPOINTS / LAST).exists():
         path = path / CHECKPOINTS / LAST
-    check(path)
+    check(path, sharded)
     rank_zero_info(f"going on from {path}")
     return path
 
@@ -41,13 +47,15 @@ def run_folder(path: Path) -> Path | None:
     return path.parent.parent if path.parent.name == CHECKPOINTS else None
 
 
-def check(path: Path) -> None:
+def check(path: Path, sharded: bool) -> None:
     if not path.exists():
         raise UserError(f"--ckpt_path {path}: no such file.")
     if path.is_dir():
-        if not (path / ".metadata").exists():
+        if not is_sharded_checkpoint(path):
             raise UserError(f"--ckpt_path {path}: the folder is neither a run with a checkpoint nor a sharded one.")
-        return  # its strategy reads it
+        if not sharded:
+            raise UserError(f"--ckpt_path {path} {must_be_consolidated(path)}, or resume it by FSDP2.")
+        return
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # zipfile, pickle and torch each have their own

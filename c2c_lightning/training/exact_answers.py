@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from c2c_lightning.communication import GREEDY, Batch, Communicator, exchange_questions
+from c2c_lightning.communication import GREEDY, Communicator, Reading
+from c2c_lightning.training.sharding import is_sharded
 
 # A sharer alone may say anything, such as the sentence that it knows.
 SHARER_TOKENS = 32
@@ -32,12 +33,26 @@ class ExactAnswers(nn.Module):
         self.frozen: dict[str, Tensor] = {}
         self.asked = False
 
-    def update(self, communicator: Communicator, batch: Batch) -> None:
-        """Answers a batch whose `references` are set, by every method that is still open."""
-        self.asked = True
-        if not batch.response_mask.any():
+    def update(self, communicator: Communicator, reading: Reading, alone: dict[str, list[str]] | None = None) -> None:
+        """Answers a batch whose `references` are set, by every method that is still open.
+
+        Args:
+            communicator: that answers.
+            reading: of the batch.
+            alone: what `alone` gave for the batch, if the frozen models have been asked already.
+        """
+        self.asked, batch = True, reading.batch
+        # Ranks that share a model gather it together, so none may leave out a question.
+        together = is_sharded(communicator)
+        nothing_asked = not batch.response_mask.any()
+        if nothing_asked and not together:
             return
-        for method, answers in self._answers(communicator, batch).items():
+        answered = fused_answers(communicator, reading, together)
+        if not self.frozen:
+            answered |= self.alone(communicator, reading) if alone is None else alone
+        for method, answers in answered.items():
+            if nothing_asked or (method == "wrong_question" and len(batch) == 1):
+                continue
             exact = [answer == reference.strip() for answer, reference in zip(answers, batch.references)]
             self.metrics[method].update(torch.tensor(exact, dtype=torch.float32, device=batch.prompt_ids.device))
 
@@ -59,23 +74,11 @@ class ExactAnswers(nn.Module):
         self.asked = False
         return values
 
-    def _answers(self, communicator: Communicator, batch: Batch) -> dict[str, list[str]]:
-        # An answer that runs past the longest reference is wrong whatever follows.
-        limit = batch.response_ids.shape[1] + 1
-        width = batch.prompt_ids.shape[1]
-
-        def answer(batch: Batch, fuse: bool) -> list[str]:
-            ids = communicator.generate_ids(batch, fuse, max_new_tokens=limit, **GREEDY)
-            return communicator.decode(ids[:, width:])
-
-        answers = {"c2c": answer(batch, True)}
-        if len(batch) > 1:
-            answers["wrong_question"] = answer(exchange_questions(batch), True)
-        if self.frozen:
-            return answers
-        answers["receiver"] = answer(batch, False)
+    def alone(self, communicator: Communicator, reading: Reading) -> dict[str, list[str]]:
+        """What the frozen models answer by themselves, by method."""
+        answers = {"receiver": greedy_answers(communicator, reading, fuse=False)}
         for i, method in enumerate(self.sharers):
-            prompt, tokenizer = batch.sharers[i], communicator.aligner.sharers[i]
+            prompt, tokenizer = reading.batch.sharers[i], communicator.aligner.sharers[i]
             ids = communicator.sharers[i].generate(
                 input_ids=prompt.ids,
                 attention_mask=prompt.mask,
@@ -86,3 +89,18 @@ class ExactAnswers(nn.Module):
             texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
             answers[method] = [text.strip() for text in texts]
         return answers
+
+
+def fused_answers(communicator: Communicator, reading: Reading, together: bool) -> dict[str, list[str]]:
+    answers = {"c2c": greedy_answers(communicator, reading, fuse=True)}
+    if len(reading.batch) > 1 or together:
+        answers["wrong_question"] = greedy_answers(communicator, reading.exchanged, fuse=True)
+    return answers
+
+
+def greedy_answers(communicator: Communicator, reading: Reading, fuse: bool) -> list[str]:
+    batch = reading.batch
+    # An answer that runs past the longest reference is wrong whatever follows.
+    limit = batch.response_ids.shape[1] + 1
+    ids = communicator.generate_ids(batch, fuse, reading=reading, max_new_tokens=limit, **GREEDY)
+    return communicator.decode(ids[:, batch.prompt_ids.shape[1] :])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import lightning as L
 import matplotlib
@@ -14,7 +13,6 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.communication import Batch
 from c2c_lightning.fuser import PART_NAMES, Gate
-from c2c_lightning.tracking import find_tracker
 
 
 class GateMap(L.Callback):
@@ -27,7 +25,8 @@ class GateMap(L.Callback):
     def __init__(self, every: int = 5):
         self.every = every
         self.steps: list[int] = []
-        self.history: list[list[torch.Tensor]] = []
+        # By the run's label: for each step and sharer (P, L, H).
+        self.history: dict[str, list[list[torch.Tensor]]] = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
@@ -35,21 +34,27 @@ class GateMap(L.Callback):
         step = trainer.global_step
         if trainer.is_global_zero and step % self.every == 0 and step not in self.steps[-1:]:
             self.steps.append(step)
-            self.history.append([gate.logit.detach().float().sigmoid().cpu() for gate in module.communicator.gates])
+            for run in module.runs():
+                gates = run.module.communicator.gates
+                column = [gate.logit.detach().float().sigmoid().cpu() for gate in gates]
+                self.history.setdefault(run.label, []).append(column)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero and self.steps:
-            file = Path(trainer.default_root_dir) / "gates.png"
-            draw(module.communicator.gates, self.steps, self.history).savefig(file, dpi=150)
-            tracker = find_tracker(trainer)
-            if tracker is not None:
-                tracker.log_artifact(file)
+            for run in module.runs():
+                file = run.folder / "gates.png"
+                draw(run.module.communicator.gates, self.steps, self.history[run.label]).savefig(file, dpi=150)
+                if run.tracker is not None:
+                    run.tracker.log_artifact(file)
 
     def state_dict(self) -> dict:
-        return {"steps": self.steps, "history": self.history}
+        return {"steps": self.steps, **{f"{label}history": columns for label, columns in self.history.items()}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.steps, self.history = list(state["steps"]), list(state["history"])
+        self.steps = list(state["steps"])
+        self.history = {
+            name.removesuffix("history"): list(columns) for name, columns in state.items() if name != "steps"
+        }
 
 
 def draw(gates: Sequence[Gate], steps: Sequence[int], history: Sequence[Sequence[torch.Tensor]]) -> Figure:

@@ -41,7 +41,9 @@ class Interruption(L.Callback):
             return
         file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
         trainer.save_checkpoint(file, weights_only=False)
-        rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command and --ckpt_path {file}")
+        # Runs that train together are resumed by themselves.
+        how = "" if module.runs()[0].label else f" and --ckpt_path {file}"
+        rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command{how}")
         for logger in trainer.loggers:
             logger.finalize("interrupted")
         raise Interrupted(128 + received)

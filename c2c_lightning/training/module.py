@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,21 +15,25 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from c2c_lightning.communication import (
     Batch,
     Communicator,
     LayerMap,
     Layers,
+    Reading,
     load_aligner,
-    load_communicator,
+    load_models,
 )
 from c2c_lightning.communication.alignment import Alignment
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
 from c2c_lightning.training.exact_answers import ExactAnswers
+from c2c_lightning.training.sharding import clip_gradients, shard
+from c2c_lightning.training.trained_run import TrainedRun
 
 FUSERS = "communicator.fusers."
 LEFT_OUT = ("too_long", "refused")
@@ -100,24 +107,31 @@ class C2CModule(L.LightningModule):
         self.val_loss = MeanMetric()
         self.exact_answers = ExactAnswers(len(sharers))
         self.left_out = dict.fromkeys(LEFT_OUT, 0)
+        self.label = ""  # see TrainedRun
         self._clock = 0.0
         self.validated_at: int | None = None
 
     def configure_model(self) -> None:
         if self.communicator is None:
-            self.communicator = load_communicator(
-                self.receiver,
-                self.sharers,
-                self.aligner,
-                self.dtype_name,
-                fuser=self.fuser,
-                layer_map=self.layer_map,
-                layers=self.layers,
-                gate=self.gate,
-            )
+            self.make_communicator(*load_models(self.receiver, self.sharers, self.dtype_name))
+            if self.device_mesh is not None:
+                shard(self.communicator, self.device_mesh["data_parallel"])
+
+    def make_communicator(self, receiver: PreTrainedModel, sharers: list[PreTrainedModel]) -> None:
+        """Puts fresh fusers between models."""
+        self.communicator = Communicator(
+            receiver, sharers, self.aligner, self.fuser, self.layer_map, self.layers, self.gate
+        )
+
+    def runs(self) -> list[TrainedRun]:
+        """What the trainer trains: this."""
+        return [TrainedRun(self.trainer, self, Path(self.trainer.default_root_dir), self.trainer.loggers)]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        steps = self.num_steps()
+        return adamw([self], self.trainer.precision)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The fusers' parameters as an optimizer takes them: weights, and gate logits if they learn."""
         config = self.optimizer
         logits, weights = [], []
         for name, parameter in self.communicator.fusers.named_parameters():
@@ -126,10 +140,7 @@ class C2CModule(L.LightningModule):
         if logits:
             gate_lr = config.lr if config.gate_lr is None else config.gate_lr
             groups.append({"name": "gates", "params": logits, "lr": gate_lr, "weight_decay": 0.0})
-        # A fused step would unscale fp16's gradients only after they were clipped.
-        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != "16-mixed")
-        schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [{**group, "name": f"{self.label}{group['name']}"} for group in groups]
 
     def num_steps(self) -> int:
         """The run's number of optimizer steps.
@@ -160,7 +171,8 @@ class C2CModule(L.LightningModule):
         for fuser in communicator.fusers:
             size = sum(parameter.numel() for parameter in fuser.parameters())
             layers = fuser.gate.receiver_layers
-            rank_zero_info(f"trained: {type(fuser).__name__} on receiver layers {layers}, {size:,} parameters")
+            name = fuser.class_path.rpartition(".")[2]
+            rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
 
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
@@ -176,7 +188,10 @@ class C2CModule(L.LightningModule):
             gate.anneal(self.global_step, self._steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, supervised = self.communicator(batch)
+        return self.account(batch, *self.communicator(batch))
+
+    def account(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
+        """Notes what came out of a micro-batch, and says what is to become less: loss and penalty."""
         if batch.epoch == 0:  # later epochs leave out the same
             for reason, count in batch.skipped.items():
                 self.left_out[reason] += count
@@ -211,21 +226,26 @@ class C2CModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Not Lightning's own clipping: it refuses a fused AdamW under bf16-mixed, where nothing is unscaled.
-        parameters = list(self.communicator.fusers.parameters())
-        by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
-        limit = gradient_clip_val if by_norm else math.inf
-        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        limit = {"max_value" if gradient_clip_algorithm == "value" else "max_norm": gradient_clip_val or math.inf}
+        self.log("train/grad_norm", clip_gradients(self.communicator.fusers, **limit))
 
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, supervised = self.communicator(batch)
+        self.validate_on(self.communicator.read(batch))
+
+    def validate_on(self, reading: Reading, alone: dict[str, list[str]] | None = None) -> None:
+        """Adds a batch to the validation.
+
+        Args:
+            reading: of the batch.
+            alone: see `ExactAnswers.update`.
+        """
+        loss, supervised = self.communicator(reading.batch, reading=reading)
         self.val_loss.update(loss / supervised.clamp(min=1), supervised)
-        if batch.references is not None:
-            self.exact_answers.update(self.communicator, batch)
+        if reading.batch.references is not None:
+            self.exact_answers.update(self.communicator, reading, alone)
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
@@ -278,6 +298,25 @@ class C2CModule(L.LightningModule):
     def _new_window(self) -> None:
         """Loss, supervised tokens and all of the receiver's tokens since the last optimizer step."""
         self._window = torch.zeros(3, device=self.device)
+
+
+def adamw(modules: Sequence[C2CModule], precision: str) -> dict[str, Any]:
+    """AdamW on the fusers of one or several modules, each with its own rates, as Lightning wants it."""
+    groups = [(group, module) for module in modules for group in module.parameter_groups()]
+    # A fused step would unscale fp16's gradients only after they were clipped.
+    optimizer = torch.optim.AdamW([group for group, _ in groups], fused=precision != "16-mixed")
+    schedule = LambdaLR(
+        optimizer, [partial(share_of_rate, module.optimizer.warmup, module.num_steps()) for _, module in groups]
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def share_of_rate(warmup: float, total_steps: int, step: int) -> float:
+    """What of its peak the learning rate is at a step: it rises to all of it, then falls to 0, each in a line."""
+    rising = round(warmup * total_steps)
+    if step < rising:
+        return step / rising
+    return max(0.0, (total_steps - step) / max(1, total_steps - rising))
 
 
 def flatten(settings: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from c2c_lightning.communication.fuser_folder import write_fuser_folder
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted, write_whole
-from c2c_lightning.tracking import MLFLOW_FILE, find_tracker, note_tracking
+from c2c_lightning.tracking import note_tracking
+from c2c_lightning.training.sharding import whole_state
+from c2c_lightning.training.trained_run import TrainedRun
 
 
 class RunRecord(L.Callback):
@@ -39,40 +43,50 @@ class RunRecord(L.Callback):
     Args:
         parser: of the configuration.
         config: the configuration.
+        configs: those of the runs that have their own, by label.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace):
-        self.parser, self.config = parser, config
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, configs: Mapping[str, Namespace] | None = None
+    ):
+        self.parser, self.config, self.configs = parser, config, configs or {}
         self.started: float | None = None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        # Ranks that a cluster started have each read the clock to name it.
+        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.perf_counter()
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            for run in module.runs():
+                self.begin(run)
+
+    def begin(self, run: TrainedRun) -> None:
+        """Writes what is known of a run before its first step."""
+        run.folder.mkdir(parents=True, exist_ok=True)
         # Without its own folder and checkpoint, so that the file can be run again as it is.
-        config = self.config.clone()
+        config = self.configs.get(run.label, self.config).clone()
         config.trainer.default_root_dir, config.ckpt_path = None, None
         text = self.parser.dump(config, skip_none=False)
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-        tracker = find_tracker(trainer)
+        (run.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        tracker = run.tracker
         if tracker is None:
             return
         tracker.begin()
         settings = yaml.safe_load(text)
-        if not (folder / MLFLOW_FILE).exists():
+        if not run.resumed:
             tracker.log_hyperparams({key: settings[key] for key in ("seed_everything", "model", "data", "trainer")})
-        tracker.log_artifact(folder / CONFIG_FILE)
-        sharers = " + ".join(Path(sharer).name for sharer in module.sharers)
+        tracker.log_artifact(run.folder / CONFIG_FILE)
+        sharers = " + ".join(Path(sharer).name for sharer in run.module.sharers)
         tracker.set_tags(
             {
-                "pair": f"{Path(module.receiver).name} <- {sharers}",
-                "fuser": type(module.communicator.fusers[0]).__name__,
-                "run_folder": str(folder.resolve()),
+                "pair": f"{Path(run.module.receiver).name} <- {sharers}",
+                "fuser": run.module.communicator.fusers[0].class_path.rpartition(".")[2],
+                "run_folder": str(run.folder.resolve()),
             }
         )
-        note_tracking(tracker, folder)
+        note_tracking(tracker, run.folder)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Sees to it that the last step is the one that is validated, saved and exported."""
@@ -80,57 +94,63 @@ class RunRecord(L.Callback):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        folder = Path(trainer.default_root_dir)
         if trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(folder / CHECKPOINTS / LAST, weights_only=False)
-        if trainer.is_global_zero:
-            module.communicator.save_pretrained(folder / FUSER)
-            tracker = find_tracker(trainer)
-            if tracker is not None:
-                tracker.log_artifact(folder / FUSER, FUSER)
-                note_tracking(tracker, folder)
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / LAST, weights_only=False)
+        for run in module.runs():
+            communicator = run.module.communicator
+            state = whole_state(communicator.fusers)
+            if trainer.is_global_zero:
+                write_fuser_folder(run.folder / FUSER, communicator.config(), state)
+                if run.tracker is not None:
+                    run.tracker.log_artifact(run.folder / FUSER, FUSER)
+                    note_tracking(run.tracker, run.folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.started is None:
             rank_zero_info(f"Nothing to do: the run is at step {trainer.global_step} already, and is left as it was.")
         elif trainer.is_global_zero:
-            summarize(trainer, time.perf_counter() - self.started)
+            for run in module.runs():
+                summarize(run, time.perf_counter() - self.started)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         refused = self.started is None and isinstance(exception, UserError)
         if not trainer.is_global_zero or refused:
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        tracker = find_tracker(trainer)
-        if tracker is not None:
-            tracker.begin()
-        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            text = "".join(traceback.format_exception(exception))
-            (folder / "traceback.txt").write_text(text, encoding="utf-8")
-            if tracker is not None:
-                tracker.log_artifact(folder / "traceback.txt")
-                tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
-        if tracker is not None:
-            tracker.save_undelivered(folder)
+        for run in module.runs():
+            note_exception(run, exception)
 
 
-def summarize(trainer: L.Trainer, seconds: float) -> None:
+def note_exception(run: TrainedRun, exception: BaseException) -> None:
+    """Leaves word of what ended a run: a traceback, unless somebody asked it to stop."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    tracker = run.tracker
+    if tracker is not None:
+        tracker.begin()
+    if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
+        text = "".join(traceback.format_exception(exception))
+        (run.folder / "traceback.txt").write_text(text, encoding="utf-8")
+        if tracker is not None:
+            tracker.log_artifact(run.folder / "traceback.txt")
+            tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
+    if tracker is not None:
+        tracker.save_undelivered(run.folder)
+
+
+def summarize(run: TrainedRun, seconds: float) -> None:
     """Writes `summary.json` and prints the same as a table.
 
     Args:
-        trainer: of the finished run, with its last metrics.
+        run: that has finished, with its last metrics.
         seconds: that training took, validation included.
     """
-    folder = Path(trainer.default_root_dir)
-    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    summary: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(seconds, 1), "metrics": metrics}
-    write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    tracker = find_tracker(trainer)
-    if tracker is not None:
-        tracker.log_artifact(folder / SUMMARY_FILE)
-        tracker.save_undelivered(folder)
-    table = Table(title=f"{trainer.global_step} steps in {seconds:.0f} s")
+    steps = run.trainer.global_step
+    metrics = {name: float(value) for name, value in sorted(run.metrics.items())}
+    summary: dict[str, Any] = {"steps": steps, "seconds": round(seconds, 1), "metrics": metrics}
+    write_whole(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    if run.tracker is not None:
+        run.tracker.log_artifact(run.folder / SUMMARY_FILE)
+        run.tracker.save_undelivered(run.folder)
+    table = Table(title=f"{steps} steps in {seconds:.0f} s")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
@@ -138,4 +158,4 @@ def summarize(trainer: L.Trainer, seconds: float) -> None:
         table.add_row(name, f"{value:.1%}" if is_share else f"{value:,.4g}")
     console = Console()
     console.print(table)
-    console.print(f"fuser, checkpoints and summary.json: {folder}", soft_wrap=True)
+    console.print(f"fuser, checkpoints and summary.json: {run.folder}", soft_wrap=True)

@@ -1,34 +1,71 @@
-"""Several processes learn what one learns."""
+"""Several processes learn what one learns, however the models are spread over them."""
 
-import os
-import subprocess
-import sys
+import json
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
-from c2c_lightning.communication.models import PROJECT
-from tests.training.runs import BASE, SMALL, newest
+from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, TORCHRUN, assert_same_fuser, curve, launch
+
+WAYS = {"ddp": [], "fsdp2": FSDP2, "fsdp1": FSDP1}
 
 
-def test_two_processes_have_the_gradient_of_one_on_the_same_global_batch(fit, tmp_path):
-    """A step on 16 questions, as one batch, and as 8 on each of two ranks."""
-    step = ["--trainer.max_steps=1"]
-    ranks = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.init_args.batch_size=8"]
-    # A child of the run starts its second rank by running the command again, so it has to be one.
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    subprocess.run(
-        [sys.executable, "-m", "c2c_lightning", "fit", "--config", BASE, *SMALL, *step, *ranks],
-        cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
-    two, one = newest(tmp_path).checkpoint(), fit(*step).checkpoint()
-    # After one step AdamW's running mean is the gradient, times 1 - beta1.
-    mean_of_two, mean = (run["optimizer_states"][0]["state"] for run in (two, one))
-    assert len(mean) > 10
-    for i in mean:
-        torch.testing.assert_close(mean_of_two[i]["exp_avg"], mean[i]["exp_avg"], rtol=1e-3, atol=1e-6)
-    metrics = newest(tmp_path).summary["metrics"]
-    assert {"val/loss", "val/accuracy/c2c", "val/accuracy/receiver"} <= metrics.keys()
+@pytest.fixture(scope="module")
+def whole(fit):
+    return fit(*STEPS)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def spread(request, tmp_path_factory):
+    """The same run on two processes."""
+    return launch(tmp_path_factory.mktemp(request.param), *STEPS, *ON_TWO, *WAYS[request.param])
+
+
+def test_two_processes_have_the_losses_of_one_on_the_same_global_batch(spread, whole):
+    for metric, tolerance in (("train/loss", 1e-5), ("train/grad_norm", 1e-4)):
+        two, one = curve(spread, metric), curve(whole, metric)
+        assert len(two) == len(one) == 20
+        assert two == pytest.approx(one, abs=tolerance)
+
+
+def test_two_processes_end_with_the_fuser_of_one(spread, whole):
+    assert_same_fuser(spread, whole)
+
+
+def test_all_is_validated_and_the_whole_fuser_exported(spread):
+    assert {"val/loss", "val/accuracy/c2c", "val/accuracy/receiver"} <= spread.summary["metrics"].keys()
+    exported = load_file(spread.folder / "fuser" / "model.safetensors")
+    trained = spread.checkpoint()["state_dict"]
+    assert trained.keys() == {f"communicator.fusers.{name}" for name in exported}
+    assert all(torch.equal(tensor, trained[f"communicator.fusers.{name}"]) for name, tensor in exported.items())
+
+
+def test_sharded_fusers_are_trained_in_single_precision_whatever_is_computed_in_bf16(tmp_path):
+    checkpoint = launch(
+        tmp_path, "--trainer.max_steps=2", "--trainer.precision=bf16-mixed", *FSDP2, *ON_TWO
+    ).checkpoint()
+    moments = [moment for state in checkpoint["optimizer_states"][0]["state"].values() for moment in state.values()]
+    assert moments
+    assert {tensor.dtype for tensor in (*moments, *checkpoint["state_dict"].values())} == {torch.float32}
+
+
+@pytest.mark.parametrize("strategy", [FSDP2, FSDP1], ids=["fsdp2", "fsdp1"])
+def test_a_process_with_nothing_to_read_keeps_step_with_those_it_shares_models_with(tmp_path, strategy):
+    """Of 5 questions the last batch of 2 for each process has one, and of 5 to validate on too."""
+    for name in ("train", "val"):
+        lines = [json.dumps({"question": f"{name} {i}?", "answer": "yes " * (i + 1)}) for i in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = ["--data=InstructionData", "--data.init_args.path=train.jsonl", "--data.init_args.val_path=val.jsonl"]
+    sizes = ["--data.init_args.batch_size=2", "--data.init_args.val_batch_size=2", "--trainer.limit_val_batches=1.0"]
+    more = ["--data.init_args.exact_answers=true", "--trainer.max_epochs=2", "--trainer.max_steps=-1"]
+    run = launch(tmp_path, *strategy, "--trainer.devices=2", *data, *sizes, *more)
+    assert run.summary["steps"] == 4
+    assert "val/accuracy/wrong_question" in run.summary["metrics"]
+
+
+def test_processes_that_a_cluster_started_share_the_run_of_the_first(tmp_path):
+    """Each has read the clock by itself to name the run's folder."""
+    run = launch(tmp_path, "--trainer.max_steps=2", *ON_TWO, by=TORCHRUN)
+    assert list((tmp_path / "runs").iterdir()) == [run.folder]
+    assert run.checkpoint()["global_step"] == run.summary["steps"] == 2

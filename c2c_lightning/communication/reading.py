@@ -1,0 +1,55 @@
+"""What the frozen models make of a batch, computed once for any number of fusers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from c2c_lightning.communication.batch import Batch, exchange_questions
+from c2c_lightning.communication.cache import branch, prefill, read_stack
+
+
+class Reading:
+    """The receiver's and the sharers' caches of a batch of prompts; a model reads it when first asked for.
+
+    Args:
+        receiver: frozen.
+        sharers: frozen.
+        batch: the prompts.
+    """
+
+    def __init__(self, receiver: PreTrainedModel, sharers: Sequence[PreTrainedModel], batch: Batch):
+        self.receiver, self.sharers, self.batch = receiver, sharers, batch
+        self._caches: dict[int, DynamicCache] = {}
+        self._stacks: dict[tuple[int, ...], Tensor] = {}
+
+    def receiver_cache(self) -> DynamicCache:
+        """The receiver's own cache of all prompt tokens but the last, to be written to and gone on with."""
+        return branch(self._receiver_cache)
+
+    def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor:
+        """The KV stack (2, L, B, Hs, N - 1, Ds) of some of a sharer's layers opposite the receiver's tokens."""
+        key = (sharer, *layers)
+        if key not in self._stacks:
+            prompt = self.batch.sharers[sharer]
+            if sharer not in self._caches:
+                self._caches[sharer] = prefill(self.sharers[sharer], prompt.ids, prompt.mask)
+            self._stacks[key] = read_stack(self._caches[sharer], layers, prompt.positions.clamp(min=0))
+        return self._stacks[key]
+
+    @cached_property
+    def exchanged(self) -> Reading:
+        """The reading in which every question has the sharers' caches of another one."""
+        other = copy.copy(self)
+        other.batch, other._caches, other._stacks = exchange_questions(self.batch), {}, {}
+        # The receiver reads the same.
+        other.__dict__["_receiver_cache"] = self._receiver_cache
+        return other
+
+    @cached_property
+    def _receiver_cache(self) -> DynamicCache:
+        return prefill(self.receiver, self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1])

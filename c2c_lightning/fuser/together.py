@@ -1,0 +1,93 @@
+"""Several fusers in one batched matmul: what trains side by side costs one call instead of many small ones.
+
+A fuser's parameters are stacked by (part, layer) pair along their first axis, and every pair is a network of
+its own. So fusers of the same sizes can be laid end to end, even where they fuse different layers or parts:
+the rows of all their open pairs make the parameters of one longer fuser. G groups are its rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from c2c_lightning.fuser.base import Fuser, OpenPairs, pick
+
+GATE = "gate."
+
+
+@dataclass
+class Fusion:
+    """What a fuser's `forward` is called with, see there."""
+
+    fuser: Fuser
+    sharer: Tensor
+    receiver: Tensor
+    onto: Tensor
+    aligned: Tensor | None
+
+
+def fuse_together(fusions: Sequence[Fusion]) -> list[Tensor]:
+    """The fused stack of each, in one call of `update` for all fusers of the same class and sizes.
+
+    Gradients reach every fuser's own parameters. Fusers that draw random numbers must be called one by one, for
+    each has draws of its own.
+    """
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for i, fusion in enumerate(fusions):
+        alike[(len(fusions) > 1 and likeness(fusion.fuser)) or i].append(i)
+    fused: dict[int, Tensor] = {}
+    for members in alike.values():
+        if len(members) == 1:
+            # Through its own call, whose hooks may have to gather its parameters.
+            only = fusions[members[0]]
+            fused[members[0]] = only.fuser(only.sharer, only.receiver, onto=only.onto, aligned=only.aligned)
+            continue
+        opened = {
+            i: fusions[i].fuser.open_pairs(fusions[i].sharer, fusions[i].receiver, fusions[i].aligned) for i in members
+        }
+        working = {i: pairs for i, pairs in opened.items() if pairs is not None}
+        updates = merged_update([fusions[i].fuser for i in working], list(working.values())) if working else []
+        fused |= {i: fusions[i].onto for i in members if i not in working}
+        for (i, pairs), update_GTF in zip(working.items(), updates):
+            fused[i] = fusions[i].fuser.add(fusions[i].onto, update_GTF, pairs)
+    return [fused[i] for i in range(len(fusions))]
+
+
+def likeness(fuser: Fuser) -> Hashable | None:
+    """The same for fusers whose networks can be laid end to end; None for one that must be called by itself."""
+    own_way = type(fuser).forward is not Fuser.forward
+    keeps_more = any(not name.startswith(GATE) for name, _ in fuser.named_buffers())
+    if own_way or keeps_more:
+        return None
+    weight = next(fuser.parameters())
+    shapes = [(s.num_kv_heads, s.head_dim) for s in (fuser.sharer, fuser.receiver)]
+    return type(fuser), repr(sorted(fuser.init_args.items())), *shapes, weight.dtype, weight.device, fuser.training
+
+
+def merged_update(fusers: Sequence[Fuser], opened: Sequence[OpenPairs]) -> list[Tensor]:
+    """Each fuser's update (G, T, F), of fusers that are alike and stacks of one batch."""
+    parameters = {
+        f"fuser.{name}": torch.cat([pick(f.get_parameter(name), 0, pairs.groups) for f, pairs in zip(fusers, opened)])
+        for name, _ in fusers[0].named_parameters()
+        if not name.startswith(GATE)
+    }
+    sharer_GTF = torch.cat([pairs.sharer_GTF for pairs in opened])
+    receiver_GTF = torch.cat([pairs.receiver_GTF for pairs in opened])
+    update_GTF = functional_call(Update(fusers[0]), parameters, (sharer_GTF, receiver_GTF, None))
+    return list(update_GTF.split([len(pairs.sharer_GTF) for pairs in opened]))
+
+
+class Update(nn.Module):
+    """A fuser's `update` as a forward."""
+
+    def __init__(self, fuser: Fuser):
+        super().__init__()
+        self.fuser = fuser
+
+    def forward(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
+        return self.fuser.update(sharer_GTF, receiver_GTF, groups)

@@ -1,0 +1,78 @@
+"""A checkpoint is written under one strategy and resumed under another, on another number of devices."""
+
+import pytest
+import torch
+
+from c2c_lightning import Communicator
+from c2c_lightning.cli import main
+from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, assert_same_fuser, launch
+from tests.training.runs import same
+
+SHARDED = "--trainer.strategy.init_args.save_distributed_checkpoint=true"
+
+
+def at(run, step: int, folder) -> list[str]:
+    """Goes on from a run's checkpoint as a run of its own."""
+    return [f"--ckpt_path={run.folder / 'checkpoints' / f'step={step}.ckpt'}", f"--trainer.default_root_dir={folder}"]
+
+
+@pytest.fixture(scope="module")
+def whole(fit):
+    return fit(*STEPS)
+
+
+@pytest.fixture(scope="module")
+def sharded(whole, tmp_path_factory):
+    """From step 10 on, on two processes, each of which writes its part of every checkpoint."""
+    workspace = tmp_path_factory.mktemp("sharded")
+    return launch(workspace, *STEPS, *FSDP2, *ON_TWO, SHARDED, *at(whole, 10, workspace / "runs" / "sharded"))
+
+
+@pytest.mark.parametrize("strategy", [FSDP2, FSDP1], ids=["fsdp2", "fsdp1"])
+def test_from_one_process_to_two_and_back(whole, fit, tmp_path, strategy):
+    on_two = launch(tmp_path, *STEPS, *strategy, *ON_TWO, *at(whole, 10, tmp_path / "runs" / "on_two"))
+    assert_same_fuser(on_two, whole)
+    back = fit(*STEPS, *at(on_two, 15, tmp_path / "runs" / "back"), workspace=tmp_path)
+    assert_same_fuser(back, whole)
+
+
+def test_a_sharded_one_is_resumed_by_fsdp2_on_another_number_of_processes(sharded, whole, tmp_path):
+    on_one = launch(tmp_path, *STEPS, *FSDP2, "--trainer.devices=1", *at(sharded, 15, tmp_path / "runs" / "on_one"))
+    assert_same_fuser(on_one, whole)
+
+
+def test_a_sharded_one_is_consolidated_with_one_command_and_then_as_any_other(sharded, whole, fit, tmp_path, capsys):
+    last = sharded.folder / "checkpoints" / "last.ckpt"
+    assert last.is_dir()
+    command = r"python -m c2c_lightning consolidate --checkpoint \S*\.ckpt"
+    with pytest.raises(SystemExit, match=command):
+        fit(*STEPS, *at(sharded, 15, tmp_path / "runs" / "refused"), workspace=tmp_path)
+    with pytest.raises(ValueError, match=command):
+        Communicator.from_pretrained(str(last))
+
+    main(["consolidate", "--checkpoint", str(sharded.folder)])
+    assert str(last) in capsys.readouterr().out
+    assert all(file.is_file() for file in (sharded.folder / "checkpoints").iterdir())
+    assert_same_fuser(sharded, whole)
+    loaded, exported = (Communicator.from_pretrained(str(name)).fusers.state_dict() for name in (last, sharded.folder))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in exported.items())
+    assert sharded.checkpoint().keys() >= whole.checkpoint().keys() - {"pytorch-lightning_version"}
+    resumed = fit(*STEPS, *at(sharded, 15, tmp_path / "runs" / "resumed"), workspace=tmp_path)
+    assert_same_fuser(resumed, whole)
+
+
+def test_what_cannot_be_consolidated_is_said_so(whole, tmp_path):
+    for name, reason in (
+        (tmp_path / "nowhere", "no such checkpoint"),
+        (whole.folder, "no sharded checkpoint"),
+        (whole.folder / "checkpoints" / "last.ckpt", "no sharded checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match=reason):
+            main(["consolidate", "--checkpoint", str(name)])
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.mkdir()
+    (damaged / ".metadata").write_bytes(b"no metadata")
+    with pytest.raises(SystemExit, match=r"damaged\.ckpt: a part is damaged or missing"):
+        main(["consolidate", str(damaged)])
+    assert damaged.is_dir()
+    assert same(whole.checkpoint(), whole.checkpoint("step=20.ckpt"))
