@@ -1,5 +1,18 @@
 """Experiments with large language models that talk to each other through their KV caches."""
 
-from c2c_lightning.communication import Communicator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from c2c_lightning.communication import Communicator
 
 __all__ = ["Communicator"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for: torch and transformers take seconds, and what supervises a sweep's trials
+    # needs neither.
+    if name == "Communicator":
+        from c2c_lightning.communication import Communicator
+
+        return Communicator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

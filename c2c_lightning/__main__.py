@@ -1,5 +1,9 @@
-"""python -m c2c_lightning fit|validate|test|report|lm-eval"""
+"""python -m c2c_lightning fit|validate|test|..."""
 
-from c2c_lightning.cli import main
+from c2c_lightning.sweep.process import die_with_parent
+
+die_with_parent()  # before anything else is imported, which takes seconds
+
+from c2c_lightning.cli import main  # noqa: E402
 
 main()

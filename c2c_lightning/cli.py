@@ -21,12 +21,14 @@ COMMANDS = {
     "fit": ("c2c_lightning.training_cli:run", "train a fuser"),
     "fit-shared": ("c2c_lightning.shared_cli:fit_shared", "train fusers that share models and data side by side"),
     "validate": ("c2c_lightning.training_cli:run", "validate a checkpoint"),
+    "sweep": ("c2c_lightning.sweep.command:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.evaluation_cli:run", "say what a fuser's cache communication gave, with controls"),
     "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
     "report": ("c2c_lightning.evaluation.comparison:compare_runs", "lay several evaluations side by side"),
     "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
 }
 LIGHTNING = ("fit", "validate", "test")
+OWN_PARSER = ("sweep",)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -64,6 +66,8 @@ def run(args: Sequence[str] | None) -> None:
     function = getattr(importlib.import_module(module), name)
     if command in LIGHTNING:
         function(args)
+    elif command in OWN_PARSER:
+        function(typed[typed.index(command) + 1 :])
     else:
         call(command, function, typed[typed.index(command) + 1 :])
 

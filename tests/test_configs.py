@@ -7,10 +7,15 @@ import yaml
 
 from c2c_lightning import evaluation_cli, training_cli
 from c2c_lightning.evaluation.module import Evaluation
+from c2c_lightning.sweep.check import check_configurations
+from c2c_lightning.sweep.command import read_sweep
+from c2c_lightning.sweep.driver import complete
+from c2c_lightning.sweep.space import Space
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
 CONFIGS = sorted((PROJECT / "conf").glob("*.yaml"))
+SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
 EVALUATIONS = sorted((PROJECT / "conf" / "eval").glob("*.yaml"))
 
 
@@ -56,6 +61,17 @@ def test_a_strategy_is_laid_over_a_configuration_and_keeps_its_precision(name, s
     assert built.trainer.world_size == 2
     assert built.trainer.precision == "bf16-mixed"
     assert built.trainer.max_steps == 300
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_asks_a_question_that_its_configurations_can_answer(path):
+    assert path.read_text().startswith("# Question: ")
+    assert "For a real pair: " in path.read_text()
+    sweep, name = read_sweep(["--config", str(path)])
+    space = Space(sweep.space)
+    assert complete(sweep, space).trials >= 2
+    check_configurations(sweep, space)
+    assert name == path.stem
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)

@@ -2,6 +2,8 @@
 all <- the command line."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,10 @@ def test_imports_point_down(part):
 def test_every_part_has_its_place_in_the_order():
     parts = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
     assert parts == {part for part in MAY_IMPORT if not part.endswith(".py")}
+
+
+def test_what_follows_a_trial_on_a_cluster_is_light():
+    """A machine runs one for each trial beside its training process."""
+    heavy = "{'torch', 'transformers', 'lightning', 'mlflow'}"
+    code = f"import sys, c2c_lightning.sweep.shared_trial; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -1,0 +1,75 @@
+"""Ray: started on this machine, or joined at an address; and whether a demand can be met."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Read when Ray is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a heartbeat has no metric
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # a sweep is gone on with from its own folder
+os.environ.setdefault(
+    "TUNE_PRINT_ALL_TRIAL_ERRORS", "0"
+)  # a failure is a line of the table, not a page of Ray's traceback
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the sweep has a table of its own
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.sweep.settings import Resources
+
+MEGABYTE = 2**20
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray, for as long as a sweep goes on.
+
+    Args:
+        address: of a cluster; None for $RAY_ADDRESS, or else a cluster of this machine's own.
+
+    Raises:
+        UserError: nobody answers at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # What trials hand over goes through files, so the object store stays empty.
+    own = {} if address else {"include_dashboard": False, "object_store_memory": 100 * MEGABYTE}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed is in the table and in MLflow
+    try:
+        ray.init(address=address or "local", **own, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"no Ray cluster answers at {address!r}: {first_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room_for(resources: Resources) -> int:
+    """How many processes of such a demand the machines have room for now.
+
+    Raises:
+        UserError: none, and no machine could ever be had.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_fits(machine, resources) for machine in machines)
+    if room == 0 and not resources.autoscaling:
+        largest = max(machines, key=lambda machine: (machine.get("GPU", 0), machine.get("CPU", 0)))
+        raise UserError(
+            f"resources asks for {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on one machine, but the largest "
+            f"of the cluster's {len(machines)} has {largest.get('CPU', 0):g} and {largest.get('GPU', 0):g}. Ask for "
+            "less, or set resources.autoscaling if machines are added on demand."
+        )
+    return max(1, room)
+
+
+def _fits(machine: dict[str, float], resources: Resources) -> int:
+    by_cpus = machine.get("CPU", 0) // resources.cpus
+    by_gpus = machine.get("GPU", 0) // resources.gpus if resources.gpus else by_cpus
+    return int(min(by_cpus, by_gpus))

@@ -1,0 +1,115 @@
+"""`sweep`: what the command line takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from jsonargparse import ActionConfigFile
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.messages import Parser
+from c2c_lightning.runs import RUNS, make_folder, write_whole
+from c2c_lightning.sweep.settings import Asha, Resources, Sweep
+
+SWEEPS = RUNS / "sweeps"
+SWEEP_FILE = "sweep.yaml"
+# What may be another when a sweep is gone on with: it changes how much and where, but not what is compared.
+MAY_CHANGE = {"trials", "resources", "concurrent", "retries", "engine", "together"}
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs a sweep, or goes on with one."""
+    # Spelled out, or argparse would take a word after it for the folder, be it another option.
+    bare = [arg == "--resume" and after.startswith("-") for arg, after in zip(args, [*args[1:], "-"])]
+    args = ["--resume=last" if is_bare else arg for arg, is_bare in zip(args, bare)]
+    ours, others = own_options().parse_known_args(args)
+    resumed = find_sweep(ours.resume) if ours.resume else None
+    sweep, name = read_sweep(["--config", str(resumed / SWEEP_FILE), *others] if resumed else others)
+    # Ray and all that trains are imported only now, so that a typo in the file is told at once.
+    from c2c_lightning.sweep.check import check_configurations
+    from c2c_lightning.sweep.driver import complete, run_sweep
+    from c2c_lightning.sweep.space import Space
+
+    space = Space(sweep.space)
+    sweep = complete(sweep, space)
+    if resumed is not None:
+        refuse_changes(sweep, resumed)
+    check_configurations(sweep, space)
+    folder = resumed or new_folder(name)
+    make_folder(folder, "the sweep's folder")
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
+            run_sweep(sweep, folder, ours.address or os.environ.get("RAY_ADDRESS"))
+    except Timeout as error:
+        raise UserError(f"sweep {folder} is being run by another process.") from error
+
+
+def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:
+    """A sweep as its file and what is typed state it, and the file's name."""
+    parser = Parser(prog="c2c_lightning sweep", description="Searches over configurations; see sweeps/ for examples.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a sweep file")
+    parser.add_class_arguments(Sweep)
+    parser.add_argument("--resume", nargs="?", help="go on with the newest sweep, or with the one of this folder")
+    parser.add_argument(
+        "--address", help="of a Ray cluster that this machine is part of: auto, or head:6379; default $RAY_ADDRESS"
+    )
+    parsed = parser.parse_args(list(args))
+    # Not by the parser's own instantiate_classes: a sampled value may name a class, and stays a configuration.
+    settings = parsed.as_dict()
+    settings["asha"] = Asha(**settings["asha"]) if settings["asha"] else None
+    settings["resources"] = Resources(**settings["resources"])
+    name = Path(str(parsed.config[-1])).stem if parsed.config else "sweep"
+    return Sweep(**{field.name: settings[field.name] for field in fields(Sweep)}), name
+
+
+def own_options() -> argparse.ArgumentParser:
+    """What is not part of a sweep file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume")
+    parser.add_argument("--address")
+    return parser
+
+
+def find_sweep(name: str) -> Path:
+    """The folder of a sweep that was begun: a path, or `last` for the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name != "last":
+        if not (Path(name) / SWEEP_FILE).exists():
+            raise UserError(f"--resume {name}: no sweep was begun there ({SWEEP_FILE} is missing).")
+        return Path(name)
+    begun = sorted(SWEEPS.glob(f"*/{SWEEP_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not begun:
+        raise UserError(f"--resume: no sweep was begun in {SWEEPS}/: leave --resume out, or name the sweep's folder.")
+    return begun[-1].parent
+
+
+def refuse_changes(sweep: Sweep, folder: Path) -> None:
+    """Raises a UserError if a sweep that is gone on with would compare what cannot be compared."""
+    before = yaml.safe_load((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    now = yaml.safe_load(yaml.safe_dump(asdict(sweep)))
+    for key in now.keys() - MAY_CHANGE:
+        if now[key] != before.get(key):
+            raise UserError(
+                f"--resume {folder}: it was begun with {key} {before.get(key)}, but now {key} is {now[key]}. Give the "
+                "same to go on, or begin another sweep without --resume."
+            )
+
+
+def new_folder(name: str) -> Path:
+    """A folder of this moment's own under `runs/sweeps/`."""
+    first = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}"
+    folder, number = first, 2
+    while folder.exists():
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return folder

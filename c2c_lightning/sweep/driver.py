@@ -1,0 +1,198 @@
+"""Runs a sweep: from its settings to the best configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from rich.console import Console
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.runs import Interrupted
+from c2c_lightning.sweep.cluster import cluster, room_for
+from c2c_lightning.sweep.configuration import merge
+from c2c_lightning.sweep.figures import draw_figures
+from c2c_lightning.sweep.halving import halving
+from c2c_lightning.sweep.labels import short_keys, short_value, shown_score
+from c2c_lightning.sweep.ledger import ENDED, Ledger
+from c2c_lightning.sweep.live_table import LiveTable
+from c2c_lightning.sweep.process import SECONDS_TO_STOP, wait_until_free
+from c2c_lightning.sweep.process_trial import ProcessTrial
+from c2c_lightning.sweep.results import best_trial, write_best, write_csv
+from c2c_lightning.sweep.search import StudySearch, open_study
+from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.sharable import sharable_key
+from c2c_lightning.sweep.shared_trial import SharedTrial, runners
+from c2c_lightning.sweep.space import Space
+from c2c_lightning.sweep.tracking import SweepTracker
+from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.watch import Watch
+from c2c_lightning.tracking import noted_tracking
+
+
+def complete(sweep: Sweep, space: Space) -> Sweep:
+    """The sweep with what follows from its space: kind of search and number of trials.
+
+    Raises:
+        UserError: search, trials and space do not go together.
+    """
+    search = sweep.search or ("grid" if space.is_grid else "tpe")
+    if search != "grid" and space.grids:
+        raise UserError(
+            f"search is {search}, but space.{space.grids[0]} is a grid, of which every value is tried: "
+            "say choice there, or search: grid."
+        )
+    trials = sweep.trials
+    if search == "grid":
+        if sweep.first:
+            raise UserError("search is grid, which has an order of its own: leave first out.")
+        trials = min(trials or math.inf, len(space.grid()))
+    elif trials is None:
+        raise UserError(f"trials is not given: a {search} search goes on for as many as you say.")
+    for point in sweep.first:
+        space.encode(point)
+    return replace(sweep, search=search, trials=trials)
+
+
+def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
+    """Runs what is left of a sweep, and leaves table, best configuration and figures in its folder.
+
+    Args:
+        sweep: complete and checked.
+        folder: of the sweep.
+        address: of a Ray cluster; None for one of this machine's own.
+
+    Raises:
+        UserError: the cluster can never meet the demand, or no trial reports the metric.
+        Interrupted: Ctrl-C or SIGTERM; what was trained is kept.
+    """
+    console = Console()
+    space, ledger = Space(sweep.space), Ledger(folder)
+    with cluster(address):
+        processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
+        tracker = SweepTracker(folder, sweep)
+        try:
+            with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table, engine(sweep, processes) as trials:
+                watch = Watch(sweep, ledger, tracker, table)
+                search = searcher(sweep, space, folder, ledger, tracker, trials.config)
+                if search.left():
+                    tuner(sweep, folder, ledger, search, watch, trials).fit()
+                table.update(ledger.refresh())
+        except BaseException:
+            tracker.end(folder, "failed")
+            raise
+        wait_until_free([trial.folder for trial in ledger.trials.values()], SECONDS_TO_STOP)
+        left = search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
+    for trial in ledger.refresh():
+        trial.run_id = noted_tracking(trial.folder).get("run_id")
+    conclude(sweep, folder, ledger.refresh(), tracker, console)
+    tracker.end(folder, "interrupted" if left else "success")
+    if left:
+        console.print(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}", soft_wrap=True)
+        raise Interrupted(130)
+
+
+@dataclass
+class Engine:
+    """How trials are run.
+
+    Attributes:
+        trainable: what Tune runs for each, with its demand.
+        concurrent: trials at once.
+        config: what each is told beside what is its own.
+    """
+
+    trainable: Any
+    concurrent: int
+    config: dict[str, Any]
+
+
+@contextmanager
+def engine(sweep: Sweep, processes: int) -> Iterator[Engine]:
+    """The engine that a sweep names, with so many training processes at once."""
+    if sweep.engine == "processes":
+        demand = {"cpu": sweep.resources.cpus, "gpu": sweep.resources.gpus}
+        yield Engine(tune.with_resources(ProcessTrial, demand), processes, {})
+        return
+    with runners(processes, sweep.resources, sweep.together, Path.cwd()) as pool:
+        # The runners have the devices. Who only follows needs none, but has to demand something: a byte.
+        yield Engine(
+            tune.with_resources(SharedTrial, {"cpu": 0, "memory": 1}), processes * sweep.together, {"pool": pool}
+        )
+
+
+def searcher(
+    sweep: Sweep, space: Space, folder: Path, ledger: Ledger, tracker: SweepTracker, config: dict[str, Any]
+) -> StudySearch:
+    """What suggests trials, and makes their folders and MLflow runs before they begin."""
+
+    def prepare(number: int, values: dict[str, Any]) -> dict[str, Any]:
+        merged = merge(sweep.base, sweep.fixed, values)
+        trial = ledger.begin(number, values, merged)
+        tracker.begin_trial(trial, title(trial))
+        return {
+            **config,
+            "key": sharable_key(merged),
+            "number": number,
+            "folder": str(trial.folder.resolve()),
+            "working_folder": str(Path.cwd()),
+            "metric": sweep.metric,
+            "cpus": sweep.resources.cpus,
+        }
+
+    study = open_study(folder, sweep, space)
+    return StudySearch(study, space, sweep.trials, prepare, sweep.metric, sweep.mode)
+
+
+def tuner(sweep: Sweep, folder: Path, ledger: Ledger, search: StudySearch, watch: Watch, trials: Engine) -> tune.Tuner:
+    if sweep.asha is None:
+        scheduler = FIFOScheduler()
+    else:
+        scheduler = halving(sweep.asha, sweep.metric, sweep.mode, ledger.trials.values())
+    return tune.Tuner(
+        trials.trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=search.left(),
+            max_concurrent_trials=trials.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str((folder / "ray").resolve()),
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[watch],
+            verbose=0,
+        ),
+    )
+
+
+def title(trial: Trial) -> str:
+    """A trial's name in MLflow: its number and its values."""
+    short = short_keys(trial.values)
+    said = ", ".join(f"{short[key]}={short_value(value)}" for key, value in trial.values.items())
+    return f"{trial.name} {said}"[:200]
+
+
+def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker, console: Console) -> None:
+    """Writes and shows what the sweep has found so far."""
+    files: dict[str, list[Path]] = {"": [folder / "sweep.yaml", write_csv(trials, folder)]}
+    best = best_trial(trials, sweep.metric, sweep.mode)
+    metrics, tags = {}, {}
+    if best is not None:
+        files[""].append(write_best(best, sweep.metric, folder))
+        metrics = {f"best/{sweep.metric}": best.score(sweep.metric)}
+        tags = {"best_trial": title(best)}
+    files["figures"] = list(draw_figures(trials, sweep.metric, sweep.mode, folder / "figures").values())
+    tracker.finish(metrics, tags, files)
+    if best is not None:
+        score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"
+        console.print(f"best: trial {title(best)}, {score}: {folder / 'best.yaml'}", soft_wrap=True)
+    console.print(f"sweep.csv and figures/: {folder}", soft_wrap=True)

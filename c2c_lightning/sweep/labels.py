@@ -1,0 +1,90 @@
+"""How tables and figures of a sweep spell keys, values and scores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from c2c_lightning.sweep.trial import Trial
+
+NOTHING = "–"
+
+
+def differing_keys(trials: Sequence[Trial]) -> list[str]:
+    """The sampled keys in which trials differ; of a single trial all."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    spelled = {key: {repr(trial.values.get(key, NOTHING)) for trial in trials} for key in keys}
+    return [key for key in keys if len(spelled[key]) > 1 or len(trials) == 1]
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """For each dotted key as few of its last parts as tell it from the others."""
+    # The word init_args tells nothing from anything.
+    parts = {key: [part for part in key.split(".") if part != "init_args"] or [key] for key in keys}
+    short = {}
+    for key, own in parts.items():
+        ends = (own[-count:] for count in range(1, len(own) + 1))
+        alone = (end for end in ends if sum(other[-len(end) :] == end for other in parts.values()) == 1)
+        end = next(alone, None)
+        short[key] = key if end is None else ".".join(end)
+    return short
+
+
+def short_value(value: Any) -> str:
+    """A value in as few words as leave no doubt: layers as ranges, a class by its name and arguments."""
+    match value:
+        case bool() | None:
+            return {True: "true", False: "false", None: "null"}[value]
+        case float():
+            return f"{value:.4g}"
+        case str():
+            return value
+        case Mapping():
+            return _short_mapping(value)
+        case Sequence():
+            return _short_list(value)
+    return str(value)
+
+
+def shown_score(value: float | None, metric: str) -> str:
+    """Percent for accuracies, otherwise four significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.1f}%" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric.startswith("val/accuracy")
+
+
+def shown_time(seconds: float) -> str:
+    """A duration, as fine as one needs it while waiting."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def cut(text: str, length: int) -> str:
+    """The beginning of a text that is too long."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _short_mapping(value: Mapping[Any, Any]) -> str:
+    value = dict(value)
+    name = str(value.pop("class_path", "")).rpartition(".")[2]
+    arguments = {**value.pop("init_args", {}), **value} if name else value
+    inside = ", ".join(f"{key}={short_value(item)}" for key, item in arguments.items())
+    return f"{name}({inside})" if name and inside else name or inside or "{}"
+
+
+def _short_list(value: Sequence[Any]) -> str:
+    if not value:
+        return "none"
+    if not all(type(item) is int for item in value) or list(value) != sorted(set(value)):
+        return ", ".join(map(short_value, value))
+    # The members of a run of successive numbers have the same distance to their place.
+    runs = [[number for _, number in run] for _, run in itertools.groupby(enumerate(value), lambda at: at[1] - at[0])]
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

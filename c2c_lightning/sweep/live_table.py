@@ -1,0 +1,229 @@
+"""How a sweep stands, on the terminal: a table that follows its trials, or plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from c2c_lightning.sweep.labels import cut, differing_keys, short_keys, short_value, shown_score, shown_time
+from c2c_lightning.sweep.results import Mode, ranking
+from c2c_lightning.sweep.trial import Trial
+
+COLOURS = {"running": "cyan", "waiting": "dim", "finished": "green", "stopped": "yellow", "failed": "red"}
+LONGEST_VALUE, STATE_WIDTH, VALUES_WIDTH = 20, 24, 30
+GAP = 3  # between two columns
+LOG_WIDTH = 160
+BEST_SHOWN = 5
+# Lines of a terminal that are not rows: title, head with two rules, the rest's counts, and the prompt.
+LINES_AROUND = 8
+
+
+def trial_table(
+    trials: Sequence[Trial],
+    metric: str,
+    mode: Mode,
+    width: int = LOG_WIDTH,
+    max_rows: int | None = None,
+    total: int | None = None,
+    now: float | None = None,
+) -> Table:
+    """A row for each trial; where they are too many, for those that run and the best, and the rest in numbers.
+
+    Args:
+        trials: by number.
+        metric: what they are judged by.
+        mode: whether more of it is better.
+        width: how many columns there is room for; where sampled values need more, they share one.
+        max_rows: how many rows there is room for, each on one line; None for all, with what is long wrapped.
+        total: how many trials there will be, if that is known.
+        now: in seconds since 1970, by which the time left is counted; None to count from the last validations.
+    """
+    ranked = ranking(trials, metric, mode)
+    in_one_line = max_rows is not None
+    shown = chosen(trials, ranked, max_rows) if in_one_line and len(trials) > max_rows else list(trials)
+    table = Table(box=box.SIMPLE_HEAD, title=_title(trials, ranked, metric, total, now), title_justify="left")
+    table.title_style = table.caption_style = "not italic"
+    table.caption, table.caption_justify = _rest(trials, shown), "left"
+
+    # Text, since brackets in values and reasons would be read as rich's markup.
+    score = metric.removeprefix("val/")
+    columns = {
+        "trial": [Text(f"{'★' if trial in ranked[:1] else ' '} {trial.name}") for trial in shown],
+        "step": [Text(_steps(trial)) for trial in shown],
+        score: [Text(shown_score(trial.score(metric), metric)) for trial in shown],
+        "state": [Text(_state(trial, STATE_WIDTH if in_one_line else None), COLOURS[trial.state]) for trial in shown],
+        "time left": [Text(_time_left(trial, now)) for trial in shown],
+    }
+    if in_one_line and width - _width(columns) < VALUES_WIDTH:
+        columns["state"] = [Text(trial.state, COLOURS[trial.state]) for trial in shown]
+    room = width - _width(columns if in_one_line else {**columns, "state": [Text(" " * STATE_WIDTH)]})
+    values = _values(shown, differing_keys(trials), room)
+    if in_one_line:
+        for cell in values.get("values", []):
+            cell.truncate(max(VALUES_WIDTH // 2, room - GAP), overflow="ellipsis")
+    columns = {"trial": columns.pop("trial"), **values, **columns}
+    for name in columns:
+        justify = "right" if name in ("step", score, "time left") else "left"
+        wraps = not in_one_line and name in ("values", "state")
+        table.add_column(Text(name), justify=justify, no_wrap=not wraps, overflow="fold")
+    for trial, row in zip(shown, zip(*columns.values())):
+        table.add_row(*row, style="bold" if trial in ranked[:1] else None)
+    return table
+
+
+def _width(columns: Mapping[str, Sequence[Text]]) -> int:
+    """How many columns of a terminal a table's columns take, with what stands between them."""
+    return 1 + sum(GAP + max(cell_len(name), *(cell.cell_len for cell in cells), 0) for name, cells in columns.items())
+
+
+def _values(trials: Sequence[Trial], keys: Sequence[str], room: int) -> dict[str, list[Text]]:
+    """Cells by column: one for each key if there is room, or else one for all."""
+    words = {
+        short: [short_value(trial.values[key]) if key in trial.values else "" for trial in trials]
+        for key, short in short_keys(keys).items()
+    }
+    columns = {short: [Text(cut(word, LONGEST_VALUE)) for word in column] for short, column in words.items()}
+    if _width(columns) <= room + 1:
+        return columns
+    # The shortest first, so that a list of layers cannot push the rest out of sight.
+    order = sorted(words, key=lambda short: max(map(len, words[short]), default=0))
+    rows = zip(*(words[short] for short in order))
+    return {"values": [Text(", ".join(f"{short} {word}" for short, word in zip(order, row) if word)) for row in rows]}
+
+
+def chosen(trials: Sequence[Trial], ranked: Sequence[Trial], max_rows: int) -> list[Trial]:
+    """Of too many trials those to show, by number: what runs, the best few, what failed last, then what ended last."""
+    by_end = sorted(trials, key=lambda trial: (trial.ended or 0.0, trial.number), reverse=True)
+    failed = [trial for trial in by_end if trial.state == "failed"]
+    ended = [trial for trial in by_end if trial.state in ("finished", "stopped")]
+    running = [trial for trial in trials if trial.state == "running"]
+    # The best of all is shown however many run.
+    order = [*ranked[:1], *running, *ranked[1:BEST_SHOWN], *failed[:1], *ended, *trials]
+    numbers = list(dict.fromkeys(trial.number for trial in order))[: max(1, max_rows)]
+    return [trial for trial in trials if trial.number in numbers]
+
+
+def seconds_left(trials: Sequence[Trial], total: int, now: float | None = None) -> float | None:
+    """How much longer a sweep takes if as many trials run as do now; None as long as that cannot be told."""
+    running = [trial.seconds_left(now) for trial in trials if trial.state == "running"]
+    lasted = [trial.seconds for trial in trials if trial.state in ("finished", "stopped") and trial.seconds is not None]
+    coming = total - sum(trial.state != "waiting" for trial in trials)
+    known = [left for left in running if left is not None]
+    if not known or (coming and not lasted):
+        return None
+    work = sum(known) / len(known) * len(running) + (coming * sum(lasted) / len(lasted) if coming else 0.0)
+    return max(*known, work / len(running)) if coming else max(known)
+
+
+class LiveTable:
+    """Keeps the table on a terminal up to date; in a log writes what happens, and the table at the end.
+
+    Args:
+        metric: what trials are judged by.
+        mode: whether more of it is better.
+        total: how many trials there will be, if that is known.
+        console: where to write; None for standard output.
+    """
+
+    def __init__(self, metric: str, mode: Mode, total: int | None = None, console: Console | None = None):
+        self.metric, self.mode, self.total = metric, mode, total
+        self.console = console or Console()
+        if console is None and not self.console.is_terminal:
+            self.console.width = LOG_WIDTH
+        self.trials: Sequence[Trial] = ()
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self._written: dict[int, tuple[str, int]] = {}
+
+    def __enter__(self) -> LiveTable:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+        elif self.trials:
+            self.console.print(trial_table(self.trials, self.metric, self.mode, self.console.width, total=self.total))
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Shows how trials stand now; to be called every few seconds.
+
+        Args:
+            trials: all of the sweep that are known, by number.
+        """
+        is_first, self.trials = not self.trials, list(trials)
+        if self.live is not None:
+            room = self.console.height - LINES_AROUND
+            table = trial_table(
+                self.trials, self.metric, self.mode, self.console.width, max(3, room), self.total, time.time()
+            )
+            self.live.update(table, refresh=True)
+            return
+        for trial in self.trials:
+            self._write(trial, is_old=is_first and trial.state not in ("running", "waiting"))
+
+    def _write(self, trial: Trial, is_old: bool) -> None:
+        """A line for each validation since the last time, and one for another state."""
+        state, rows = self._written.get(trial.number, ("waiting", 0))
+        self._written[trial.number] = trial.state, len(trial.progress)
+        if is_old:  # from before the sweep was gone on with
+            return
+        lines = []
+        if trial.state == "running" and state != "running":
+            values = (f"{short} {short_value(trial.values[key])}" for key, short in short_keys(trial.values).items())
+            lines.append(f"running with {', '.join(values)}")
+        for row in trial.progress[rows:]:
+            score = shown_score(row["metrics"].get(self.metric), self.metric)
+            lines.append(f"step {row['step']}/{row['max_steps']}, {self.metric} {score}")
+        left = _time_left(trial, None)
+        if left and trial.progress[rows:]:
+            lines[-1] += f", {left} left"
+        if trial.state not in (state, "running"):
+            lines.append(_state(trial))
+        for line in lines:
+            self.console.print(f"trial {trial.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(trials: Sequence[Trial], ranked: Sequence[Trial], metric: str, total: int | None, now: float | None) -> Text:
+    total = max(total or 0, len(trials))
+    ended = sum(trial.state not in ("running", "waiting") for trial in trials)
+    parts = [f"{ended} of {total} trials done"]
+    if ranked:
+        parts.append(f"best {metric} {shown_score(ranked[0].score(metric), metric)}")
+    left = seconds_left(trials, total, now)
+    if left is not None:
+        parts.append(f"about {shown_time(left)} left")
+    return Text(" · ".join(parts))
+
+
+def _rest(trials: Sequence[Trial], shown: Sequence[Trial]) -> Text | None:
+    numbers = {trial.number for trial in shown}
+    counts = Counter(trial.state for trial in trials if trial.number not in numbers)
+    parts = [Text(f"{counts[state]} {state}", colour) for state, colour in COLOURS.items() if counts[state]]
+    return Text.assemble("not shown: ", Text(", ").join(parts)) if parts else None
+
+
+def _state(trial: Trial, width: int | None = None) -> str:
+    reason = " ".join(trial.reason.split())
+    state = f"{trial.state}: {reason}" if reason else trial.state
+    return state if width is None else cut(state, width)
+
+
+def _steps(trial: Trial) -> str:
+    return f"{trial.step}/{trial.max_steps}" if trial.progress else ""
+
+
+def _time_left(trial: Trial, now: float | None) -> str:
+    left = trial.seconds_left(now) if trial.state == "running" else None
+    return "" if left is None else shown_time(left)

@@ -1,0 +1,117 @@
+"""Optuna's search as Ray Tune asks for it.
+
+Ray's own OptunaSearch keeps its study in the driver's memory, and after a kill knows as much as the last snapshot.
+Here the study is a journal on disk, written before a trial begins; so a sweep that is gone on with learns from
+all that was tried, and takes up the very trials that were cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.space import Space
+
+JOURNAL = "optuna.journal"
+STUDY = "sweep"
+
+
+def open_study(folder: Path, sweep: Sweep, space: Space) -> optuna.Study:
+    """The study in a sweep's folder, begun if there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        study_name=STUDY,
+        sampler=_sampler(sweep),
+        direction="maximize" if sweep.mode == "max" else "minimize",
+        load_if_exists=True,
+    )
+    if not study.trials:
+        # Optuna's own GridSampler cannot be asked for one trial after the other.
+        for point in space.grid() if sweep.search == "grid" else sweep.first:
+            study.enqueue_trial(space.encode(point))
+    return study
+
+
+def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
+    if sweep.search != "tpe":
+        return optuna.samplers.RandomSampler(seed=sweep.seed)
+    # A third at random, ten at most; trials that still run count as bad, so that neighbours are not tried at once.
+    at_random = min(10, max(3, (sweep.trials or 0) // 3))
+    return optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=at_random, constant_liar=True)
+
+
+class StudySearch(Searcher):
+    """Hands out first the study's trials that were cut off, then what its sampler suggests.
+
+    Args:
+        study: of the sweep.
+        space: of the sweep.
+        trials: how many there are to be in all.
+        prepare: called with number and values of a trial before it begins; returns Ray's configuration of it.
+        metric: what the trials report.
+        mode: `max` or `min`.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        trials: int,
+        prepare: Callable[[int, dict[str, Any]], dict[str, Any]],
+        metric: str,
+        mode: str,
+    ):
+        super().__init__(metric=metric, mode=mode)
+        self.study, self.space, self.trials, self.prepare = study, space, trials, prepare
+        self.cut_off: list[FrozenTrial] = study.get_trials(states=(TrialState.RUNNING,))
+        self.asked: dict[str, optuna.Trial] = {}
+        self.reported: dict[str, set[int]] = {}
+
+    def left(self) -> int:
+        """Trials that are still to be run."""
+        begun = [trial for trial in self.study.trials if trial.state != TrialState.WAITING]
+        return max(0, self.trials - len(begun)) + len(self.cut_off)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        reported: set[int] = set()
+        if self.cut_off:
+            frozen = self.cut_off.pop(0)
+            trial, reported = optuna.Trial(self.study, frozen._trial_id), set(frozen.intermediate_values)
+        elif self.left():
+            trial = self.study.ask()
+        else:
+            return Searcher.FINISHED
+        self.asked[trial_id], self.reported[trial_id] = trial, reported
+        return self.prepare(trial.number, self.space.sample(trial))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        value = result.get(self.metric)
+        # A trial that is gone on with reports again from its beginning.
+        if value is not None and math.isfinite(value) and result["step"] not in self.reported[trial_id]:
+            self.reported[trial_id].add(result["step"])
+            self.asked[trial_id].report(value, result["step"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        result, value = result or {}, (result or {}).get(self.metric)
+        if error or value is None or not math.isfinite(value):
+            self.study.tell(self.asked[trial_id], state=TrialState.FAIL)
+        elif result.get("finished"):
+            self.study.tell(self.asked[trial_id], value)
+        else:  # the sampler learns from the last value, and from how far the trial came
+            self.study.tell(self.asked[trial_id], state=TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study is on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is gone on with from its folder, not from Ray's snapshots")

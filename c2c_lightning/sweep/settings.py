@@ -1,0 +1,108 @@
+"""What a sweep file says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from c2c_lightning.errors import UserError
+
+Search = Literal["tpe", "random", "grid"]
+
+
+@dataclass
+class Asha:
+    """Early stopping by asynchronous successive halving (ASHA, arXiv 1810.05934).
+
+    At each rung a trial goes on only if it is among the best 1 / factor of those that came that far.
+
+    Attributes:
+        grace: the first rung, as a share of a trial's optimizer steps.
+        factor: the next rung is at so many times the share.
+    """
+
+    grace: float = 0.25
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.grace < 1:
+            raise UserError(f"asha.grace is {self.grace}: give the share of a trial's steps, between 0 and 1.")
+        if self.factor <= 1:
+            raise UserError(f"asha.factor is {self.factor}: it must be above 1.")
+
+
+@dataclass
+class Resources:
+    """What one training process gets, all of it on one machine.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs; they are all that the process sees, so `trainer.devices: auto` takes them all.
+        autoscaling: the cluster adds machines on demand, so a demand that none of them meets now is waited for.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    autoscaling: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cpus <= 0 or self.gpus < 0:
+            raise UserError(f"resources has cpus {self.cpus} and gpus {self.gpus}: give some CPU, and no less than 0.")
+
+
+@dataclass
+class Sweep:
+    """A search over layer-gating configurations, or over any other keys of a `fit`.
+
+    Attributes:
+        space: by dotted configuration key what to try: {choice: [...]}, {grid: [...]}, {uniform: [low, high]},
+            {loguniform: [low, high]}, {int: [low, high]} (with step or log), or {layers: [...]}, every subset of
+            them (with least and most).
+        base: configuration files of an ordinary fit, later ones over earlier ones.
+        fixed: by dotted key what all trials have over the base.
+        metric: what to judge by, as a run reports it at validation.
+        mode: whether more of it is better.
+        search: `tpe`, `random`, or `grid` for every combination; None for `grid` if all keys are grids, else `tpe`.
+        trials: how many; None for all of a grid.
+        first: points to try first, by dotted key; other keys are sampled.
+        asha: when to stop weak trials; None never to.
+        engine: `processes`, each trial an ordinary fit of its own; or `shared`, where trials that differ only in
+            fuser and gates learn from the same caches in one process.
+        together: how many trials share a process under the shared engine.
+        resources: of a training process.
+        concurrent: training processes at once; None for as many as the machines have resources for.
+        retries: how often a trial that crashed is begun again from its last checkpoint.
+        seed: of the search.
+        experiment: MLflow experiment.
+    """
+
+    space: dict[str, dict[str, Any]]
+    base: list[str] | str = field(default_factory=lambda: ["conf/base.yaml"])
+    fixed: dict[str, Any] = field(default_factory=dict)
+    metric: str = "val/accuracy/c2c"
+    mode: Literal["max", "min"] = "max"
+    search: Search | None = None
+    trials: int | None = None
+    first: list[dict[str, Any]] = field(default_factory=list)
+    asha: Asha | None = None
+    engine: Literal["processes", "shared"] = "processes"
+    together: int = 4
+    resources: Resources = field(default_factory=Resources)
+    concurrent: int | None = None
+    retries: int = 2
+    seed: int = 0
+    experiment: str = "c2c"
+
+    def __post_init__(self) -> None:
+        self.base = [self.base] if isinstance(self.base, str) else list(self.base)
+        for key, least in {"trials": 1, "concurrent": 1, "together": 1, "retries": 0}.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise UserError(f"{key} is {value}: it must be at least {least}.")
+        if not self.space:
+            raise UserError(
+                "space is empty, so there is nothing to try: name a key and its values, such as "
+                "model.layers: {choice: [all, last:2]}."
+            )
+        for key in self.space.keys() & self.fixed.keys():
+            raise UserError(f"{key} is both in space and in fixed: leave it out of one of them.")

@@ -1,0 +1,268 @@
+"""The search space: what each key may be, in Optuna's terms and back."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import yaml
+
+from c2c_lightning.errors import UserError, meant
+
+Params = dict[str, Any]
+
+
+class Domain(ABC):
+    """What a key may be. Optuna knows it by one parameter or several, whose names begin with the key."""
+
+    @abstractmethod
+    def sample(self, key: str, trial: optuna.Trial) -> Any:
+        """A value that Optuna suggests."""
+
+    @abstractmethod
+    def encode(self, key: str, value: Any) -> Params:
+        """Optuna's parameters of a value; raises ValueError if the domain does not have it."""
+
+    @abstractmethod
+    def decode(self, key: str, params: Params) -> Any:
+        """The value of Optuna's parameters."""
+
+    @abstractmethod
+    def edges(self) -> list[Any]:
+        """Values which, if they are right for a configuration, let expect that all are."""
+
+    def values_in_order(self) -> list[Any]:
+        """All values; raises ValueError if they are endless."""
+        raise ValueError("has endless values")
+
+
+@dataclass
+class Choice(Domain):
+    """One of some values, which may be lists or mappings."""
+
+    values: list[Any]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("has no values")
+        self.labels = {label(value): value for value in self.values}
+
+    def sample(self, key: str, trial: optuna.Trial) -> Any:
+        return self.labels[trial.suggest_categorical(key, list(self.labels))]
+
+    def encode(self, key: str, value: Any) -> Params:
+        if label(value) not in self.labels:
+            raise ValueError(f"is none of {', '.join(self.labels)}")
+        return {key: label(value)}
+
+    def decode(self, key: str, params: Params) -> Any:
+        return self.labels[params[key]]
+
+    def edges(self) -> list[Any]:
+        return self.values
+
+    def values_in_order(self) -> list[Any]:
+        return self.values
+
+
+@dataclass
+class Number(Domain):
+    """A number from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: int | None = None
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ValueError(f"goes from {self.low} to {self.high}: the first must be the smaller one")
+        if self.log and self.low <= 0:
+            raise ValueError(f"is logarithmic and begins at {self.low}: it must be positive")
+        if self.log and self.step is not None:
+            raise ValueError("has both log and step: give one of them")
+        if self.step is not None and self.step < 1:
+            raise ValueError(f"has step {self.step}: it must be at least 1")
+
+    def sample(self, key: str, trial: optuna.Trial) -> Any:
+        if self.whole:
+            return trial.suggest_int(key, int(self.low), int(self.high), step=self.step or 1, log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+    def encode(self, key: str, value: Any) -> Params:
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            raise ValueError(f"does not lie in {self.low} to {self.high}")
+        return {key: value}
+
+    def decode(self, key: str, params: Params) -> Any:
+        return params[key]
+
+    def edges(self) -> list[Any]:
+        return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+
+    def values_in_order(self) -> list[Any]:
+        if not self.whole or self.log:
+            return super().values_in_order()
+        return list(range(int(self.low), int(self.high) + 1, self.step or 1))
+
+
+@dataclass
+class Subset(Domain):
+    """Some of the layers (or of anything): each is in or out, so that Optuna learns of each by itself."""
+
+    members: list[Any]
+    least: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("has no layers")
+        self.most = len(self.members) if self.most is None else self.most
+        if not 0 <= self.least <= self.most <= len(self.members):
+            raise ValueError(f"asks for {self.least} to {self.most} of {len(self.members)}")
+
+    def sample(self, key: str, trial: optuna.Trial) -> Any:
+        for name in self._names(key):
+            trial.suggest_categorical(name, [True, False])
+        return self.decode(key, trial.params)
+
+    def encode(self, key: str, value: Any) -> Params:
+        strangers = [member for member in value if member not in self.members]
+        if strangers or not self.least <= len(value) <= self.most:
+            raise ValueError(f"is not {self.least} to {self.most} of {self.members}")
+        return {name: member in value for name, member in zip(self._names(key), self.members)}
+
+    def decode(self, key: str, params: Params) -> Any:
+        """The members that are in; where too few or too many are, those nearest to the end decide."""
+        is_in = [params[name] for name in self._names(key)]
+        for wanted, limit in ((True, self.least), (False, len(is_in) - self.most)):
+            # The receiver's last layers are the likeliest to matter, and come in first.
+            others = [i for i in reversed(range(len(is_in))) if is_in[i] != wanted]
+            others = others if wanted else others[::-1]
+            for i in others[: max(0, limit - is_in.count(wanted))]:
+                is_in[i] = wanted
+        return [member for member, kept in zip(self.members, is_in) if kept]
+
+    def edges(self) -> list[Any]:
+        return [self.members[: max(1, self.most)], self.members[-max(1, self.least) :]]
+
+    def values_in_order(self) -> list[Any]:
+        sizes = range(self.least, self.most + 1)
+        return [list(subset) for size in sizes for subset in itertools.combinations(self.members, size)]
+
+    def _names(self, key: str) -> list[str]:
+        return [f"{key}[{member}]" for member in self.members]
+
+
+def label(value: Any) -> str | int | float | bool | None:
+    """A value as Optuna may have it: lists and mappings as text."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=True, width=10_000).strip()
+
+
+def read_domain(spec: Mapping[str, Any]) -> Domain:
+    """A domain as a sweep file states it; raises ValueError with what is wrong."""
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"is {spec!r}: give {{choice: [...]}} or another of {', '.join(KINDS)}")
+    kinds = [kind for kind in spec if kind in KINDS]
+    if len(kinds) != 1:
+        stranger = next(iter(spec), "")
+        hint = meant(str(stranger), KINDS, f"Give one of {', '.join(KINDS)}.")
+        raise ValueError(f"says {', '.join(map(str, spec)) or 'nothing'}. {hint}")
+    kind = kinds[0]
+    options = {name: value for name, value in spec.items() if name != kind}
+    make, allowed = KINDS[kind]
+    strangers = options.keys() - allowed
+    if strangers:
+        stranger = sorted(strangers)[0]
+        raise ValueError(f"has {stranger!r} beside {kind}. {meant(stranger, allowed, 'Leave it out.')}")
+    if not isinstance(spec[kind], list):
+        raise ValueError(f"has {kind}: {spec[kind]!r}: give a list")
+    if make is _range and (len(spec[kind]) != 2 or not all(type(edge) in (int, float) for edge in spec[kind])):
+        raise ValueError(f"has {kind}: {spec[kind]}: give the lowest and the highest number")
+    return make(kind, spec[kind], options)
+
+
+def _range(kind: str, edges: list[float], options: dict[str, Any]) -> Number:
+    return Number(*edges, **{"log": kind == "loguniform", "whole": kind == "int", **options})
+
+
+KINDS = {
+    "choice": (lambda kind, values, options: Choice(values), set()),
+    "grid": (lambda kind, values, options: Choice(values), set()),
+    "uniform": (_range, set()),
+    "loguniform": (_range, set()),
+    "int": (_range, {"step", "log"}),
+    "layers": (lambda kind, values, options: Subset(values, **options), {"least", "most"}),
+}
+
+
+class Space:
+    """Domains by dotted configuration key.
+
+    Args:
+        specs: as a sweep file states them.
+
+    Raises:
+        UserError: a domain that is none, and why.
+    """
+
+    def __init__(self, specs: Mapping[str, Mapping[str, Any]]):
+        self.domains: dict[str, Domain] = {}
+        for key, spec in specs.items():
+            try:
+                self.domains[key] = read_domain(spec)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"space.{key} {error}.".replace("..", ".")) from error
+        self.is_grid = all("grid" in spec for spec in specs.values())
+        self.grids = [key for key, spec in specs.items() if "grid" in spec]
+
+    def sample(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Values by key that Optuna suggests for a trial."""
+        return {key: domain.sample(key, trial) for key, domain in self.domains.items()}
+
+    def encode(self, point: Mapping[str, Any]) -> Params:
+        """Optuna's parameters of a point, which may leave keys out.
+
+        Raises:
+            UserError: the space does not have it.
+        """
+        params: Params = {}
+        for key, value in point.items():
+            if key not in self.domains:
+                raise UserError(f"first names {key}, which is not in space. {meant(key, self.domains)}".strip())
+            try:
+                params |= self.domains[key].encode(key, value)
+            except ValueError as error:
+                raise UserError(f"first has {key}: {value!r}, which {error}.") from error
+        return params
+
+    def decode(self, params: Params) -> dict[str, Any]:
+        return {key: domain.decode(key, params) for key, domain in self.domains.items()}
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every point, the last key changing fastest.
+
+        Raises:
+            UserError: a key has endless values.
+        """
+        columns = []
+        for key, domain in self.domains.items():
+            try:
+                columns.append(domain.values_in_order())
+            except ValueError as error:
+                raise UserError(f"search is grid, but space.{key} {error}.") from error
+        return [dict(zip(self.domains, row)) for row in itertools.product(*columns)]
+
+    def edges(self) -> list[dict[str, Any]]:
+        """Points that between them have every edge of every key, and as few as can be."""
+        columns: list[Sequence[Any]] = [domain.edges() for domain in self.domains.values()]
+        length = max(map(len, columns))
+        rows = zip(*(itertools.islice(itertools.cycle(column), length) for column in columns))
+        return [dict(zip(self.domains, row)) for row in rows]

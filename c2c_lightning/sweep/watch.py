@@ -1,0 +1,82 @@
+"""What Ray Tune tells of its trials, put into the ledger, into MLflow and before the user's eyes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from c2c_lightning.errors import UserError, meant
+from c2c_lightning.sweep.ledger import Ledger
+from c2c_lightning.sweep.live_table import LiveTable
+from c2c_lightning.sweep.process import log_tail
+from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.tracking import SweepTracker
+from c2c_lightning.sweep.trial import State
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Watch(tune.Callback):
+    """Follows the trials of a sweep.
+
+    Args:
+        sweep: its settings.
+        ledger: of its trials.
+        tracker: of its MLflow runs.
+        table: what the user sees.
+    """
+
+    def __init__(self, sweep: Sweep, ledger: Ledger, tracker: SweepTracker, table: LiveTable):
+        self.sweep, self.ledger, self.tracker, self.table = sweep, ledger, tracker, table
+        self.refused: str | None = None
+        self._looked = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into a snapshot, which nobody reads here; a terminal cannot be pickled.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._note(trial, "running")
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        last = trial.last_result
+        if "known_metrics" in last:
+            known = last["known_metrics"]
+            text = (
+                f"metric is {self.sweep.metric!r}, which it did not report. {meant(self.sweep.metric, known)}".strip()
+            )
+            self._note(trial, "failed", text)
+            self.refused = f"trial {trial.config['number']}: {text} It reported {', '.join(known)}."
+        elif "refused" in last:
+            self._note(trial, "failed", last["refused"])
+        elif last.get("finished"):
+            self._note(trial, "finished")
+        else:
+            value = last[self.sweep.metric]
+            keep = f"the best 1/{self.sweep.asha.factor:g}"
+            self._note(trial, "stopped", f"at step {last['step']}, {value:.4g} was not among {keep}")
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._note(trial, "waiting", f"begun again ({trial.num_failures} of {self.sweep.retries}): {self._why(trial)}")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._note(trial, "failed", self._why(trial))
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if self.refused is not None:  # raised here, as Tune makes a traceback of what its other callbacks raise
+            raise UserError(self.refused)
+        if time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._looked = time.monotonic()
+            self.table.update(self.ledger.refresh())
+
+    def _note(self, trial: TuneTrial, state: State, reason: str = "") -> None:
+        number = trial.config["number"]
+        self.ledger.refresh()  # for the last time, if it has ended
+        self.tracker.note(self.ledger.note(number, state, reason))
+
+    def _why(self, trial: TuneTrial) -> str:
+        lines = log_tail(self.ledger.trials[trial.config["number"]].folder).strip().splitlines()
+        return lines[-1] if lines else "it ended without a word"

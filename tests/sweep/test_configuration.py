@@ -1,0 +1,62 @@
+"""A trial's configuration is the base with its values laid over."""
+
+import pytest
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.sweep.configuration import merge
+
+
+@pytest.fixture
+def base(tmp_path):
+    files = {
+        "a.yaml": "model: {receiver: r, gate: {kind: learned, init: 1.0}, layers: [0, 1], fuser: {class_path: A, x: 1}}",
+        "b.yaml": "model: {optimizer: {lr: 0.1, gate_lr: '${model.optimizer.lr}'}}\ntrainer: {max_steps: 3}",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return [str(tmp_path / name) for name in files]
+
+
+def test_later_files_and_values_win(base):
+    merged = merge(base, {"trainer.max_steps": 5}, {"trainer.max_steps": 7, "model.optimizer.lr": 0.2})
+    assert merged["trainer"] == {"max_steps": 7}
+    assert merged["model"]["optimizer"] == {"lr": 0.2, "gate_lr": "${model.optimizer.lr}"}
+    assert merged["model"]["receiver"] == "r"
+
+
+def test_a_mapping_goes_into_what_is_there_and_a_list_replaces_it(base):
+    merged = merge(base, {"model.gate": {"kind": "open"}, "model.layers": [3]})
+    assert merged["model"]["gate"] == {"kind": "open", "init": 1.0}
+    assert merged["model"]["layers"] == [3]
+
+
+def test_another_class_does_not_inherit_the_arguments(base):
+    merged = merge(base, {"model.fuser": {"class_path": "B", "y": 2}})
+    assert merged["model"]["fuser"] == {"class_path": "B", "y": 2}
+
+
+def test_the_same_class_keeps_the_arguments_it_has(base):
+    merged = merge(base, {"model.fuser": {"class_path": "a.b.A", "y": 2}})
+    assert merged["model"]["fuser"] == {"class_path": "a.b.A", "x": 1, "y": 2}
+
+
+def test_one_layer_map_is_not_laid_into_another(base):
+    merged = merge(base, {"model.layer_map": {0: 1, 1: 2}}, {"model.layer_map": {3: 3}})
+    assert merged["model"]["layer_map"] == {3: 3}
+
+
+def test_a_key_that_the_base_does_not_have_is_added(base):
+    merged = merge(base, {"model.layer_map": {0: 1, 1: 2}, "data.init_args.seed": 3})
+    assert merged["model"]["layer_map"] == {0: 1, 1: 2}
+    assert merged["data"] == {"init_args": {"seed": 3}}
+
+
+def test_a_missing_base_is_named():
+    with pytest.raises(UserError, match=r"base names nowhere\.yaml: no such file"):
+        merge(["nowhere.yaml"])
+
+
+def test_a_base_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"broken\.yaml, which cannot be read"):
+        merge([str(tmp_path / "broken.yaml")])

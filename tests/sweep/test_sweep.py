@@ -1,0 +1,147 @@
+"""What a sweep leaves behind, from its file to the best configuration."""
+
+import pytest
+import yaml
+
+from c2c_lightning.sweep.process import is_free
+from tests.sweep.sweeps import Workspace
+from tests.training.runs import BASE
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A good learning rate, and one that learns nothing."""
+    workspace = Workspace(tmp_path_factory.mktemp("swept"))
+    workspace.write(
+        space={"model.optimizer.lr": {"grid": [0.01, 1.0e-7]}}, asha={"grace": 0.25, "factor": 2}, concurrent=1
+    )
+    assert workspace.run() == 0, workspace.said
+    return workspace
+
+
+def test_every_trial_is_accounted_for_once(swept):
+    assert list(swept.table["trial"]) == [0, 1]
+    assert [trial.state for trial in swept.ledger.refresh()] == ["finished", "stopped"]
+    assert list(swept.table["model.optimizer.lr"]) == [0.01, 1e-7]
+
+
+def test_a_weak_trial_is_stopped_early_and_says_why(swept):
+    weak = swept.ledger.trials[1]
+    assert weak.step == 5
+    assert "at step 5" in weak.reason
+    assert "not among the best 1/2" in weak.reason
+    assert not (swept.trial(1) / "summary.json").exists()
+    assert all(is_free(swept.trial(number)) for number in range(2))
+
+
+def test_mlflow_has_one_run_for_the_sweep_and_one_for_each_trial(swept):
+    parent, below = swept.tracked()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["best_trial"] == "000 lr=0.01"
+    artifacts = {file.path for file in swept.client.list_artifacts(parent.info.run_id)}
+    assert artifacts >= {"sweep.yaml", "sweep.csv", "best.yaml", "figures"}
+    assert set(below) == {"000", "001"}
+    for name, status in {"000": "FINISHED", "001": "KILLED"}.items():
+        run = below[name]
+        assert run.info.status == status
+        assert float(run.data.params["sweep/model.optimizer.lr"]) == (0.01 if name == "000" else 1e-7)
+        assert "val/loss" in run.data.metrics
+        assert run.data.params["model/optimizer/lr"]
+    assert "not among the best" in below["001"].data.tags["reason"]
+    history = swept.client.get_metric_history(below["000"].info.run_id, "val/loss")
+    assert [point.step for point in history] == [4, 9, 14, 19]
+    assert {"gates.png", "fuser", "log.txt"} <= {
+        file.path for file in swept.client.list_artifacts(below["000"].info.run_id)
+    }
+
+
+def test_the_best_configuration_trains_as_the_trial_did(swept, fit):
+    again = fit(f"--config={swept.sweep / 'best.yaml'}")
+    losses = swept.table["val/loss"]
+    assert again.summary["metrics"]["val/loss"] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[0] < losses[1]
+
+
+def test_trials_are_listed_as_they_go_and_at_the_end(swept):
+    assert "trial 000: running" in swept.said
+    assert "2 of 2 trials done" in swept.said
+    assert "Traceback" not in swept.said
+
+
+def test_a_trial_that_fails_again_and_again_is_marked_failed_with_its_log(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.write(
+        space={"trainer.callbacks": {"grid": [[], [{"class_path": "tests.training.runs.Fail"}]]}},
+        retries=1,
+        concurrent=2,
+    )
+    assert workspace.run() == 0, workspace.said
+    assert [trial.state for trial in workspace.ledger.refresh()] == ["finished", "failed"]
+    failed = workspace.tracked()[1]["001"]
+    assert failed.info.status == "FAILED"
+    assert "the disk is on fire" in failed.data.tags["reason"]
+    assert "RuntimeError: the disk is on fire" in failed.data.tags["log"]
+    log = (workspace.trial(1) / "log.txt").read_text()
+    assert log.count("RuntimeError: the disk is on fire") == 2, "begun, and begun once again"
+
+
+REFUSED = {
+    "unknown key": (
+        {"space": {"model.gate.sparsety": {"choice": [0.1]}}, "trials": 1},
+        r"space with model\.gate\.sparsety: 0\.1: .*Did you mean .*sparsity",
+    ),
+    "empty space": ({"space": {}, "trials": 1}, "space is empty, so there is nothing to try"),
+    "unknown setting": ({"space": {"model.layers": {"grid": ["all"]}}, "trails": 1}, "Did you mean trials"),
+    "layer that is not there": (
+        {"space": {"model.layers": {"grid": ["all", [7]]}}},
+        r"space with model\.layers: \[7\]: model\.layers names receiver layer 7",
+    ),
+    "no number of trials": ({"space": {"model.layers": {"choice": ["all"]}}}, "trials is not given"),
+    "grid in a random search": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "search": "random", "trials": 1},
+        r"search is random, but space\.model\.layers is a grid",
+    ),
+    "key twice": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "fixed": {"model.layers": "all"}},
+        "model.layers is both in space and in fixed",
+    ),
+    "missing base": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "base": "nowhere.yaml"},
+        "nowhere.yaml: no such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_run_is_refused_before_anything_runs(name, tmp_path, monkeypatch):
+    from c2c_lightning.cli import main
+
+    settings, message = REFUSED[name]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"base": BASE, **settings}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        main(["sweep", "--config", "wrong.yaml"])
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_demand_that_no_machine_meets_is_refused_before_a_trial_starts(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.write(space={"model.layers": {"grid": ["all"]}}, resources={"cpus": 1, "gpus": 64})
+    assert workspace.run() == 1
+    assert "resources asks for 1 CPUs and 64 GPUs on one machine, but the largest" in workspace.said
+    assert "Traceback" not in workspace.said
+    assert not (workspace.sweep / "trials").exists()
+
+
+def test_a_metric_that_never_appears_ends_the_sweep_at_the_first_report(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.write(
+        space={"model.layers": {"grid": ["all", "last:2", "last:1"]}}, metric="val/acuracy/c2c", concurrent=1
+    )
+    assert workspace.run() == 1
+    assert "metric is 'val/acuracy/c2c', which it did not report" in workspace.said
+    assert "Did you mean val/accuracy/c2c?" in workspace.said
+    assert "Traceback" not in workspace.said
+    assert len(workspace.ledger.trials) == 1
+    assert is_free(workspace.trial(0))
