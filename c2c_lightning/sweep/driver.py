@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -74,7 +76,7 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
     """
     console = Console()
     space, ledger = Space(sweep.space), Ledger(folder)
-    with cluster(address):
+    with cluster(address), terminated() as signals:
         processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
         tracker = SweepTracker(folder, sweep)
         try:
@@ -95,7 +97,23 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
     tracker.end(folder, "interrupted" if left else "success")
     if left:
         console.print(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}", soft_wrap=True)
-        raise Interrupted(130)
+        raise Interrupted(128 + next(iter(signals), signal.SIGINT))
+
+
+@contextmanager
+def terminated() -> Iterator[list[int]]:
+    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, which Tune knows; yields those received."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass

@@ -171,14 +171,15 @@ class LiveTable:
             self.live.update(table, refresh=True)
             return
         for trial in self.trials:
-            self._write(trial, is_old=is_first and trial.state not in ("running", "waiting"))
+            self._write(trial, is_first)
 
-    def _write(self, trial: Trial, is_old: bool) -> None:
+    def _write(self, trial: Trial, is_first: bool) -> None:
         """A line for each validation since the last time, and one for another state."""
         state, rows = self._written.get(trial.number, ("waiting", 0))
         self._written[trial.number] = trial.state, len(trial.progress)
-        if is_old:  # from before the sweep was gone on with
-            return
+        if is_first:  # what is there was so before the sweep was gone on with
+            rows = len(trial.progress)
+            state = trial.state if trial.state != "running" else "waiting"
         lines = []
         if trial.state == "running" and state != "running":
             values = (f"{short} {short_value(trial.values[key])}" for key, short in short_keys(trial.values).items())

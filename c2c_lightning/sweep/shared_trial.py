@@ -15,16 +15,20 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from c2c_lightning.runs import STOP_FILE
+from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE
 from c2c_lightning.sweep.process import SECONDS_TO_STOP, TrainingProcess
 from c2c_lightning.sweep.process_trial import ProcessTrial, clear_false_start
 from c2c_lightning.sweep.settings import Resources
 
 # A group that is not full is begun when nobody has come for so long.
 QUIET_SECONDS = 5.0
+# A runner that was not heard of for so long is taken for lost, with its machine.
+LOST_SECONDS = 30.0
 POLL = 0.5
 GROUP_FILE = "group"  # whom a trial last trained with: only with them can it go on from its checkpoint
+ENDED_FILES = (SUMMARY_FILE, STOP_FILE)
 ALONE_FILE = "alone"  # the trial was in a group that crashed: next time it runs by itself, and spoils no other
 
 
@@ -39,31 +43,29 @@ class Pool:
         self.size = size
         self.waiting: dict[str, str] = {}  # folder: key
         self.running: dict[str, int] = {}  # folder: runner
+        self.heard: dict[int, float] = {}  # runner: when
         self.last_came = 0.0
         self.open = True
 
-    def close(self) -> None:
-        """The sweep ends: runners stop what they run."""
-        self.open = False
-
-    def is_open(self) -> bool:
-        return self.open
-
     def add(self, folder: str, key: str) -> None:
-        """A trial comes; only trials of the same key share a process."""
-        self.waiting[folder] = key
-        self.last_came = time.monotonic()
+        """A trial comes; only trials of the same key share a process. One that is here already stays as it is."""
+        if not self.is_busy(folder):
+            self.waiting[folder] = key
+            self.last_came = time.monotonic()
 
     def withdraw(self, folder: str) -> None:
         self.waiting.pop(folder, None)
 
     def is_busy(self, folder: str) -> bool:
         """Whether a trial waits or runs."""
+        self._give_up_the_lost()
         return folder in self.waiting or folder in self.running
 
     def take(self, runner: int) -> list[str]:
         """A group for a runner that has nothing to do, and whose last one has so ended; empty if none is ready."""
+        self.heard[runner] = time.monotonic()
         self.running = {folder: other for folder, other in self.running.items() if other != runner}
+        self._give_up_the_lost()
         for key in dict.fromkeys(self.waiting.values()):
             group = [folder for folder, other in self.waiting.items() if other == key][: self.size]
             if len(group) == self.size or time.monotonic() - self.last_came > QUIET_SECONDS:
@@ -73,28 +75,46 @@ class Pool:
                 return group
         return []
 
+    def may_go_on(self, runner: int, group: list[str]) -> bool:
+        """Whether a runner that is at work on a group, if it has one, is still wanted."""
+        self.heard[runner] = time.monotonic()
+        return self.open and all(self.running.get(folder) == runner for folder in group)
+
+    def close(self) -> list[int]:
+        """The sweep ends: runners stop what they run. Returns those that will hear of it."""
+        self.open = False
+        return [runner for runner, when in self.heard.items() if time.monotonic() - when < LOST_SECONDS]
+
+    def _give_up_the_lost(self) -> None:
+        """Puts the groups of runners that are lost back among those that wait, each as it was."""
+        for runner in set(self.running.values()):
+            if time.monotonic() - self.heard[runner] > LOST_SECONDS:
+                group = [folder for folder, other in self.running.items() if other == runner]
+                left = [folder for folder in group if not any((Path(folder) / name).exists() for name in ENDED_FILES)]
+                self.waiting |= dict.fromkeys(left, " ".join(group))
+                self.running = {folder: other for folder, other in self.running.items() if other != runner}
+
 
 class Runner:
     """Runs groups, one after the other, for as long as the sweep goes on."""
 
     def run(self, number: int, pool: ActorHandle, working_folder: str, cpus: float) -> None:
-        while ray.get(pool.is_open.remote()):
-            group = [Path(folder) for folder in ray.get(pool.take.remote(number))]
+        while ray.get(pool.may_go_on.remote(number, [])):
+            group = ray.get(pool.take.remote(number))
             if group:
-                self.train(group, pool, Path(working_folder), cpus)
+                self.train(number, group, pool, Path(working_folder), cpus)
             else:
                 time.sleep(POLL)
 
-    def train(self, group: list[Path], pool: ActorHandle, working_folder: Path, cpus: float) -> None:
+    def train(self, number: int, group: list[str], pool: ActorHandle, working_folder: Path, cpus: float) -> None:
         """Runs one group to its end, or to the sweep's."""
-        runs = ",".join(str(folder) for folder in group)
-        for folder in group:
+        runs, folders = ",".join(group), [Path(folder) for folder in group]
+        for folder in folders:
             clear_false_start(folder)
             (folder / GROUP_FILE).write_text(runs, encoding="utf-8")
-        process = TrainingProcess(
-            ["fit-shared", "--runs", runs, "--progress_bar", "false"], group, working_folder, cpus
-        )
-        while process.returncode() is None and ray.get(pool.is_open.remote()):
+        arguments = ["fit-shared", "--runs", runs, "--progress_bar", "false"]
+        process = TrainingProcess(arguments, folders, working_folder, cpus)
+        while process.returncode() is None and ray.get(pool.may_go_on.remote(number, group)):
             time.sleep(POLL)
         process.stop()
 
@@ -139,7 +159,9 @@ class SharedTrial(ProcessTrial):
 @contextmanager
 def runners(number: int, resources: Resources, together: int, working_folder: Path) -> Iterator[ActorHandle]:
     """A pool, and runners for it, which are ended with all that they run when the sweep is."""
-    pool = ray.remote(num_cpus=0)(Pool).remote(together)
+    # On the driver's machine: if that is lost, so is the sweep.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    pool = ray.remote(num_cpus=0, scheduling_strategy=here)(Pool).remote(together)
     demand = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     # A runner whose machine is lost goes on on another.
     kind = ray.remote(**demand, max_restarts=-1, max_task_retries=-1)(Runner)
@@ -148,5 +170,6 @@ def runners(number: int, resources: Resources, together: int, working_folder: Pa
     try:
         yield pool
     finally:
-        ray.get(pool.close.remote())
-        ray.wait(running, num_returns=number, timeout=SECONDS_TO_STOP)
+        there = ray.get(pool.close.remote())
+        if there:
+            ray.wait([running[i] for i in there], num_returns=len(there), timeout=SECONDS_TO_STOP)

@@ -106,6 +106,12 @@ class RunRecord(L.Callback):
                     note_tracking(run.tracker, run.folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # Cut off after its last step, and so before its end, for which Lightning sees no reason to train.
+        unended = [run for run in module.runs() if run.resumed and not (run.folder / SUMMARY_FILE).exists()]
+        if self.started is None and trainer.strategy.broadcast(bool(unended)):
+            self.on_train_start(trainer, module)
+            for callback in trainer.callbacks:
+                callback.on_train_end(trainer, module)
         if self.started is None:
             rank_zero_info(f"Nothing to do: the run is at step {trainer.global_step} already, and is left as it was.")
         elif trainer.is_global_zero:

@@ -103,8 +103,11 @@ def test_time_left_of_a_sweep_is_that_of_its_trials_shared_by_those_that_run():
 def test_in_a_log_each_change_has_one_line_and_the_table_comes_last():
     console = Console(file=io.StringIO(), width=100)
     with LiveTable(METRIC, "max", console=console) as live:
-        one, other = trial(0, 0.5, state="running", step=100), trial(1, state="waiting")
+        # Reported before the sweep was gone on with, which is not told again.
+        one, other = trial(0, 0.25, state="running", step=50), trial(1, state="waiting")
         live.update([one, other])
+        live.update([one, other])
+        one.progress += trial(0, 0.5, step=100).progress
         live.update([one, other])
         one.progress += trial(0, 0.75).progress
         one.state = "finished"

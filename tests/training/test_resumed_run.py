@@ -48,6 +48,27 @@ def test_a_resumed_run_ends_with_the_same_fuser_to_the_bit(fit, tmp_path, short_
     assert same(resumed.checkpoint(), whole.checkpoint())
 
 
+def test_a_run_that_was_cut_off_after_its_last_step_is_ended_by_a_resume(fit, tmp_path):
+    """Its weights are final, but nothing was exported yet."""
+    cut = [
+        "--trainer.callbacks+=tests.training.runs.RaiseSignal",
+        "--trainer.callbacks.step=3",
+        "--trainer.callbacks.number=15",
+    ]
+    with pytest.raises(SystemExit):
+        fit("--trainer.max_steps=3", *cut, workspace=tmp_path)
+    interrupted = newest(tmp_path)
+    assert not (interrupted.folder / "summary.json").exists()
+    before = interrupted.checkpoint()
+    resumed = fit("--trainer.max_steps=3", "--ckpt_path=last", workspace=tmp_path)
+    assert resumed.folder == interrupted.folder
+    assert resumed.summary["steps"] == 3
+    assert "val/accuracy/c2c" in resumed.summary["metrics"]
+    assert same(resumed.checkpoint(), before)
+    assert resumed.tracked.info.status == "FINISHED"
+    assert (resumed.folder / "fuser" / "model.safetensors").exists()
+
+
 def test_accumulated_micro_batches_have_the_gradient_of_one_batch(fit, short_epochs):
     """Although responses differ in length, and so micro-batches in their number of supervised tokens."""
     # The whole training set in one batch, or in four: the same examples whatever their order.
