@@ -82,5 +82,7 @@ def read_stack(cache: DynamicCache, layers: Sequence[int], positions: Tensor | N
 
 def write_stack(cache: DynamicCache, layers: Sequence[int], stack: Tensor) -> None:
     """Puts a KV stack in the place of the cache's own entries of these layers."""
+    # Taken apart in one go: the gradient of an entry picked by its index would be a whole stack of zeros around it.
+    keys, values = (part.unbind() for part in stack.unbind())
     for i, layer in enumerate(layers):
-        cache.layers[layer].keys, cache.layers[layer].values = stack[0, i], stack[1, i]
+        cache.layers[layer].keys, cache.layers[layer].values = keys[i], values[i]
