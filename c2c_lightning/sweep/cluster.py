@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,10 @@ def cluster(address: str | None) -> Iterator[None]:
     own = {} if address else {"include_dashboard": False, "object_store_memory": 100 * MEGABYTE}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed is in the table and in MLflow
     try:
+        if address and ":" in address and "://" not in address:
+            # Ray itself would go on trying for minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address or "local", **own, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"no Ray cluster answers at {address!r}: {first_line(error)}") from error

@@ -3,6 +3,8 @@
 import pytest
 import yaml
 
+from c2c_lightning.errors import UserError
+from c2c_lightning.sweep.cluster import cluster
 from c2c_lightning.sweep.process import is_free
 from tests.sweep.sweeps import Workspace
 from tests.training.runs import BASE
@@ -132,6 +134,12 @@ def test_a_demand_that_no_machine_meets_is_refused_before_a_trial_starts(tmp_pat
     assert "resources asks for 1 CPUs and 64 GPUs on one machine, but the largest" in workspace.said
     assert "Traceback" not in workspace.said
     assert not (workspace.sweep / "trials").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "auto", "nowhere"])
+def test_an_address_where_no_cluster_answers_is_named(address):
+    with pytest.raises(UserError, match=f"no Ray cluster answers at '{address}'"), cluster(address):
+        pass
 
 
 def test_a_metric_that_never_appears_ends_the_sweep_at_the_first_report(tmp_path):

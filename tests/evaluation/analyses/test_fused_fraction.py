@@ -26,9 +26,10 @@ def test_half_of_every_prompts_own_tokens_is_fused(communicator, questions):
     for row, length in enumerate(questions.batch(communicator).prompt_mask[:, :-1].sum(1).tolist()):
         half = (length + 1) // 2
         start = own.shape[4] - length
-        assert torch.equal(front[:, :, row, :, start : start + half], fused[:, :, row, :, start : start + half])
+        # Fewer tokens go through the same matmuls, which may round otherwise; what is not fused is as it was.
+        torch.testing.assert_close(front[:, :, row, :, start : start + half], fused[:, :, row, :, start : start + half])
         assert torch.equal(front[:, :, row, :, start + half :], own[:, :, row, :, start + half :])
-        assert torch.equal(back[:, :, row, :, -half:], fused[:, :, row, :, -half:])
+        torch.testing.assert_close(back[:, :, row, :, -half:], fused[:, :, row, :, -half:])
         assert torch.equal(back[:, :, row, :, start:-half], own[:, :, row, :, start:-half])
 
 
