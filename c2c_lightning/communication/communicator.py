@@ -338,7 +338,10 @@ def fuse_caches(
                 receiver, onto = (pick(stack[k], 1, rows[k]) for stack in (own, fused))
                 aligned = batch.sharers[i].positions != UNALIGNED
                 fusions.append(Fusion(c.fusers[i], stacks[k][i], receiver, onto, aligned))
-        for k, out in zip(rows, fuse_together(fusions)):
+        # On a CPU many small matmuls cost what one large one does, and are rounded as they are alone: over some
+        # hundred steps another rounding grows into another fuser.
+        fused_stacks = fuse_together(fusions, merge=any(stack.device.type != "cpu" for stack in own.values()))
+        for k, out in zip(rows, fused_stacks):
             fused[k] = out if rows[k] is None else fused[k].index_copy(1, rows[k], out)
     for k, stack in fused.items():
         write_stack(caches[k], communicators[k].fused_layers, stack)

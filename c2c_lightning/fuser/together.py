@@ -31,15 +31,19 @@ class Fusion:
     aligned: Tensor | None
 
 
-def fuse_together(fusions: Sequence[Fusion]) -> list[Tensor]:
+def fuse_together(fusions: Sequence[Fusion], merge: bool = True) -> list[Tensor]:
     """The fused stack of each, in one call of `update` for all fusers of the same class and sizes.
 
     Gradients reach every fuser's own parameters. Fusers that draw random numbers must be called one by one, for
     each has draws of its own.
+
+    Args:
+        fusions: what to do.
+        merge: False for one call for each fuser, which gives to the bit what each gives alone.
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, fusion in enumerate(fusions):
-        alike[(len(fusions) > 1 and likeness(fusion.fuser)) or i].append(i)
+        alike[(merge and len(fusions) > 1 and likeness(fusion.fuser)) or i].append(i)
     fused: dict[int, Tensor] = {}
     for members in alike.values():
         if len(members) == 1:
