@@ -93,7 +93,8 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
         left = search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
     for trial in ledger.refresh():
         trial.run_id = noted_tracking(trial.folder).get("run_id")
-    conclude(sweep, folder, ledger.refresh(), tracker, console)
+    if ledger.trials:
+        conclude(sweep, folder, ledger.refresh(), tracker, console)
     tracker.end(folder, "interrupted" if left else "success")
     if left:
         console.print(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}", soft_wrap=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # the last one may be on its way
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last one may be on its way, or a kill have cut it off
             row = json.loads(line)
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]

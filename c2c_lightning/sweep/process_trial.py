@@ -59,11 +59,13 @@ class ProcessTrial(tune.Trainable):
             rows = read_progress(self.folder)
             if self.reported < len(rows):
                 row = rows[self.reported]
-                is_last = row["step"] >= row["max_steps"]
+                is_last = self.has_result() and self.reported == len(rows) - 1
                 # The last validation is not the end: the fuser is still to be exported.
-                if not is_last or self.has_result():
+                if row["step"] < row["max_steps"] or is_last:
                     self.reported += 1
                     return self.result(row, is_last)
+            if ended and self.has_result() and rows:  # by its own choice, before its last step
+                return self.result(rows[-1], True)
             if ended:
                 return self.failed()
             if time.monotonic() > until:

@@ -31,23 +31,25 @@ def open_study(folder: Path, sweep: Sweep, space: Space) -> optuna.Study:
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
         study_name=STUDY,
-        sampler=_sampler(sweep),
         direction="maximize" if sweep.mode == "max" else "minimize",
         load_if_exists=True,
     )
-    if not study.trials:
-        # Optuna's own GridSampler cannot be asked for one trial after the other.
-        for point in space.grid() if sweep.search == "grid" else sweep.first:
-            study.enqueue_trial(space.encode(point))
+    # Optuna's own GridSampler cannot be asked for one trial after the other.
+    points = space.grid() if sweep.search == "grid" else sweep.first
+    for point in points[len(study.trials) :]:  # a kill may have come in between
+        study.enqueue_trial(space.encode(point))
+    begun = sum(trial.state != TrialState.WAITING for trial in study.trials)
+    # A sampler that is made anew would draw the same again.
+    study.sampler = _sampler(sweep, sweep.seed + begun)
     return study
 
 
-def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
+def _sampler(sweep: Sweep, seed: int) -> optuna.samplers.BaseSampler:
     if sweep.search != "tpe":
-        return optuna.samplers.RandomSampler(seed=sweep.seed)
+        return optuna.samplers.RandomSampler(seed=seed)
     # A third at random, ten at most; trials that still run count as bad, so that neighbours are not tried at once.
     at_random = min(10, max(3, (sweep.trials or 0) // 3))
-    return optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=at_random, constant_liar=True)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=at_random, constant_liar=True)
 
 
 class StudySearch(Searcher):

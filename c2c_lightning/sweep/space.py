@@ -239,7 +239,7 @@ class Space:
                 raise UserError(f"first names {key}, which is not in space. {meant(key, self.domains)}".strip())
             try:
                 params |= self.domains[key].encode(key, value)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise UserError(f"first has {key}: {value!r}, which {error}.") from error
         return params
 

@@ -46,6 +46,27 @@ def test_a_trial_that_was_cut_off_is_handed_out_again_with_its_values(tmp_path):
     assert (values[0], values[1], values[2]) == (0.25, 0.5, None)
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_sweep_that_is_gone_on_with_tries_other_points(tmp_path, kind):
+    tried = []
+    for driver in range(3):
+        searching = search(tmp_path, search=kind, trials=9)
+        for i in range(3):
+            tried.append(searching.suggest(f"{driver} {i}")["values"]["init"])
+            end(searching, f"{driver} {i}")
+    assert len(set(tried)) == 9
+
+
+def test_a_grid_whose_driver_was_killed_while_it_was_laid_out_is_completed(tmp_path):
+    space = {"init": {"grid": [0, 1, 2]}}
+    searching = search(tmp_path, {"init": {"grid": [0]}}, 1, search="grid")
+    assert len(searching.study.trials) == 1
+    points = [
+        trial.system_attrs["fixed_params"]["init"] for trial in search(tmp_path, space, 3, search="grid").study.trials
+    ]
+    assert points == [0, 1, 2]
+
+
 def test_reports_of_a_trial_that_is_gone_on_with_count_once(tmp_path, recwarn):
     first = search(tmp_path)
     first.suggest("t0")
