@@ -4,10 +4,9 @@
 
 Whole commands are timed, start-up included. Both leave the same folders, whose final losses are compared.
 
-Seen on two cores of a Xeon with 300 steps of conf/base.yaml: 4 commands 193 s, one command 104 s, 1.85 times as
-fast, the same final losses to the bit. It pays by what trials share (start-up, data, prefill) over what each has
-of its own (its fuser, the response, the backward pass): on the built-in pair a step shares about 65 ms, and every
-trial adds about 50 ms. The larger the models beside the fusers, the closer K trials come to the price of one.
+docs/sweeps.md has what was seen on two cores. It pays by what trials share (start-up, data, prefill) over what each
+has of its own (its fuser, the response, the backward pass). The larger the models beside the fusers, the closer K
+trials come to the price of one.
 Memory grows with K: the fusers' and the responses' activations of all trials are kept until the backward pass.
 """
 
