@@ -30,6 +30,7 @@ from c2c_lightning.communication.fuser_folder import write_fuser_folder
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted, write_whole
 from c2c_lightning.tracking import note_tracking
+from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.sharding import whole_state
 from c2c_lightning.training.trained_run import TrainedRun
 
@@ -111,7 +112,8 @@ class RunRecord(L.Callback):
         if self.started is None and trainer.strategy.broadcast(bool(unended)):
             self.on_train_start(trainer, module)
             for callback in trainer.callbacks:
-                callback.on_train_end(trainer, module)
+                if isinstance(callback, (RunRecord, GateMap)):  # others never saw a start
+                    callback.on_train_end(trainer, module)
         if self.started is None:
             rank_zero_info(f"Nothing to do: the run is at step {trainer.global_step} already, and is left as it was.")
         elif trainer.is_global_zero:

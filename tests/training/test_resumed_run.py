@@ -60,7 +60,8 @@ def test_a_run_that_was_cut_off_after_its_last_step_is_ended_by_a_resume(fit, tm
     interrupted = newest(tmp_path)
     assert not (interrupted.folder / "summary.json").exists()
     before = interrupted.checkpoint()
-    resumed = fit("--trainer.max_steps=3", "--ckpt_path=last", workspace=tmp_path)
+    # With the bar that a user has, which never saw a start.
+    resumed = fit("--trainer.max_steps=3", "--ckpt_path=last", "--trainer.enable_progress_bar=true", workspace=tmp_path)
     assert resumed.folder == interrupted.folder
     assert resumed.summary["steps"] == 3
     assert "val/accuracy/c2c" in resumed.summary["metrics"]
