@@ -12,7 +12,6 @@ Memory grows with K: the fusers' and the responses' activations of all trials ar
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import resource
@@ -26,6 +25,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import auto_cli
+
+from c2c_lightning.sweep.configuration import merge
 
 PROJECT = Path(__file__).resolve().parents[1]
 # Configurations that a sweep over gating would try, over conf/base.yaml.
@@ -87,24 +88,14 @@ def measure(steps: int = 300, trials: list[int] = [1, 2, 4], sweeps: list[str] =
 
 def prepared(root: Path, values: list[dict[str, Any]], steps: int) -> list[Path]:
     """Folders with a configuration each."""
-    base = yaml.safe_load((PROJECT / "conf" / "base.yaml").read_text())
+    fixed = {"trainer.max_steps": steps, "trainer.enable_progress_bar": False}
     folders = []
     for number, model in enumerate(values):
-        config = copy.deepcopy(base)
-        merge(config["model"], model)
-        config["trainer"] |= {"max_steps": steps, "enable_progress_bar": False}
+        config = merge([str(PROJECT / "conf" / "base.yaml")], fixed, {"model": model})
         folders.append(root / f"{number:03d}")
         folders[-1].mkdir(parents=True)
         (folders[-1] / "trial.yaml").write_text(yaml.safe_dump(config))
     return folders
-
-
-def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def run(root: Path, args: list[str]) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
@@ -38,6 +39,20 @@ def newest_fuser(runs: Path = RUNS) -> Path:
             if fuser is not None and fuser.exists():
                 return fuser
     raise UserError(f"model.fuser is last, but {runs}/ has no run with a fuser: train one, or name a fuser's folder.")
+
+
+def new_folder(parent: Path = RUNS, name: str = "") -> Path:
+    """A folder of this moment's own; of several processes that ask for one, the first one's is to be taken.
+
+    Args:
+        parent: where it is.
+        name: what comes after the moment.
+    """
+    first = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{name and '-'}{name}"
+    folder, number = first, 2
+    while folder.exists():
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return folder
 
 
 def make_folder(folder: Path, key: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training import (
     C2CModule,
@@ -109,7 +108,8 @@ class C2CCLI(LightningCLI):
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=config.logger or False, **kwargs)
         folder = Path(config.default_root_dir)
-        kwargs.setdefault("logger", self.loggers() or False)
+        if "logger" not in kwargs:
+            kwargs["logger"] = self.loggers() or False
         callbacks = [*(config.callbacks or []), GateMap(), Progress(), Interruption(), *callbacks]
         # Rich's bar would count to epoch -2 when only max_steps is set.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
@@ -156,12 +156,3 @@ def reads_shards(strategy: Any) -> bool:
     """Whether a strategy, as it stands in a configuration, resumes sharded checkpoints."""
     path = getattr(strategy, "class_path", None)
     return path is not None and issubclass(import_object(path), ModelParallelStrategy)
-
-
-def new_folder() -> Path:
-    """A folder of this moment's own under `runs/`; of several processes, the first one's is taken."""
-    first = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder

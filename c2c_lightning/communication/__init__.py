@@ -7,10 +7,10 @@ from c2c_lightning.communication.communicator import (
     Communicator,
     load_aligner,
     load_communicator,
-    load_models,
-    prefill_together,
 )
+from c2c_lightning.communication.fusion import prefill_together
 from c2c_lightning.communication.layer_map import LayerMap, Layers
+from c2c_lightning.communication.models import load_models
 from c2c_lightning.communication.reading import Reading
 
 __all__ = [

@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from c2c_lightning.communication.alignment import UNALIGNED, Aligner, Alignment, Message
+from c2c_lightning.communication.alignment import Aligner, Alignment, Message
 from c2c_lightning.communication.batch import Batch, collate
-from c2c_lightning.communication.cache import logits_at, position_ids, read_stack, write_stack
+from c2c_lightning.communication.cache import logits_at, position_ids
 from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, write_fuser_folder
+from c2c_lightning.communication.fusion import fuse_caches
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
-from c2c_lightning.communication.models import kv_shape, load_model, load_tokenizer
+from c2c_lightning.communication.models import kv_shape, load_models, load_tokenizer
 from c2c_lightning.communication.reading import Reading
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
-from c2c_lightning.fuser.base import pick
-from c2c_lightning.fuser.together import Fusion, fuse_together
 
 # What a model's own generation_config may set, and greedy decoding must not have.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -262,9 +261,14 @@ class Communicator(nn.Module):
             "fuser": {"class_path": fuser.class_path, "init_args": fuser.init_args},
         }
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Saves the fusers, and the names of the models they were trained between."""
-        write_fuser_folder(Path(folder), self.config(), self.fusers.state_dict())
+    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Saves the fusers, and the names of the models they were trained between.
+
+        Args:
+            folder: it is made.
+            state: of the fusers, with whole tensors, where they are sharded; None for what they have.
+        """
+        write_fuser_folder(Path(folder), self.config(), self.fusers.state_dict() if state is None else state)
 
     @classmethod
     def from_pretrained(cls, name: str, dtype: str = "auto") -> Communicator:
@@ -299,54 +303,6 @@ class Communicator(nn.Module):
         return communicator.eval()
 
 
-def prefill_together(communicators: Sequence[Communicator], batch: Batch, reading: Reading) -> list[DynamicCache]:
-    """Each communicator's fused cache, where all have the same receiver and sharers.
-
-    Fusers of the same sizes run as one. A communicator whose fusers draw random numbers draws them from the
-    seed that torch was given last, as it would alone.
-    """
-    caches = [c.receiver_cache(batch, reading) for c in communicators]
-    stacks = [c.sharer_stacks(batch, reading) for c in communicators]
-    draw = [c.training and any(c.fusers[i].draws for i in stacks[k]) for k, c in enumerate(communicators)]
-    merged = [k for k, draws in enumerate(draw) if not draws]
-    seed = torch.initial_seed()
-    for k, draws in enumerate(draw):
-        if draws:
-            torch.manual_seed(seed)
-            communicators[k].fuse(caches[k], stacks[k], batch)
-    fuse_caches(*([of[k] for k in merged] for of in (communicators, caches, stacks)), batch)
-    return caches
-
-
-def fuse_caches(
-    communicators: Sequence[Communicator],
-    caches: Sequence[DynamicCache],
-    stacks: Sequence[dict[int, Tensor]],
-    batch: Batch,
-) -> None:
-    """Fuses each communicator's sharer stacks into its cache, in place; see `Communicator.fuse`."""
-    own = {k: read_stack(caches[k], c.fused_layers) for k, c in enumerate(communicators) if stacks[k]}
-    fused = dict(own)
-    for i in range(max((len(c.sharers) for c in communicators), default=0)):
-        rows: dict[int, Tensor | None] = {}
-        fusions = []
-        for k, c in enumerate(communicators):
-            if i in stacks[k]:
-                mapped = list(c.layer_maps[i])
-                places = [c.fused_layers.index(layer) for layer in mapped]
-                rows[k] = None if mapped == c.fused_layers else torch.tensor(places, device=own[k].device)
-                receiver, onto = (pick(stack[k], 1, rows[k]) for stack in (own, fused))
-                aligned = batch.sharers[i].positions != UNALIGNED
-                fusions.append(Fusion(c.fusers[i], stacks[k][i], receiver, onto, aligned))
-        # On a CPU many small matmuls cost what one large one does, and are rounded as they are alone: over some
-        # hundred steps another rounding grows into another fuser.
-        fused_stacks = fuse_together(fusions, merge=any(stack.device.type != "cpu" for stack in own.values()))
-        for k, out in zip(rows, fused_stacks):
-            fused[k] = out if rows[k] is None else fused[k].index_copy(1, rows[k], out)
-    for k, stack in fused.items():
-        write_stack(caches[k], communicators[k].fused_layers, stack)
-
-
 def load_aligner(
     receiver: str,
     sharers: Sequence[str],
@@ -370,10 +326,3 @@ def load_communicator(
         **kwargs: see `Communicator`.
     """
     return Communicator(*load_models(receiver, sharers, dtype), aligner, **kwargs)
-
-
-def load_models(
-    receiver: str, sharers: Sequence[str], dtype: str = "auto"
-) -> tuple[PreTrainedModel, list[PreTrainedModel]]:
-    """Receiver and sharers named by folder or hub id."""
-    return load_model(receiver, dtype), [load_model(s, dtype) for s in sharers]

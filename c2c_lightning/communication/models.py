@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -73,6 +74,13 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
     model = _load(AutoModelForCausalLM, name, "model.safetensors", dtype=dtype)
     model.name_or_path = name  # as it was given: a path of this machine means nothing on another
     return model
+
+
+def load_models(
+    receiver: str, sharers: Sequence[str], dtype: str = "auto"
+) -> tuple[PreTrainedModel, list[PreTrainedModel]]:
+    """Receiver and sharers named by folder or hub id."""
+    return load_model(receiver, dtype), [load_model(s, dtype) for s in sharers]
 
 
 def kv_shape(config: PreTrainedConfig) -> KVShape:

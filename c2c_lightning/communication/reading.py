@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -44,10 +43,8 @@ class Reading:
     @cached_property
     def exchanged(self) -> Reading:
         """The reading in which every question has the sharers' caches of another one."""
-        other = copy.copy(self)
-        other.batch, other._caches, other._stacks = exchange_questions(self.batch), {}, {}
-        # The receiver reads the same.
-        other.__dict__["_receiver_cache"] = self._receiver_cache
+        other = Reading(self.receiver, self.sharers, exchange_questions(self.batch))
+        other._receiver_cache = self._receiver_cache  # the receiver reads the same
         return other
 
     @cached_property

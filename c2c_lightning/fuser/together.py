@@ -43,7 +43,8 @@ def fuse_together(fusions: Sequence[Fusion], merge: bool = True) -> list[Tensor]
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, fusion in enumerate(fusions):
-        alike[(merge and len(fusions) > 1 and likeness(fusion.fuser)) or i].append(i)
+        kind = likeness(fusion.fuser) if merge else None
+        alike[i if kind is None else kind].append(i)
     fused: dict[int, Tensor] = {}
     for members in alike.values():
         if len(members) == 1:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -15,11 +13,10 @@ from jsonargparse import ActionConfigFile
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser
-from c2c_lightning.runs import RUNS, make_folder, write_whole
-from c2c_lightning.sweep.settings import Asha, Resources, Sweep
+from c2c_lightning.runs import RUNS, make_folder, new_folder, write_whole
+from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep
 
 SWEEPS = RUNS / "sweeps"
-SWEEP_FILE = "sweep.yaml"
 # What may be another when a sweep is gone on with: it changes how much and where, but not what is compared.
 MAY_CHANGE = {"trials", "resources", "concurrent", "retries", "engine", "together"}
 
@@ -42,12 +39,12 @@ def run(args: Sequence[str]) -> None:
     if resumed is not None:
         refuse_changes(sweep, resumed)
     check_configurations(sweep, space)
-    folder = resumed or new_folder(name)
+    folder = resumed or new_folder(SWEEPS, name)
     make_folder(folder, "the sweep's folder")
     try:
         with FileLock(folder / "lock", timeout=0):
             write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
-            run_sweep(sweep, folder, ours.address or os.environ.get("RAY_ADDRESS"))
+            run_sweep(sweep, folder, ours.address)
     except Timeout as error:
         raise UserError(f"sweep {folder} is being run by another process.") from error
 
@@ -104,12 +101,3 @@ def refuse_changes(sweep: Sweep, folder: Path) -> None:
                 f"--resume {folder}: it was begun with {key} {before.get(key)}, but now {key} is {now[key]}. Give the "
                 "same to go on, or begin another sweep without --resume."
             )
-
-
-def new_folder(name: str) -> Path:
-    """A folder of this moment's own under `runs/sweeps/`."""
-    first = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}"
-    folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder

@@ -28,7 +28,7 @@ from c2c_lightning.sweep.process import SECONDS_TO_STOP, wait_until_free
 from c2c_lightning.sweep.process_trial import ProcessTrial
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
 from c2c_lightning.sweep.search import StudySearch, open_study
-from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.sharable import sharable_key
 from c2c_lightning.sweep.shared_trial import SharedTrial, runners
 from c2c_lightning.sweep.space import Space
@@ -44,7 +44,7 @@ def complete(sweep: Sweep, space: Space) -> Sweep:
     Raises:
         UserError: search, trials and space do not go together.
     """
-    search = sweep.search or ("grid" if space.is_grid else "tpe")
+    search = sweep.search or ("grid" if len(space.grids) == len(space.domains) else "tpe")
     if search != "grid" and space.grids:
         raise UserError(
             f"search is {search}, but space.{space.grids[0]} is a grid, of which every value is tried: "
@@ -80,21 +80,22 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
         processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
         tracker = SweepTracker(folder, sweep)
         try:
-            with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table, engine(sweep, processes) as trials:
+            with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table, engine(sweep, processes) as chosen:
                 watch = Watch(sweep, ledger, tracker, table)
-                search = searcher(sweep, space, folder, ledger, tracker, trials.config)
+                search = searcher(sweep, space, folder, ledger, tracker, chosen.config)
                 if search.left():
-                    tuner(sweep, folder, ledger, search, watch, trials).fit()
+                    tuner(sweep, folder, ledger, search, watch, chosen).fit()
                 table.update(ledger.refresh())
         except BaseException:
             tracker.end(folder, "failed")
             raise
         wait_until_free([trial.folder for trial in ledger.trials.values()], SECONDS_TO_STOP)
         left = search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
-    for trial in ledger.refresh():
+    trials = ledger.refresh()
+    for trial in trials:
         trial.run_id = noted_tracking(trial.folder).get("run_id")
-    if ledger.trials:
-        conclude(sweep, folder, ledger.refresh(), tracker, console)
+    if trials:
+        conclude(sweep, folder, trials, tracker, console)
     tracker.end(folder, "interrupted" if left else "success")
     if left:
         console.print(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}", soft_wrap=True)
@@ -169,18 +170,19 @@ def searcher(
     return StudySearch(study, space, sweep.trials, prepare, sweep.metric, sweep.mode)
 
 
-def tuner(sweep: Sweep, folder: Path, ledger: Ledger, search: StudySearch, watch: Watch, trials: Engine) -> tune.Tuner:
+def tuner(sweep: Sweep, folder: Path, ledger: Ledger, search: StudySearch, watch: Watch, chosen: Engine) -> tune.Tuner:
+    """Tune, for what is left of a sweep."""
     if sweep.asha is None:
         scheduler = FIFOScheduler()
     else:
         scheduler = halving(sweep.asha, sweep.metric, sweep.mode, ledger.trials.values())
     return tune.Tuner(
-        trials.trainable,
+        chosen.trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
             num_samples=search.left(),
-            max_concurrent_trials=trials.concurrent,
+            max_concurrent_trials=chosen.concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -202,16 +204,17 @@ def title(trial: Trial) -> str:
 
 def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker, console: Console) -> None:
     """Writes and shows what the sweep has found so far."""
-    files: dict[str, list[Path]] = {"": [folder / "sweep.yaml", write_csv(trials, folder)]}
+    files: dict[str, list[Path]] = {"": [folder / SWEEP_FILE, write_csv(trials, folder)]}
     best = best_trial(trials, sweep.metric, sweep.mode)
     metrics, tags = {}, {}
     if best is not None:
-        files[""].append(write_best(best, sweep.metric, folder))
+        best_file = write_best(best, sweep.metric, folder)
+        files[""].append(best_file)
         metrics = {f"best/{sweep.metric}": best.score(sweep.metric)}
         tags = {"best_trial": title(best)}
     files["figures"] = list(draw_figures(trials, sweep.metric, sweep.mode, folder / "figures").values())
     tracker.finish(metrics, tags, files)
     if best is not None:
         score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"
-        console.print(f"best: trial {title(best)}, {score}: {folder / 'best.yaml'}", soft_wrap=True)
+        console.print(f"best: trial {title(best)}, {score}: {best_file}", soft_wrap=True)
     console.print(f"sweep.csv and figures/: {folder}", soft_wrap=True)

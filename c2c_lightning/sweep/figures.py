@@ -20,7 +20,8 @@ from optuna.visualization.matplotlib import plot_parallel_coordinate, plot_param
 from c2c_lightning.evaluation.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
 from c2c_lightning.sweep.gate_figure import colours, draw_gates
 from c2c_lightning.sweep.labels import cut, is_share
-from c2c_lightning.sweep.results import Mode, ranking
+from c2c_lightning.sweep.results import ranking
+from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.study import plain_parameters, study_of
 from c2c_lightning.sweep.trial import Trial
 

@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from c2c_lightning.evaluation.forest import INK, PALE, WIDTH
-from c2c_lightning.sweep.results import Mode
+from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
 
 MOST_NUMBERS = 64
@@ -44,19 +43,7 @@ def draw_gates(trials: Sequence[Trial], scores: Sequence[float], unit: str, colo
     axes = figure.subplots(len(shares), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     norm = Normalize(min(scores), max(scores))
     for axis, ((sharer, part), (layers, share_LT)) in zip(axes, shares.items()):
-        axis.add_patch(
-            Rectangle(
-                (0, 0),
-                1,
-                1,
-                transform=axis.transAxes,
-                facecolor="#f1f2f3",
-                edgecolor="#c9cdd1",
-                hatch="////",
-                zorder=-1,
-                linewidth=0,
-            )
-        )
+        axis.patch.set(facecolor="#f1f2f3", edgecolor="#c9cdd1", hatch="////", linewidth=0)
         colour_T3 = colours(norm(np.asarray(scores)))[:, :3]
         share_LT1 = np.nan_to_num(share_LT)[..., None]
         shown = np.concatenate([1 - share_LT1 * (1 - colour_T3), ~np.isnan(share_LT)[..., None]], axis=-1)
@@ -70,9 +57,7 @@ def draw_gates(trials: Sequence[Trial], scores: Sequence[float], unit: str, colo
         axis.grid(which="minor", color="#e6e8ea", linewidth=0.4)
         axis.tick_params(which="both", length=0)
     _name_trials(axes[-1], trials)
-    axes[0].figure.suptitle(
-        f"Open gates of {len(trials)} trials: coloured open, white closed, hatched not mapped", fontsize=11
-    )
+    figure.suptitle(f"Open gates of {len(trials)} trials: coloured open, white closed, hatched not mapped", fontsize=11)
     figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=unit, aspect=40, pad=0.02)
     return figure
 

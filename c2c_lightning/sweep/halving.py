@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from c2c_lightning.sweep.ledger import ENDED
-from c2c_lightning.sweep.settings import Asha
+from c2c_lightning.sweep.settings import Asha, Mode
 from c2c_lightning.sweep.trial import Trial
 
 
-def halving(asha: Asha, metric: str, mode: str, trials: Iterable[Trial]) -> AsyncHyperBandScheduler:
+def halving(asha: Asha, metric: str, mode: Mode, trials: Iterable[Trial]) -> AsyncHyperBandScheduler:
     """ASHA that knows what earlier trials reported.
 
     Args:

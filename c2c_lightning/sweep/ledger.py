@@ -46,15 +46,16 @@ class Ledger:
         """Makes a trial's folder, or finds the one that is there."""
         if number in self.trials:
             return self.trials[number]
-        folder = self.folder / "trials" / f"{number:03d}"
+        folder = self._folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TRIAL_FILE, yaml.safe_dump(dict(config), sort_keys=False))
         write_whole(folder / VALUES_FILE, json.dumps(values))
         return self._add(number, values)
 
     def note(self, number: int, state: State, reason: str = "") -> Trial:
-        """Writes down a trial's state."""
+        """Writes down a trial's state, and reads what it has reported, which is the last time if it has ended."""
         trial = self.trials[number]
+        trial.progress = read_progress(trial.folder)
         trial.state, trial.reason = state, reason
         if state == "running" and trial.begun is None:
             trial.begun = time.time()
@@ -70,8 +71,11 @@ class Ledger:
                 trial.progress = read_progress(trial.folder)
         return [self.trials[number] for number in sorted(self.trials)]
 
+    def _folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:03d}"
+
     def _add(self, number: int, values: dict[str, Any]) -> Trial:
-        folder = self.folder / "trials" / f"{number:03d}"
+        folder = self._folder(number)
         trial = Trial(number, values, folder, progress=read_progress(folder))
         if (folder / STATE_FILE).exists():
             for name, value in json.loads((folder / STATE_FILE).read_text(encoding="utf-8")).items():

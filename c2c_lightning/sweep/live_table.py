@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from c2c_lightning.sweep.labels import cut, differing_keys, short_keys, short_value, shown_score, shown_time
-from c2c_lightning.sweep.results import Mode, ranking
+from c2c_lightning.sweep.results import ranking
+from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
 
 COLOURS = {"running": "cyan", "waiting": "dim", "finished": "green", "stopped": "yellow", "failed": "red"}

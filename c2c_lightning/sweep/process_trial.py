@@ -21,13 +21,16 @@ class TrialCrashed(Exception):
     """A training process ended without a result; Tune begins the trial again, from its last checkpoint."""
 
 
-def clear_false_start(folder: Path) -> bool:
-    """Whether a trial has no checkpoint to go on from; then what an earlier start left is removed."""
-    if (folder / CHECKPOINTS / LAST).exists():
-        return False
-    for file in (CONFIG_FILE, PROGRESS_FILE):
-        (folder / file).unlink(missing_ok=True)
-    return True
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a trial can go on from where it was cut off."""
+    return (folder / CHECKPOINTS / LAST).exists()
+
+
+def clear_false_start(folder: Path) -> None:
+    """Removes what a start left that came to no checkpoint."""
+    if not has_checkpoint(folder):
+        for file in (CONFIG_FILE, PROGRESS_FILE):
+            (folder / file).unlink(missing_ok=True)
 
 
 class ProcessTrial(tune.Trainable):
@@ -44,7 +47,8 @@ class ProcessTrial(tune.Trainable):
 
     def start(self, config: dict[str, Any]) -> TrainingProcess:
         """Starts the trial, or goes on with it from its last checkpoint."""
-        resumed = [] if clear_false_start(self.folder) else ["--ckpt_path", str(self.folder)]
+        clear_false_start(self.folder)
+        resumed = ["--ckpt_path", str(self.folder)] if has_checkpoint(self.folder) else []
         arguments = [
             *("fit", "--config", str(self.folder / TRIAL_FILE)),
             *("--trainer.default_root_dir", str(self.folder), "--trainer.enable_progress_bar", "false"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from c2c_lightning.runs import TRIAL_FILE, write_whole
 from c2c_lightning.sweep.labels import shown_score
+from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.space import label
 from c2c_lightning.sweep.trial import Trial
 
 CSV_FILE, BEST_FILE = "sweep.csv", "best.yaml"
-Mode = Literal["max", "min"]
 
 
 def ranking(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:

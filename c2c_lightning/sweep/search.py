@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.settings import Mode, Sweep
 from c2c_lightning.sweep.space import Space
 
 JOURNAL = "optuna.journal"
@@ -71,7 +71,7 @@ class StudySearch(Searcher):
         trials: int,
         prepare: Callable[[int, dict[str, Any]], dict[str, Any]],
         metric: str,
-        mode: str,
+        mode: Mode,
     ):
         super().__init__(metric=metric, mode=mode)
         self.study, self.space, self.trials, self.prepare = study, space, trials, prepare

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from c2c_lightning.errors import UserError
 
+SWEEP_FILE = "sweep.yaml"
 Search = Literal["tpe", "random", "grid"]
+Mode = Literal["max", "min"]
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Sweep:
     base: list[str] | str = field(default_factory=lambda: ["conf/base.yaml"])
     fixed: dict[str, Any] = field(default_factory=dict)
     metric: str = "val/accuracy/c2c"
-    mode: Literal["max", "min"] = "max"
+    mode: Mode = "max"
     search: Search | None = None
     trials: int | None = None
     first: list[dict[str, Any]] = field(default_factory=list)

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE
 from c2c_lightning.sweep.process import SECONDS_TO_STOP, TrainingProcess
-from c2c_lightning.sweep.process_trial import ProcessTrial, clear_false_start
+from c2c_lightning.sweep.process_trial import ProcessTrial, clear_false_start, has_checkpoint
 from c2c_lightning.sweep.settings import Resources
 
 # A group that is not full is begun when nobody has come for so long.
@@ -128,10 +128,11 @@ class SharedTrial(ProcessTrial):
 
     def start(self, config: dict[str, Any]) -> None:
         (self.folder / STOP_FILE).unlink(missing_ok=True)
+        clear_false_start(self.folder)
         key = self.key
         if (self.folder / ALONE_FILE).exists():
             key = str(self.folder)
-        elif not clear_false_start(self.folder) and (self.folder / GROUP_FILE).exists():
+        elif has_checkpoint(self.folder) and (self.folder / GROUP_FILE).exists():
             key += (self.folder / GROUP_FILE).read_text(encoding="utf-8")
         ray.get(self.pool.add.remote(str(self.folder), key))
         self.config_of_start, self.busy = config, True

@@ -28,10 +28,6 @@ class Domain(ABC):
         """Optuna's parameters of a value; raises ValueError if the domain does not have it."""
 
     @abstractmethod
-    def decode(self, key: str, params: Params) -> Any:
-        """The value of Optuna's parameters."""
-
-    @abstractmethod
     def edges(self) -> list[Any]:
         """Values which, if they are right for a configuration, let expect that all are."""
 
@@ -58,9 +54,6 @@ class Choice(Domain):
         if label(value) not in self.labels:
             raise ValueError(f"is none of {', '.join(self.labels)}")
         return {key: label(value)}
-
-    def decode(self, key: str, params: Params) -> Any:
-        return self.labels[params[key]]
 
     def edges(self) -> list[Any]:
         return self.values
@@ -99,9 +92,6 @@ class Number(Domain):
             raise ValueError(f"does not lie in {self.low} to {self.high}")
         return {key: value}
 
-    def decode(self, key: str, params: Params) -> Any:
-        return params[key]
-
     def edges(self) -> list[Any]:
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
@@ -127,9 +117,7 @@ class Subset(Domain):
             raise ValueError(f"asks for {self.least} to {self.most} of {len(self.members)}")
 
     def sample(self, key: str, trial: optuna.Trial) -> Any:
-        for name in self._names(key):
-            trial.suggest_categorical(name, [True, False])
-        return self.decode(key, trial.params)
+        return self._bounded([trial.suggest_categorical(name, [True, False]) for name in self._names(key)])
 
     def encode(self, key: str, value: Any) -> Params:
         strangers = [member for member in value if member not in self.members]
@@ -137,9 +125,8 @@ class Subset(Domain):
             raise ValueError(f"is not {self.least} to {self.most} of {self.members}")
         return {name: member in value for name, member in zip(self._names(key), self.members)}
 
-    def decode(self, key: str, params: Params) -> Any:
+    def _bounded(self, is_in: list[bool]) -> list[Any]:
         """The members that are in; where too few or too many are, those nearest to the end decide."""
-        is_in = [params[name] for name in self._names(key)]
         for wanted, limit in ((True, self.least), (False, len(is_in) - self.most)):
             # The receiver's last layers are the likeliest to matter, and come in first.
             others = [i for i in reversed(range(len(is_in))) if is_in[i] != wanted]
@@ -220,7 +207,6 @@ class Space:
                 self.domains[key] = read_domain(spec)
             except (ValueError, TypeError) as error:
                 raise UserError(f"space.{key} {error}.".replace("..", ".")) from error
-        self.is_grid = all("grid" in spec for spec in specs.values())
         self.grids = [key for key, spec in specs.items() if "grid" in spec]
 
     def sample(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -242,9 +228,6 @@ class Space:
             except (ValueError, TypeError) as error:
                 raise UserError(f"first has {key}: {value!r}, which {error}.") from error
         return params
-
-    def decode(self, params: Params) -> dict[str, Any]:
-        return {key: domain.decode(key, params) for key, domain in self.domains.items()}
 
     def grid(self) -> list[dict[str, Any]]:
         """Every point, the last key changing fastest.

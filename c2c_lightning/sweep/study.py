@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from c2c_lightning.sweep.labels import NOTHING, cut, differing_keys, short_keys, short_value
-from c2c_lightning.sweep.results import Mode
+from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
 
 LONGEST_NAME = 26

@@ -32,10 +32,9 @@ class SweepTracker:
         self.tracker.begin()
         note_tracking(self.tracker, folder)
         if not known:
-            self.tracker.log_hyperparams({"space": {key: str(spec) for key, spec in sweep.space.items()}})
-            self.tracker.log_hyperparams(
-                {"metric": sweep.metric, "mode": sweep.mode, "search": sweep.search, "engine": sweep.engine}
-            )
+            judged = {"metric": sweep.metric, "mode": sweep.mode, "search": sweep.search, "engine": sweep.engine}
+            space = {key: str(spec) for key, spec in sweep.space.items()}
+            self.tracker.log_hyperparams({"space": space, **judged})
             self.tracker.set_tags({"sweep": folder.name, "run_folder": str(folder.resolve())})
 
     def begin_trial(self, trial: Trial, title: str) -> None:

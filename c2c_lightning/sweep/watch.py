@@ -73,9 +73,7 @@ class Watch(tune.Callback):
             self.table.update(self.ledger.refresh())
 
     def _note(self, trial: TuneTrial, state: State, reason: str = "") -> None:
-        number = trial.config["number"]
-        self.ledger.refresh()  # for the last time, if it has ended
-        self.tracker.note(self.ledger.note(number, state, reason))
+        self.tracker.note(self.ledger.note(trial.config["number"], state, reason))
 
     def _why(self, trial: TuneTrial) -> str:
         lines = log_tail(self.ledger.trials[trial.config["number"]].folder).strip().splitlines()

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
-from c2c_lightning.communication.fuser_folder import write_fuser_folder
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted, write_whole
 from c2c_lightning.tracking import note_tracking
@@ -101,7 +100,7 @@ class RunRecord(L.Callback):
             communicator = run.module.communicator
             state = whole_state(communicator.fusers)
             if trainer.is_global_zero:
-                write_fuser_folder(run.folder / FUSER, communicator.config(), state)
+                communicator.save_pretrained(run.folder / FUSER, state)
                 if run.tracker is not None:
                     run.tracker.log_artifact(run.folder / FUSER, FUSER)
                     note_tracking(run.tracker, run.folder)

@@ -93,9 +93,9 @@ class Workspace:
         return mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> None:
     """Waits until something has happened."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, what
         time.sleep(0.05)

@@ -11,15 +11,9 @@ import pytest
 
 from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.sweep.process import TrainingProcess, is_free, log_tail, wait_until_free
+from tests.sweep.sweeps import wait_for
 
 HELP = ["--help"]
-
-
-def wait_for(condition, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_it_is_none_of_the_ranks_of_the_job_around_it(tmp_path, monkeypatch):
@@ -73,7 +67,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path):
     time.sleep(1.0)  # until it has told the kernel
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    wait_for(lambda: is_free(tmp_path / "run"))
+    wait_for(lambda: is_free(tmp_path / "run"), "it ended", seconds=60.0)
     assert not Path(f"/proc/{child}/fd").exists() or not os.listdir(f"/proc/{child}/fd")
 
 
