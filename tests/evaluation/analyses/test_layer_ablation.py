@@ -34,7 +34,7 @@ def test_gates_are_as_they_were_afterwards_even_after_an_exception(questions):
     communicator = tiny.communicator("qwen3", "qwen2", "llama", gate=GateConfig(granularity="head"))
     with torch.no_grad():
         for gate in communicator.gates:
-            gate.logit.copy_(torch.randn_like(gate.logit) / 3)
+            gate.logit.uniform_(0.1, 1)
     before = [gate.logit.clone() for gate in communicator.gates]
     with closed_gates(communicator, {2, 3}):
         assert communicator.gates[1].active() == []
