@@ -6,8 +6,10 @@ Prompts are padded on the left so that they all end together, responses on the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,17 @@ class SharerPrompt:
         mask: (B, S) 1 for real tokens.
         positions: (B, N - 1) column of `ids` opposite each receiver token but the last, UNALIGNED where
             there is none.
+        aligned: (T,) places among the B * (N - 1) of those receiver tokens that have one opposite. Found where the
+            batch is made, and not on a GPU, which would have to be waited for.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor
+    aligned: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.aligned = (self.positions != UNALIGNED).flatten().nonzero()[:, 0]
 
 
 @dataclass
@@ -41,6 +49,7 @@ class Batch:
         sharers: the prompts as each sharer reads them.
         response_ids: (B, R) right-padded, R at least 1.
         response_mask: (B, R) 1 for supervised tokens.
+        supervised: (2, T) rows and columns of the supervised tokens.
         references: the responses as text, where the data says that exact answers are meaningful.
         epoch: which pass over the data this batch belongs to.
         index: its place in that pass, counted over all ranks.
@@ -56,6 +65,18 @@ class Batch:
     epoch: int = 0
     index: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    supervised: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.supervised = self.response_mask.nonzero().T
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, which need not have all of it yet: memory that is pinned is copied meanwhile."""
+        return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU can read by itself; called by `DataLoader`."""
+        return each_tensor(self, Tensor.pin_memory)
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -105,14 +126,25 @@ def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
         other: for each of them the question whose caches are fused; None for the next one in the batch.
     """
     if other is None:
-        rolled = [SharerPrompt(*(t.roll(-1, dims=0) for t in vars(sharer).values())) for sharer in batch.sharers]
-        other = Batch(**{**vars(batch), "prompt_mask": batch.prompt_mask.roll(-1, dims=0), "sharers": rolled})
+        rolled = [SharerPrompt(*(t.roll(-1, dims=0) for t in (s.ids, s.mask, s.positions))) for s in batch.sharers]
+        other = replace(batch, prompt_mask=batch.prompt_mask.roll(-1, dims=0), sharers=rolled)
     real = other.prompt_mask[:, :-1]
     shorter_by = real.shape[1] - (batch.prompt_mask.shape[1] - 1)
     columns = torch.arange(shorter_by, real.shape[1], device=real.device)
     opposite = torch.maximum(columns, real.argmax(1, keepdim=True))
     sharers = [SharerPrompt(s.ids, s.mask, s.positions.gather(1, opposite)) for s in other.sharers]
-    return Batch(**{**vars(batch), "sharers": sharers})
+    return replace(batch, sharers=sharers)
+
+
+def each_tensor(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a batch, or of a part of one, with what a function makes of each tensor."""
+    twin = copy(part)
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            setattr(twin, name, function(value))
+        elif isinstance(value, list):
+            setattr(twin, name, [each_tensor(v, function) if isinstance(v, SharerPrompt) else v for v in value])
+    return twin
 
 
 def pad(rows: Sequence[list[int]], pad_id: int, left: bool, least: int = 0) -> tuple[Tensor, Tensor]:

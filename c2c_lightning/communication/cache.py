@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from c2c_lightning.communication.models import kv_shape
 from c2c_lightning.fuser import PART_NAMES
 
 
@@ -32,17 +34,40 @@ def logits_at(model: PreTrainedModel, index: tuple[Tensor | slice, Tensor | slic
         handle.remove()
 
 
+class LastLayerFilled(Exception):
+    """Ends a prefill: what the last layer makes of its keys and values, nobody needs."""
+
+
+class PrefillCache(DynamicCache):
+    """A cache that ends the forward pass as soon as its last layer has keys and values.
+
+    Args:
+        num_layers: of the model.
+    """
+
+    def __init__(self, num_layers: int):
+        super().__init__()
+        self.num_layers = num_layers
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        all_of_them = super().update(keys, values, layer_idx, *args, **kwargs)
+        if layer_idx == self.num_layers - 1:
+            raise LastLayerFilled
+        return all_of_them
+
+
 @torch.no_grad()
 def prefill(
     model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor, positions_BN: Tensor | None = None
 ) -> DynamicCache:
     """The model's cache after reading left-padded prompts; no vocabulary logits are computed.
 
+    Nor is the last layer's attention and MLP, unless something waits for the end of the forward pass.
     Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
     Positions count the real tokens, unless others are given.
     """
-    cache = DynamicCache()
-    with logits_at(model, (slice(None), slice(0, 0))):
+    cache = DynamicCache() if is_watched(model) else PrefillCache(kv_shape(model.config).num_layers)
+    with logits_at(model, (slice(None), slice(0, 0))), suppress(LastLayerFilled):
         model(
             input_ids=ids_BN,
             attention_mask=mask_BN,
@@ -50,7 +75,18 @@ def prefill(
             past_key_values=cache,
             use_cache=True,
         )
+    if isinstance(cache, PrefillCache):
+        filled, cache = cache, DynamicCache()
+        cache.layers = filled.layers
     return cache
+
+
+def is_watched(model: PreTrainedModel) -> bool:
+    """Whether something has to be done after a module's forward, as by FSDP, which frees what it gathered."""
+    return any(
+        module._forward_hooks or hasattr(module, "_hf_hook") or "_fsdp_wrapped_module" in module._modules
+        for module in model.modules()
+    )
 
 
 def branch(cache: DynamicCache) -> DynamicCache:

@@ -139,7 +139,7 @@ class Communicator(nn.Module):
 
     def response_loss(self, cache: DynamicCache, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` returns, from a cache of all prompt tokens but the last, to which the response is added."""
-        supervised = batch.response_mask.nonzero(as_tuple=True)
+        supervised = tuple(batch.supervised)
         logits_TV = self.response_logits(cache, batch, supervised)
         loss = F.cross_entropy(logits_TV.float(), batch.response_ids[supervised], reduction="sum")
         return loss, batch.response_mask.sum()
@@ -235,13 +235,7 @@ class Communicator(nn.Module):
     def collate(self, conversations: list[list[Message]]) -> Batch:
         """Conversations as a batch on the receiver's device."""
         prompts = [self.aligner.prompt(messages) for messages in conversations]
-        batch = collate(prompts, pad_ids=self.aligner.pad_ids)
-        device = self.receiver.device
-        for part in (batch, *batch.sharers):
-            for name, value in vars(part).items():
-                if isinstance(value, Tensor):
-                    setattr(part, name, value.to(device))
-        return batch
+        return collate(prompts, pad_ids=self.aligner.pad_ids).to(self.receiver.device)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Response ids (B, R) as text."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.communication.batch import Batch
 from c2c_lightning.communication.cache import read_stack, write_stack
 from c2c_lightning.communication.reading import Reading
@@ -54,7 +53,7 @@ def fuse_caches(
     for i in range(max((len(c.sharers) for c in communicators), default=0)):
         rows: dict[int, Tensor | None] = {}
         fusions = []
-        aligned = batch.sharers[i].positions != UNALIGNED
+        aligned = batch.sharers[i].aligned
         for k, c in enumerate(communicators):
             if i in stacks[k]:
                 mapped = list(c.layer_maps[i])

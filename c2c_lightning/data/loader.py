@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from c2c_lightning.communication import Batch
@@ -178,7 +179,13 @@ class Loader:
         epoch, start = self.next_epoch, self.start
         self.next_epoch, self.start = epoch + 1, 0
         empty = True
-        for batch in DataLoader(self.stream(epoch, start), batch_size=None, num_workers=self.num_workers):
+        batches = DataLoader(
+            self.stream(epoch, start),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),  # copied to the GPU while it is at work
+        )
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             empty = False

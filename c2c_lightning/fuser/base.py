@@ -84,7 +84,8 @@ class Fuser(nn.Module, ABC):
             receiver: (2, L, B, Hr, N, Dr), what the fuser reads.
             onto: what the update is added to, if not `receiver`: with several sharers their updates
                 add up while each fuser reads the receiver's own cache.
-            aligned: (B, N) bool, False where a receiver token has no sharer token opposite.
+            aligned: (T,) places among the B * N of the receiver tokens that have a sharer token opposite; None for
+                all of them.
 
         Returns:
             The fused stack, (2, L, B, Hr, N, Dr) in the dtype of `receiver`.
@@ -108,7 +109,8 @@ class Fuser(nn.Module, ABC):
             in_stack = torch.tensor([self.gate.parts[p] * L + layer for p, layer in active], device=device)
         if len(active) < self.num_groups:
             in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
-        tokens = None if aligned is None else aligned.flatten().nonzero()[:, 0]
+        B, N = receiver.shape[2], receiver.shape[4]
+        tokens = None if aligned is None or len(aligned) == B * N else aligned
         features = [pick(pick(token_features(x), 0, in_stack), 1, tokens) for x in (sharer, receiver)]
         if not torch.is_autocast_enabled(device.type):
             dtype = next(self.parameters()).dtype

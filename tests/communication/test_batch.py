@@ -90,3 +90,13 @@ def test_the_question_to_exchange_for_may_come_from_another_batch():
         fused = len(mine.receiver_ids) - 1
         read = [s.ids[0].gather(0, s.positions[0, -fused:]).tolist() for s in (together, apart)]
         assert read[0] == read[1]
+
+
+def test_a_copy_on_another_device_has_all_tensors_there_and_leaves_the_first_as_it_is():
+    batch = tiny.communicator("qwen3", "qwen2").collate(tiny.CONVERSATIONS)
+    moved = batch.to("meta")
+    for part, twin in ((batch, moved), (batch.sharers[0], moved.sharers[0])):
+        tensors = {name: value for name, value in vars(part).items() if isinstance(value, torch.Tensor)}
+        assert {value.device.type for value in tensors.values()} == {"cpu"}
+        assert all(getattr(twin, name).device.type == "meta" for name in tensors)
+    assert batch.sharers[0].aligned.tolist() == (batch.sharers[0].positions >= 0).flatten().nonzero()[:, 0].tolist()

@@ -148,7 +148,7 @@ def test_a_zero_cache_is_what_the_fuser_adds_to_nothing(communicator, open_quest
     own = own[:, communicator.fused_layers]
     fuser = communicator.fusers[0]
     shape = (*own.shape[:3], fuser.sharer.num_kv_heads, own.shape[4], fuser.sharer.head_dim)
-    nothing = fuser(torch.zeros(shape), own, aligned=batch.sharers[0].positions >= 0)
+    nothing = fuser(torch.zeros(shape), own, aligned=batch.sharers[0].aligned)
     mask = batch.prompt_mask[:, None, :-1, None]
     torch.testing.assert_close(fused_stack(ZeroCache(), communicator, open_questions), nothing * mask)
 

@@ -112,7 +112,7 @@ def test_the_update_is_added_onto_another_stack_and_only_to_aligned_tokens():
     sharer, receiver = stacks(fuser)
     onto = torch.randn_like(receiver)
     aligned = torch.tensor([[True, False, True], [False, True, True]])
-    out = fuser(sharer, receiver, onto=onto, aligned=aligned)
+    out = fuser(sharer, receiver, onto=onto, aligned=aligned.flatten().nonzero()[:, 0])
     update = paper(fuser, sharer, receiver, "both", (fuser.gate.logit > 0).float()) - receiver
     torch.testing.assert_close(out, onto + update * aligned[:, None, :, None], atol=1e-5, rtol=0)
     assert torch.equal(out[:, :, 0, :, 1], onto[:, :, 0, :, 1])

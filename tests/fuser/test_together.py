@@ -32,7 +32,7 @@ def stacks(layers) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fusions(fusers: list[C2CFuser]) -> list[Fusion]:
     torch.manual_seed(99)
-    aligned = torch.tensor([[True, True, False, True, True], [False, True, True, True, False]])
+    aligned = torch.tensor([0, 1, 3, 4, 6, 7, 8])
     return [Fusion(f, *(s := stacks(f.gate.receiver_layers)), torch.randn_like(s[1]), aligned) for f in fusers]
 
 

@@ -158,7 +158,8 @@ class C2CLM(TemplateLM):
         num_given = torch.tensor([len(r) - len(said) for r, (_, _, said) in zip(responses, requests)])
         # One column at least: an empty continuation goes through the receiver like any other.
         padded = pad(responses, self.tokenizer.pad_token_id, left=False, least=1)
-        batch.response_ids, batch.response_mask = (each.to(self.device) for each in padded)
+        ids, mask = (each.to(self.device) for each in padded)
+        batch = replace(batch, response_ids=ids, response_mask=mask)
         scored = (batch.response_mask == 1) & (batch.response_mask.cumsum(-1) > num_given.to(self.device)[:, None])
 
         at = scored.nonzero(as_tuple=True)
