@@ -1,0 +1,166 @@
+"""Where the milliseconds of a train step go, and how near it is to the floor.
+
+    python -m benchmarks.train_step --pair qwen3-mid+qwen2-mid --dtype bf16
+    python -m benchmarks.train_step --pair qwen3-0.6b+qwen2.5-0.5b --device cuda --dtype bf16
+
+The models are random and of true shapes, see pairs.py; floor.py says what the floor is. Its rate is measured before
+and after the steps, and the better one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.floor import floor_flops, matmul_rate, now
+from benchmarks.pairs import DTYPES, MID, random_batch, random_communicator
+from c2c_lightning.communication import Batch, Communicator
+
+
+@dataclass
+class Step:
+    """A train step, measured.
+
+    Attributes:
+        seconds: by stage, medians over the steps.
+        floor: the same at the device's matmul rate.
+        rate: FLOP/s of a linear layer.
+        tokens: of the receiver, in a step.
+        peak_memory: bytes; on a GPU what torch has allocated, else what the process has had in memory.
+    """
+
+    seconds: dict[str, float]
+    floor: dict[str, float]
+    rate: float
+    tokens: int
+    peak_memory: int
+
+    @property
+    def of_floor(self) -> float:
+        """The floor's share of the time that a step takes; 1 is as fast as can be."""
+        return sum(self.floor.values()) / sum(self.seconds.values())
+
+
+def measure(
+    pair: str = MID,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: str = "cpu",
+    hidden: int = 512,
+    batch: int = 4,
+    prompt: int = 256,
+    response: int = 64,
+    steps: int = 10,
+    profile: bool = False,
+    out: str | None = None,
+) -> None:
+    """Prints a table.
+
+    Args:
+        pair: `receiver+sharer`.
+        dtype: fp32, or bf16 for frozen models in bf16 and bf16-mixed fusers.
+        device: cpu, cuda.
+        hidden: width of the fuser.
+        batch: conversations in a step.
+        prompt: tokens of a prompt.
+        response: tokens of a response, all supervised.
+        steps: how many are measured.
+        profile: also say what torch's operations took.
+        out: a JSON file for the figures.
+    """
+    communicator = random_communicator(pair, hidden, dtype, device)
+    tokens = random_batch(communicator, batch, prompt, response)
+    optimizer = torch.optim.AdamW(communicator.fusers.parameters(), lr=1e-4, fused=True)
+    step = measured_step(communicator, tokens, optimizer, dtype, steps)
+    print(f"{pair}, fuser {hidden} wide, {dtype} on {device}: batch {batch}, prompt {prompt}, response {response}\n")
+    print("| stage | ms | floor, ms | of floor |\n|---|---|---|---|")
+    for stage, seconds in step.seconds.items():
+        print(row(stage, seconds, step.floor[stage]))
+    print(row("step", sum(step.seconds.values()), sum(step.floor.values())))
+    total = sum(step.seconds.values())
+    print(f"\n{step.tokens / total:,.0f} tokens/s; matmul rate {step.rate / 1e9:,.0f} GFLOP/s; ", end="")
+    print(f"peak memory {step.peak_memory / 2**30:.2f} GiB; padding 0%")
+    if profile:
+        print(profiled(communicator, tokens, optimizer, dtype))
+    if out is not None:
+        Path(out).write_text(json.dumps({**asdict(step), "of_floor": step.of_floor}, indent=2))
+
+
+def row(stage: str, seconds: float, floor: float) -> str:
+    return f"| {stage} | {1e3 * seconds:.1f} | {1e3 * floor:.1f} | {f'{floor / seconds:.0%}' if floor else ''} |"
+
+
+def measured_step(
+    communicator: Communicator, batch: Batch, optimizer: torch.optim.Optimizer, dtype: str, steps: int
+) -> Step:
+    """Medians over some steps, after two to warm up."""
+    device = batch.prompt_ids.device
+    rates = [matmul_rate(DTYPES[dtype], device.type)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rounds = [staged_step(communicator, batch, optimizer, dtype) for _ in range(steps + 2)][2:]
+    rates.append(matmul_rate(DTYPES[dtype], device.type))
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    size, prompt, response = *batch.prompt_ids.shape, batch.response_ids.shape[1]
+    flops = floor_flops(communicator, size, prompt, response)
+    return Step(
+        seconds={stage: statistics.median(times[stage] for times in rounds) for stage in rounds[0]},
+        floor={stage: count / max(rates) for stage, count in flops.items()},
+        rate=max(rates),
+        tokens=size * (prompt + response),
+        peak_memory=peak,
+    )
+
+
+def staged_step(
+    communicator: Communicator, batch: Batch, optimizer: torch.optim.Optimizer, dtype: str
+) -> dict[str, float]:
+    """One step as training does it; seconds by stage."""
+    seconds: dict[str, float] = defaultdict(float)
+    clock = now(batch.prompt_ids)
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        before, clock = clock, now(batch.prompt_ids)
+        seconds[stage] += clock - before
+
+    with torch.autocast(batch.prompt_ids.device.type, torch.bfloat16) if dtype == "bf16" else nullcontext():
+        reading = communicator.read(batch)
+        stacks = communicator.sharer_stacks(batch, reading)
+        lap("sharer prefill")
+        cache = communicator.receiver_cache(batch, reading)
+        lap("receiver prefill")
+        communicator.fuse(cache, stacks, batch)
+        lap("fusion")
+        loss, supervised = communicator.response_loss(cache, batch)
+        loss = loss / supervised
+        lap("response")
+    loss.backward()
+    lap("backward")
+    optimizer.step()
+    optimizer.zero_grad()
+    lap("optimizer")
+    return seconds
+
+
+def profiled(communicator: Communicator, batch: Batch, optimizer: torch.optim.Optimizer, dtype: str) -> str:
+    """What torch's operations took in a step."""
+    with torch.profiler.profile() as profile:
+        staged_step(communicator, batch, optimizer, dtype)
+    sort = "self_cuda_time_total" if batch.prompt_ids.is_cuda else "self_cpu_time_total"
+    return profile.key_averages(group_by_input_shape=True).table(sort_by=sort, row_limit=30)
+
+
+if __name__ == "__main__":
+    auto_cli(measure)
