@@ -11,6 +11,7 @@ from c2c_lightning.communication.communicator import (
 from c2c_lightning.communication.fusion import prefill_together
 from c2c_lightning.communication.layer_map import LayerMap, Layers
 from c2c_lightning.communication.models import load_models
+from c2c_lightning.communication.prompt_store import PromptStore
 from c2c_lightning.communication.reading import Reading
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LayerMap",
     "Layers",
     "Message",
+    "PromptStore",
     "Reading",
     "collate",
     "exchange_questions",

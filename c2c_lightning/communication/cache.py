@@ -82,9 +82,16 @@ def prefill(
 
 
 def is_watched(model: PreTrainedModel) -> bool:
-    """Whether something has to be done after a module's forward, as by FSDP, which frees what it gathered."""
+    """Whether a forward pass has to come to its end.
+
+    Something may have to be done after a module's forward, as by FSDP, which frees what it gathered; and a compiled
+    module cannot be left in the middle.
+    """
     return any(
-        module._forward_hooks or hasattr(module, "_hf_hook") or "_fsdp_wrapped_module" in module._modules
+        module._forward_hooks
+        or module._compiled_call_impl is not None
+        or hasattr(module, "_hf_hook")
+        or "_fsdp_wrapped_module" in module._modules
         for module in model.modules()
     )
 

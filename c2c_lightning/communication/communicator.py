@@ -19,6 +19,7 @@ from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, w
 from c2c_lightning.communication.fusion import fuse_caches
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.communication.models import kv_shape, load_models, load_tokenizer
+from c2c_lightning.communication.prompt_store import PromptStore
 from c2c_lightning.communication.reading import Reading
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, Fuser, FuserFactory, Gate, GateConfig
@@ -38,6 +39,7 @@ class Communicator(nn.Module):
         layer_map: see `map_layers`.
         layers: see `map_layers`.
         gate: the layer-gating configuration, the same for every sharer.
+        prompt_store: where what the frozen models make of prompts is kept; None to compute it every time.
 
     Raises:
         UserError: a model whose cache cannot be fused, or an impossible layer map or gate.
@@ -52,11 +54,13 @@ class Communicator(nn.Module):
         layer_map: LayerMap = "terminal",
         layers: Layers = "all",
         gate: GateConfig | None = None,
+        prompt_store: PromptStore | None = None,
     ):
         super().__init__()
         self.receiver = receiver.requires_grad_(False).eval()
         self.sharers = nn.ModuleList(sharer.requires_grad_(False).eval() for sharer in sharers)
         self.aligner, self.layer_map, self.layers = aligner, layer_map, layers
+        self.prompt_store = prompt_store
         shape = kv_shape(receiver.config)
         self.layer_maps: list[dict[int, int]] = []
         fusers: list[Fuser] = []
@@ -88,7 +92,7 @@ class Communicator(nn.Module):
 
     def read(self, batch: Batch) -> Reading:
         """What the frozen models make of a batch; communicators of the same models can share it."""
-        return Reading(self.receiver, self.sharers, batch)
+        return Reading(self.receiver, self.sharers, batch, self.prompt_store)
 
     def prefill(self, batch: Batch, fuse: bool = True, reading: Reading | None = None) -> DynamicCache:
         """The receiver's cache of all prompt tokens but the last, fused with the sharers'.

@@ -47,9 +47,6 @@ def fuse_caches(
     """Fuses each communicator's sharer stacks into its cache, in place; see `Communicator.fuse`."""
     own = {k: read_stack(caches[k], c.fused_layers) for k, c in enumerate(communicators) if stacks[k]}
     fused = dict(own)
-    # On a CPU many small matmuls cost what one large one does, and are rounded as they are alone: over some
-    # hundred steps another rounding grows into another fuser.
-    merge = batch.prompt_ids.device.type != "cpu"
     for i in range(max((len(c.sharers) for c in communicators), default=0)):
         rows: dict[int, Tensor | None] = {}
         fusions = []
@@ -61,7 +58,7 @@ def fuse_caches(
                 rows[k] = None if mapped == c.fused_layers else torch.tensor(places, device=own[k].device)
                 receiver, onto = (pick(stack[k], 1, rows[k]) for stack in (own, fused))
                 fusions.append(Fusion(c.fusers[i], stacks[k][i], receiver, onto, aligned))
-        for k, out in zip(rows, fuse_together(fusions, merge)):
+        for k, out in zip(rows, fuse_together(fusions)):
             fused[k] = out if rows[k] is None else fused[k].index_copy(1, rows[k], out)
     for k, stack in fused.items():
         write_stack(caches[k], communicators[k].fused_layers, stack)

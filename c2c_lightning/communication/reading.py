@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.communication.batch import Batch, exchange_questions
 from c2c_lightning.communication.cache import branch, prefill, read_stack
+from c2c_lightning.communication.prompt_store import PromptStore
 
 
 class Reading:
@@ -19,10 +20,18 @@ class Reading:
         receiver: frozen.
         sharers: frozen.
         batch: the prompts.
+        store: where to read back what was computed before; None to compute all.
     """
 
-    def __init__(self, receiver: PreTrainedModel, sharers: Sequence[PreTrainedModel], batch: Batch):
-        self.receiver, self.sharers, self.batch = receiver, sharers, batch
+    def __init__(
+        self,
+        receiver: PreTrainedModel,
+        sharers: Sequence[PreTrainedModel],
+        batch: Batch,
+        store: PromptStore | None = None,
+    ):
+        self.receiver, self.sharers, self.batch, self.store = receiver, sharers, batch, store
+        self._prefill = prefill if store is None else store.prefill
         self._caches: dict[int, DynamicCache] = {}
         self._stacks: dict[tuple[int, ...], Tensor] = {}
 
@@ -36,17 +45,17 @@ class Reading:
         if key not in self._stacks:
             prompt = self.batch.sharers[sharer]
             if sharer not in self._caches:
-                self._caches[sharer] = prefill(self.sharers[sharer], prompt.ids, prompt.mask)
+                self._caches[sharer] = self._prefill(self.sharers[sharer], prompt.ids, prompt.mask)
             self._stacks[key] = read_stack(self._caches[sharer], layers, prompt.positions.clamp(min=0))
         return self._stacks[key]
 
     @cached_property
     def exchanged(self) -> Reading:
         """The reading in which every question has the sharers' caches of another one."""
-        other = Reading(self.receiver, self.sharers, exchange_questions(self.batch))
+        other = Reading(self.receiver, self.sharers, exchange_questions(self.batch), self.store)
         other._receiver_cache = self._receiver_cache  # the receiver reads the same
         return other
 
     @cached_property
     def _receiver_cache(self) -> DynamicCache:
-        return prefill(self.receiver, self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1])
+        return self._prefill(self.receiver, self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1])

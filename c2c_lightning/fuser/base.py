@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from c2c_lightning.fuser.gate import Gate
 
@@ -49,6 +50,7 @@ class Fuser(nn.Module, ABC):
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
+        self.recomputes = False  # activations in the backward pass, instead of keeping them
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
         # Noted now: what shards a fuser puts another class in its place.
         self.class_path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -94,7 +96,11 @@ class Fuser(nn.Module, ABC):
         open_pairs = self.open_pairs(sharer, receiver, aligned)
         if open_pairs is None:
             return onto
-        update_GTF = self.update(open_pairs.sharer_GTF, open_pairs.receiver_GTF, open_pairs.groups)
+        inputs = open_pairs.sharer_GTF, open_pairs.receiver_GTF, open_pairs.groups
+        if self.recomputes and torch.is_grad_enabled():
+            update_GTF = checkpoint(self.update, *inputs, use_reentrant=False)
+        else:
+            update_GTF = self.update(*inputs)
         return self.add(onto, update_GTF, open_pairs)
 
     def open_pairs(self, sharer: Tensor, receiver: Tensor, aligned: Tensor | None) -> OpenPairs | None:

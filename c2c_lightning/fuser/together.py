@@ -31,16 +31,21 @@ class Fusion:
     aligned: Tensor | None
 
 
-def fuse_together(fusions: Sequence[Fusion], merge: bool = True) -> list[Tensor]:
-    """The fused stack of each, in one call of `update` for all fusers of the same class and sizes.
+def fuse_together(fusions: Sequence[Fusion], merge: bool | None = None) -> list[Tensor]:
+    """The fused stack of each; where fusers are merged, by one call of `update` for all of the same class and sizes.
 
     Gradients reach every fuser's own parameters. Fusers that draw random numbers must be called one by one, for
     each has draws of its own.
 
     Args:
-        fusions: what to do.
-        merge: False for one call for each fuser, which gives to the bit what each gives alone.
+        fusions: what to do, all on one device.
+        merge: True to merge fusers; False for one call for each, which gives to the bit what each gives in a call by
+            itself; None to merge on a GPU, which many small matmuls leave idle.
     """
+    # On a CPU many small matmuls cost what one large one does, and are rounded as they are in calls of their own: over
+    # some hundred steps another rounding grows into another fuser.
+    if merge is None:
+        merge = any(fusion.receiver.device.type != "cpu" for fusion in fusions)
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, fusion in enumerate(fusions):
         kind = likeness(fusion.fuser) if merge else None
@@ -67,7 +72,8 @@ def likeness(fuser: Fuser) -> Hashable | None:
     """The same for fusers whose networks can be laid end to end; None for one that must be called by itself."""
     own_way = type(fuser).forward is not Fuser.forward
     keeps_more = any(not name.startswith(GATE) for name, _ in fuser.named_buffers())
-    if own_way or keeps_more:
+    is_compiled = "update" in vars(fuser)  # with parameters of its own
+    if own_way or keeps_more or is_compiled or fuser.recomputes:
         return None
     weight = next(fuser.parameters())
     shapes = [(s.num_kv_heads, s.head_dim) for s in (fuser.sharer, fuser.receiver)]

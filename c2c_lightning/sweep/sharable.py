@@ -15,6 +15,7 @@ OWN = (
     "model.layer_map",
     "model.layers",
     "model.optimizer",
+    "model.prompt_store",
     "trainer.default_root_dir",
 )
 OF_LOGGERS = ("name", "run_id", "run_name", "save_dir", "tags", "version")
@@ -56,6 +57,7 @@ def without_names(logger: Any) -> Any:
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's values by dotted key; an empty mapping is a value."""
     flat = {}
     for key, value in config.items():
         path = f"{prefix}{key}"

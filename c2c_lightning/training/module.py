@@ -24,10 +24,12 @@ from c2c_lightning.communication import (
     Communicator,
     LayerMap,
     Layers,
+    PromptStore,
     Reading,
     load_aligner,
     load_models,
 )
+from c2c_lightning.communication.acceleration import Compiled, compile_parts, recompute_fusers
 from c2c_lightning.communication.alignment import Alignment
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
@@ -79,6 +81,10 @@ class C2CModule(L.LightningModule):
         optimizer: learning rates and their schedule.
         dtype: of the frozen models; `auto` for the one they were saved in. Fusers are always fp32.
         template_kwargs: handed to every chat template.
+        prompt_store: folder and budget of what the frozen models make of prompts, for data that are seen more than
+            once; null to compute it every time.
+        compile: what torch.compile makes faster: `fusers`, or `all` for the frozen models' layers too.
+        recompute_fusers: activation checkpointing of the fusers: less memory for a third more of their FLOPs.
     """
 
     def __init__(
@@ -93,13 +99,17 @@ class C2CModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         dtype: str = "auto",
         template_kwargs: dict[str, Any] | None = None,
+        prompt_store: PromptStore | None = None,
+        compile: Compiled = "none",
+        recompute_fusers: bool = False,
     ):
         super().__init__()
         if not sharers:
             raise UserError("model.sharers is empty: name at least one model whose cache is to be read.")
         self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
         self.fuser, self.gate, self.optimizer = fuser, gate, optimizer
-        self.layer_map, self.layers = layer_map, layers
+        self.layer_map, self.layers, self.prompt_store = layer_map, layers, prompt_store
+        self.compiled, self.recompute_fusers = compile, recompute_fusers
         self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
         self.communicator: Communicator | None = None
         self.strict_loading = False  # checkpoints hold the fusers only
@@ -120,8 +130,11 @@ class C2CModule(L.LightningModule):
     def make_communicator(self, receiver: PreTrainedModel, sharers: list[PreTrainedModel]) -> None:
         """Puts fresh fusers between models."""
         self.communicator = Communicator(
-            receiver, sharers, self.aligner, self.fuser, self.layer_map, self.layers, self.gate
+            receiver, sharers, self.aligner, self.fuser, self.layer_map, self.layers, self.gate, self.prompt_store
         )
+        compile_parts(self.communicator, self.compiled)
+        if self.recompute_fusers:
+            recompute_fusers(self.communicator)
 
     def runs(self) -> list[TrainedRun]:
         """What the trainer trains: this."""
@@ -166,6 +179,8 @@ class C2CModule(L.LightningModule):
                 "model.dtype is for the frozen models."
             )
         models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
+        if self.prompt_store is not None:
+            self.prompt_store.check(model for _, model in models)
         for name, model in models:
             rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
         for fuser in communicator.fusers:

@@ -10,6 +10,7 @@ from c2c_lightning.fuser.together import Fusion, fuse_together, likeness
 
 SHARER, RECEIVER = KVShape(5, 2, 8), KVShape(4, 3, 4)
 B, N = 2, 5
+EXACT = {"atol": 0.0, "rtol": 0.0}
 CONFIGS = [  # (layers, gate)
     ([0, 1, 2, 3], {}),
     ([0, 1, 2, 3], {"granularity": "head", "noise": "gumbel"}),
@@ -43,37 +44,50 @@ def gradients(fusers: list[C2CFuser], outputs: list[torch.Tensor]) -> list[torch
     return [parameter.grad for fuser in fusers for parameter in fuser.parameters()]
 
 
-def test_fusers_of_other_layers_parts_and_gates_give_and_learn_what_they_do_alone():
+def of_every_kind() -> list[C2CFuser]:
     fusers = [make(layers, gate, seed) for seed, (layers, gate) in enumerate(CONFIGS)]
-    fusers += [make(*CONFIGS[0], seed=7, hidden=6), make(*CONFIGS[2], seed=8, hidden=6)]
+    return [*fusers, make(*CONFIGS[0], seed=7, hidden=6), make(*CONFIGS[2], seed=8, hidden=6)]
+
+
+@pytest.mark.parametrize("merge", [True, False, None], ids=["merged", "one by one", "as a CPU does"])
+def test_fusers_of_other_layers_parts_and_gates_give_and_learn_what_they_do_alone(merge):
+    fusers = of_every_kind()
     calls = fusions(fusers)
     alone = [call.fuser(call.sharer, call.receiver, call.onto, call.aligned) for call in calls]
     expected = gradients(fusers, alone)
-    together = fuse_together(calls)
+    together = fuse_together(calls, merge)
+    # One large matmul may round otherwise than small ones.
+    of_output, of_gradient = ({"atol": 1e-6, "rtol": 1e-5}, {"atol": 1e-5, "rtol": 1e-4}) if merge else [EXACT] * 2
     for ours, theirs in zip(together, alone):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours, theirs, **of_output)
     for ours, theirs in zip(gradients(fusers, together), expected):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, **of_gradient)
     assert any(gradient is not None for gradient in expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_fusers_of_one_shape_are_one_call_and_those_of_another_another(training, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [({"merge": True}, [5, 6]), ({"merge": False}, [1, 4, 6]), ({}, [1, 4, 6])],
+    ids=["merged", "one by one", "as a CPU does"],
+)
+def test_merged_fusers_of_one_shape_are_one_call_and_those_of_another_another(how, expected, training, monkeypatch):
     widths = []
     update = C2CFuser.update
     monkeypatch.setattr(
         C2CFuser, "update", lambda self, s, r, groups: (widths.append(len(s)), update(self, s, r, groups))[1]
     )
     fusers = [make([0, 1], {}), make([3], {"parts": "keys"}), make([0, 1, 2], {}, hidden=6)]
-    fuse_together(fusions([fuser.train(training) for fuser in fusers]))
-    assert sorted(widths) == [5, 6]  # 2 x 2 + 1 groups of one shape, 2 x 3 of the other
+    fuse_together(fusions([fuser.train(training) for fuser in fusers]), **how)
+    assert sorted(widths) == expected  # 2 x 2 + 1 groups of one shape, 2 x 3 of the other
 
 
+@pytest.mark.parametrize("merge", [True, False])
 @torch.no_grad()
-def test_a_fuser_whose_gates_are_closed_gets_back_what_it_would_have_added_to():
+def test_a_fuser_whose_gates_are_closed_gets_back_what_it_would_have_added_to(merge):
     closed, other = make([0, 1], {"init": -1.0}).eval(), make([0, 1], {}).eval()
     first, second = fusions([closed, other])
-    ours = fuse_together([first, second])
+    ours = fuse_together([first, second], merge)
     assert ours[0] is first.onto
     assert not torch.equal(ours[1], second.onto)
 
@@ -87,6 +101,6 @@ def test_a_fuser_that_fuses_in_a_way_of_its_own_is_never_laid_beside_others():
     own = Own(SHARER, RECEIVER, gate, hidden=10, dropout=0.0)
     assert likeness(own) is None
     calls = fusions([own, make([0, 1], {}), own])
-    ours = fuse_together(calls)
+    ours = fuse_together(calls, merge=True)
     assert torch.equal(ours[0], calls[0].onto + 1)
     assert torch.equal(ours[2], calls[2].onto + 1)

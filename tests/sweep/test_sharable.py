@@ -35,6 +35,7 @@ def changed(key, value):
         ("model.layers", "last:2"),
         ("model.layer_map", {0: 1}),
         ("model.optimizer", {"lr": 0.1}),
+        ("model.prompt_store", {"folder": "prompts"}),
         ("trainer.default_root_dir", "b"),
         ("ckpt_path", None),
     ],
