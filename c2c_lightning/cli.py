@@ -11,17 +11,16 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from c2c_lightning.command_parser import CommandParser, user_message
 from c2c_lightning.errors import UserError, meant
-from c2c_lightning.messages import Parser, user_message
 
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
 COMMANDS = {
     "fit": ("c2c_lightning.training_cli:run", "train a fuser"),
     "fit-shared": ("c2c_lightning.shared_cli:fit_shared", "train fusers that share models and data side by side"),
     "validate": ("c2c_lightning.training_cli:run", "validate a checkpoint"),
-    "sweep": ("c2c_lightning.sweep.command:run", "search over configurations, on this machine or a cluster"),
+    "sweep": ("c2c_lightning.sweep_cli:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.evaluation_cli:run", "say what a fuser's cache communication gave, with controls"),
     "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
     "report": ("c2c_lightning.evaluation.comparison:compare_runs", "lay several evaluations side by side"),
@@ -43,9 +42,13 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         run(args)
     except Exception as error:
-        message = str(error) if isinstance(error, MisconfigurationException) else user_message(error)
+        message = user_message(error)
         if message is None:
-            raise
+            from lightning.pytorch.utilities.exceptions import MisconfigurationException  # takes seconds
+
+            if not isinstance(error, MisconfigurationException):
+                raise
+            message = str(error)
         sys.exit(f"error: {message}")
 
 
@@ -74,7 +77,7 @@ def run(args: Sequence[str] | None) -> None:
 
 def call(command: str, function: Callable, args: list[str]) -> None:
     """Calls a function with the arguments that its signature and docstring describe."""
-    parser = Parser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
+    parser = CommandParser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
     parser.add_function_arguments(function)
     if args and not args[0].startswith("-"):
         args = [f"--{next(iter(inspect.signature(function).parameters))}", *args]

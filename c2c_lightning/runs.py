@@ -16,7 +16,7 @@ CHECKPOINTS, LAST, FUSER = "checkpoints", "last.ckpt", "fuser"
 
 
 class Interrupted(SystemExit):
-    """A run was asked to stop and can be gone on with; the exit code is the shell's for the signal."""
+    """A run was asked to stop and can be resumed; the exit code is the shell's for the signal."""
 
 
 def run_of(fuser: str) -> Path | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from c2c_lightning.runs import CHECKPOINTS, LAST, TRIAL_FILE
 from c2c_lightning.sweep.sharable import differing_keys
 from c2c_lightning.training.shared import SharedLogger, SharedModule, StopFiles
 from c2c_lightning.training.shared_checkpoint import SharedCheckpointIO, label
-from c2c_lightning.training.trained_run import Trial
+from c2c_lightning.training.trained_run import SharedRun
 from c2c_lightning.training_cli import C2CCLI, WIRING
 
 
@@ -38,19 +40,24 @@ def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
     that have a checkpoint are resumed. A file `stop` in a run's folder ends that run at its next validation.
 
     Args:
-        runs: folders of the runs, with commas between them. In each lies trial.yaml, a configuration of `fit`.
+        runs: folders of the runs, with commas between them, or a list if one has a comma in its name. In each lies
+            trial.yaml, a configuration of `fit`.
         progress_bar: show how far they are.
 
     Raises:
         UserError: a configuration that is missing, or with which nothing can be shared.
     """
-    names = [name for part in ([runs] if isinstance(runs, str) else runs) for name in part.split(",") if name]
+    names = [name for name in runs.split(",") if name] if isinstance(runs, str) else runs
     folders = [Path(name) for name in names]
     if not folders or len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError(f"runs is {','.join(names)!r}: name the folder of every run once.")
+        raise UserError(f"runs is {runs!r}: name the folder of every run once.")
     missing = [str(folder / TRIAL_FILE) for folder in folders if not (folder / TRIAL_FILE).is_file()]
     if missing:
-        raise UserError(f"runs: there is no {', '.join(missing)}, a configuration as `fit --config` takes it.")
+        message = f"runs: there is no {', '.join(missing)}, a configuration as `fit --config` takes it."
+        cut = [name for name in map(",".join, pairwise(names)) if Path(name).is_dir()]
+        if cut:
+            message += f" The folder {cut[0]} has a comma in its name: give a list, --runs '{json.dumps(cut[:1])}'."
+        raise UserError(message)
     begun = [(folder / CHECKPOINTS / LAST).exists() for folder in folders]
     if any(begun) and not all(begun):
         fresh = ", ".join(str(folder) for folder, has in zip(folders, begun) if not has)
@@ -60,11 +67,11 @@ def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
     different = differing_keys(configs)
     if different:
         raise UserError(
-            f"these runs differ in {', '.join(different)}, and only fuser, gate, layers, layer_map and optimizer may "
-            "differ where the prefill is shared: train them apart."
+            f"these runs differ in {', '.join(different)}, and only fuser, gate, layers, layer_map, optimizer and "
+            "prompt_store may differ where the prefill is shared: train them apart."
         )
     trials = [
-        Trial(label(number), cli.model, folder, cli.loggers())
+        SharedRun(label(number), cli.model, folder, cli.loggers())
         for number, (folder, cli) in enumerate(zip(folders, clis))
     ]
     first = clis[0]

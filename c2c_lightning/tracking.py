@@ -21,6 +21,7 @@ from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.runs import write_whole
 
 MLFLOW_FILE = "mlflow.json"
 RETRY_SECONDS = 60
@@ -75,7 +76,7 @@ class MLflowTracker(MLFlowLogger):
             raise UserError(f"MLflow cannot use the tracking URI {uri!r}: {first_line(error)}") from error
         self.tracking_uri = uri
         self._metrics: list[Metric] = []
-        self._actions: list[Callable[[], Any]] = []
+        self._actions: list[Callable[[MlflowClient], Any]] = []
         self._begun = self._interrupted = False
         self._silent_until = 0.0
 
@@ -84,7 +85,7 @@ class MLflowTracker(MLFlowLogger):
         """Opens the run, or reopens the one that is continued."""
         if not self._begun:
             self._begun = True
-            self._do(lambda: self._open().update_run(self._run_id, status="RUNNING"))
+            self.send(lambda client: client.update_run(self._run_id, status="RUNNING"))
 
     @property
     def experiment(self) -> MlflowClient:
@@ -111,36 +112,31 @@ class MLflowTracker(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any]) -> None:
-        def log() -> None:
-            self._open()
-            super(MLflowTracker, self).log_hyperparams(params)
-
-        self._do(log)
+        self.send(lambda client: super(MLflowTracker, self).log_hyperparams(params))
 
     @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copies a file, or all that is in a folder, to the run."""
         copy = "log_artifacts" if Path(path).is_dir() else "log_artifact"
-        self._do(lambda: getattr(self._open(), copy)(self._run_id, str(path), folder))
+        self.send(lambda client: getattr(client, copy)(self._run_id, str(path), folder))
 
     @rank_zero_only
     def log_table(self, table: pd.DataFrame, path: str) -> None:
         """Keeps a table as an artifact, in the place of one of the same path."""
 
-        def log() -> None:
-            client = self._open()
+        def log(client: MlflowClient) -> None:
             if path in {file.path for file in client.list_artifacts(self._run_id, path.rpartition("/")[0])}:
                 # MLflow would add the rows to those that are there.
                 client.log_dict(self._run_id, table.to_dict(orient="split", index=False), path)
             else:
                 client.log_table(self._run_id, table, path)
 
-        self._do(log)
+        self.send(log)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         for key, value in tags.items():
-            self._do(lambda key=key, value=value: self._open().set_tag(self._run_id, key, value))
+            self.send(lambda client, key=key, value=value: client.set_tag(self._run_id, key, value))
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
@@ -150,7 +146,7 @@ class MLflowTracker(MLFlowLogger):
         self._interrupted = status == "interrupted"
         self._silent_until = 0.0
         ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
-        self._do(lambda: self._open().set_terminated(self._run_id, ended))
+        self.send(lambda client: client.set_terminated(self._run_id, ended))
 
     @rank_zero_only
     def save_undelivered(self, folder: Path) -> None:
@@ -164,11 +160,8 @@ class MLflowTracker(MLFlowLogger):
             rank_zero_warn(f"{len(rows)} metrics could not be delivered to MLflow; they are in {file}")
 
     @rank_zero_only
-    def do(self, action: Callable[[MlflowClient], Any]) -> None:
-        """Does something with the store that this class has no word for: now, or when the store is back."""
-        self._do(lambda: action(self._open()))
-
-    def _do(self, action: Callable[[], Any]) -> None:
+    def send(self, action: Callable[[MlflowClient], Any]) -> None:
+        """Has something done to the store: now, or when it is back, after all that was sent before."""
         self._actions.append(action)
         self._deliver()
 
@@ -180,14 +173,14 @@ class MLflowTracker(MLFlowLogger):
             del self._actions[0]
         while self._metrics and not self._actions:
             part = self._metrics[:MAX_METRICS]
-            if not self._attempt(lambda part=part: self._open().log_batch(self._run_id, metrics=part)):
+            if not self._attempt(lambda client, part=part: client.log_batch(self._run_id, metrics=part)):
                 return
             del self._metrics[: len(part)]
 
-    def _attempt(self, action: Callable[[], Any]) -> bool:
+    def _attempt(self, action: Callable[[MlflowClient], Any]) -> bool:
         """Whether an action is done with: it succeeded, or the store would refuse it for ever."""
         try:
-            action()
+            action(self._open())
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
             if isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500:
                 rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
@@ -214,14 +207,15 @@ class Logged(Protocol):
 
 
 def find_tracker(run: Logged) -> MLflowTracker | None:
+    """A run's MLflow logger, if it has one."""
     return next((logger for logger in run.loggers if isinstance(logger, MLflowTracker)), None)
 
 
 def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
-    """Leaves word of the MLflow run in a run's folder, so that it can be gone on with."""
+    """Leaves word of the MLflow run in a run's folder, so that it can be resumed."""
     if tracker.run_id is not None:
         where = {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id}
-        (folder / MLFLOW_FILE).write_text(json.dumps(where) + "\n", encoding="utf-8")
+        write_whole(folder / MLFLOW_FILE, json.dumps(where) + "\n")
 
 
 def noted_tracking(folder: Path) -> dict[str, str]:

@@ -8,9 +8,9 @@ import yaml
 from c2c_lightning import evaluation_cli, training_cli
 from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.sweep.check import check_configurations
-from c2c_lightning.sweep.command import read_sweep
 from c2c_lightning.sweep.driver import complete
 from c2c_lightning.sweep.space import Space
+from c2c_lightning.sweep_cli import build, read_sweep
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_every_sweep_asks_a_question_that_its_configurations_can_answer(path):
     sweep, name = read_sweep(["--config", str(path)])
     space = Space(sweep.space)
     assert complete(sweep, space).trials >= 2
-    check_configurations(sweep, space)
+    check_configurations(sweep, space, build)
     assert name == path.stem
 
 

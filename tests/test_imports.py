@@ -1,7 +1,8 @@
-"""Imports point down: nano, fuser <- communication <- data, training; data <- evaluation; training, evaluation <- sweep;
-all <- the command line."""
+"""Imports point down: nano, fuser <- communication <- data, training; data <- evaluation;
+training, evaluation <- sweep; all <- the command line."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,19 @@ MAY_IMPORT = {
     "data": {"communication", "nano"},
     "training": {"communication", "fuser", "runs", "tracking"},
     "evaluation": {"communication", "data", "fuser", "nano", "runs", "tracking"},
-    "sweep": {"communication", "evaluation", "fuser", "messages", "runs", "tracking", "training", "training_cli"},
+    "sweep": {"communication", "evaluation", "fuser", "runs", "tracking", "training"},
+    "errors.py": set(),
     "runs.py": set(),
-    "tracking.py": set(),
+    "tracking.py": {"runs"},
+    "command_parser.py": set(),
+    "messages.py": {"command_parser", "data", "fuser"},
+    "training_cli.py": {"data", "messages", "runs", "tracking", "training"},
+    "shared_cli.py": {"runs", "sweep", "training", "training_cli"},
+    "evaluation_cli.py": {"evaluation", "messages", "runs", "tracking"},
+    "sweep_cli.py": {"command_parser", "runs", "shared_cli", "sweep", "training", "training_cli"},
+    "cli.py": {"command_parser"},  # and by name whatever runs a command
 }
+ENTRANCES = {"__init__.py", "__main__.py"}
 MUST_NOT_KNOW = {
     "fuser": {"lightning", "mlflow", "transformers"},
     "communication": {"lightning", "mlflow"},
@@ -52,16 +62,44 @@ def test_imports_point_down(part):
             pieces = name.split(".")
             if pieces[0] == "c2c_lightning":
                 assert pieces[1] in MAY_IMPORT[part] | {part, "errors"}, f"{file} imports {name}"
-            assert pieces[0] not in MUST_NOT_KNOW[part], f"{file} imports {name}"
+            assert pieces[0] not in MUST_NOT_KNOW.get(part, ()), f"{file} imports {name}"
 
 
 def test_every_part_has_its_place_in_the_order():
     parts = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
-    assert parts == {part for part in MAY_IMPORT if not part.endswith(".py")}
+    files = {file.name for file in PACKAGE.glob("*.py")} - ENTRANCES
+    assert parts | files == MAY_IMPORT.keys()
+    names = {part.removesuffix(".py") for part in MAY_IMPORT}
+    assert set().union(*MAY_IMPORT.values()) <= names
+    graphlib.TopologicalSorter({part.removesuffix(".py"): below for part, below in MAY_IMPORT.items()}).prepare()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sweep", "--config", "wrong.yaml"], ["sweep", "--config", "wrong_space.yaml"], ["swep"], ["sweep", "--space={}"]],
+    ids=" ".join,
+)
+def test_a_typo_is_told_before_anything_is_imported_that_takes_seconds(arguments, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("space: {model.layers: {grid: [all]}}\ntrails: 1\n")
+    (tmp_path / "wrong_space.yaml").write_text("space: {model.layers: {gird: [all]}}\n")
+    code = f"""
+import sys
+from c2c_lightning.cli import main
+try:
+    main({arguments})
+except SystemExit as refused:
+    assert str(refused.code).startswith("error: "), refused.code
+    heavy = {{"lightning", "mlflow", "optuna", "pandas", "ray", "torch", "transformers"}} & set(sys.modules)
+    assert not heavy, heavy
+else:
+    assert False, "it was not refused"
+"""
+    path = {"PYTHONPATH": str(PACKAGE.parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=path)
 
 
 def test_what_follows_a_trial_on_a_cluster_is_light():
     """A machine runs one for each trial beside its training process."""
     heavy = "{'torch', 'transformers', 'lightning', 'mlflow'}"
-    code = f"import sys, c2c_lightning.sweep.shared_trial; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    code = f"import sys, c2c_lightning.sweep.shared_trial; found = {heavy} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -34,7 +34,7 @@ def cluster(address: str | None) -> Iterator[None]:
         address: of a cluster; None for $RAY_ADDRESS, or else a cluster of this machine's own.
 
     Raises:
-        UserError: nobody answers at the address.
+        UserError: nobody answers at the address, or Ray does not start here.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -48,6 +48,11 @@ def cluster(address: str | None) -> Iterator[None]:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address or "local", **own, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        if address is None:
+            raise UserError(
+                f"Ray does not start on this machine: {first_line(error)}. It keeps its files in $RAY_TMPDIR, or else "
+                "in /tmp/ray: that must be writable, with a short path and room; its logs there may say more."
+            ) from error
         raise UserError(f"no Ray cluster answers at {address!r}: {first_line(error)}") from error
     try:
         yield
@@ -56,10 +61,12 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def room_for(resources: Resources) -> int:
-    """How many processes of such a demand the machines have room for now.
+    """How many processes of such a demand the machines that are there have room for, whatever else they run.
+
+    Who finds no room at the moment waits for it. At least 1, as a machine may be on its way.
 
     Raises:
-        UserError: none, and no machine could ever be had.
+        UserError: none, and no machine comes.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_fits(machine, resources) for machine in machines)
@@ -74,6 +81,6 @@ def room_for(resources: Resources) -> int:
 
 
 def _fits(machine: dict[str, float], resources: Resources) -> int:
-    by_cpus = machine.get("CPU", 0) // resources.cpus
-    by_gpus = machine.get("GPU", 0) // resources.gpus if resources.gpus else by_cpus
-    return int(min(by_cpus, by_gpus))
+    demand = {"CPU": resources.cpus, "GPU": resources.gpus}
+    # To Ray's precision: ten times 0.1 fit into 1.
+    return min(int(round(machine.get(kind, 0) / asked, 4)) for kind, asked in demand.items() if asked)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
@@ -24,15 +25,16 @@ from c2c_lightning.sweep.halving import halving
 from c2c_lightning.sweep.labels import short_keys, short_value, shown_score
 from c2c_lightning.sweep.ledger import ENDED, Ledger
 from c2c_lightning.sweep.live_table import LiveTable
-from c2c_lightning.sweep.process import SECONDS_TO_STOP, wait_until_free
+from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, wait_until_free
 from c2c_lightning.sweep.process_trial import ProcessTrial
+from c2c_lightning.sweep.reconcile import reconcile
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
 from c2c_lightning.sweep.search import StudySearch, open_study
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.sharable import sharable_key
 from c2c_lightning.sweep.shared_trial import SharedTrial, runners
 from c2c_lightning.sweep.space import Space
-from c2c_lightning.sweep.tracking import SweepTracker
+from c2c_lightning.sweep.tracking import SweepTracker, tracked
 from c2c_lightning.sweep.trial import Trial
 from c2c_lightning.sweep.watch import Watch
 from c2c_lightning.tracking import noted_tracking
@@ -71,41 +73,93 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
         address: of a Ray cluster; None for one of this machine's own.
 
     Raises:
-        UserError: the cluster can never meet the demand, or no trial reports the metric.
+        UserError: the cluster can never meet the demand, no trial reports the metric, or every trial failed.
         Interrupted: Ctrl-C or SIGTERM; what was trained is kept.
     """
-    console = Console()
-    space, ledger = Space(sweep.space), Ledger(folder)
-    with cluster(address), terminated() as signals:
+    with interruptible(folder) as signals, ExitStack() as stack:
+        with postponed():
+            stack.enter_context(cluster(address))
+        stack.enter_context(terminated(signals))
         processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
-        tracker = SweepTracker(folder, sweep)
+        with tracked(folder, sweep) as tracker:
+            ledger = Ledger(folder)
+            left = train(sweep, folder, ledger, tracker, processes)
+            if ledger.trials:
+                conclude(sweep, folder, ledger.refresh(), tracker)
+            if left:
+                raise KeyboardInterrupt  # which Tune took for itself
+            refuse_failure(ledger.refresh(), folder)
+
+
+def train(sweep: Sweep, folder: Path, ledger: Ledger, tracker: SweepTracker, processes: int) -> int:
+    """Trains what is left of a sweep's trials, so many processes at once; returns how many are left then."""
+    space = Space(sweep.space)
+    study = open_study(folder, sweep, space)
+    for trial in reconcile(study, ledger, sweep):
+        tracker.note(trial)
+    with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table:
         try:
-            with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table, engine(sweep, processes) as chosen:
-                watch = Watch(sweep, ledger, tracker, table)
-                search = searcher(sweep, space, folder, ledger, tracker, chosen.config)
+            with engine(sweep, processes) as chosen:
+                search = searcher(sweep, space, study, ledger, tracker, chosen.config)
                 if search.left():
-                    tuner(sweep, folder, ledger, search, watch, chosen).fit()
-                table.update(ledger.refresh())
-        except BaseException:
-            tracker.end(folder, "failed")
-            raise
-        wait_until_free([trial.folder for trial in ledger.trials.values()], SECONDS_TO_STOP)
-        left = search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
-    trials = ledger.refresh()
-    for trial in trials:
-        trial.run_id = noted_tracking(trial.folder).get("run_id")
-    if trials:
-        conclude(sweep, folder, trials, tracker, console)
-    tracker.end(folder, "interrupted" if left else "success")
-    if left:
-        console.print(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}", soft_wrap=True)
-        raise Interrupted(128 + next(iter(signals), signal.SIGINT))
+                    watch = Watch(sweep, ledger, tracker, table)
+                    run_tuner(tuner(sweep, folder, ledger, search, watch, chosen))
+        finally:
+            for trial in ledger.trials.values():
+                if trial.state not in ENDED:
+                    tracker.note(ledger.note(trial.number, "waiting", trial.reason))
+            table.update(ledger.refresh())
+    wait_until_free([trial.folder for trial in ledger.trials.values()], SECONDS_TO_STOP)
+    return search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
+
+
+def run_tuner(tuner: tune.Tuner) -> None:
+    """Runs Tune, and takes Ctrl-C back from it: it would leave the first one after its end without effect."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        tuner.fit()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
-def terminated() -> Iterator[list[int]]:
-    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, which Tune knows; yields those received."""
+def interruptible(folder: Path) -> Iterator[list[int]]:
+    """Ends in a message and in the signal's exit code what Ctrl-C ends, or one of the signals that are yielded."""
     received: list[int] = []
+    try:
+        yield received
+    except KeyboardInterrupt:
+        say(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}")
+        raise Interrupted(128 + next(iter(received), signal.SIGINT)) from None
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Ctrl-C takes effect when what is done here has been done; a second one at once.
+
+    Ray forks when it starts, and an exception that comes within a fork is lost and leaves logging locked.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def terminated(received: list[int]) -> Iterator[None]:
+    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, which Tune knows, and is added to a list.
+
+    To be entered after Ray has started, which would handle it otherwise.
+    """
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -113,7 +167,7 @@ def terminated() -> Iterator[list[int]]:
 
     previous = signal.signal(signal.SIGTERM, receive)
     try:
-        yield received
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -148,17 +202,18 @@ def engine(sweep: Sweep, processes: int) -> Iterator[Engine]:
 
 
 def searcher(
-    sweep: Sweep, space: Space, folder: Path, ledger: Ledger, tracker: SweepTracker, config: dict[str, Any]
+    sweep: Sweep, space: Space, study: optuna.Study, ledger: Ledger, tracker: SweepTracker, config: dict[str, Any]
 ) -> StudySearch:
     """What suggests trials, and makes their folders and MLflow runs before they begin."""
 
     def prepare(number: int, values: dict[str, Any]) -> dict[str, Any]:
-        merged = merge(sweep.base, sweep.fixed, values)
-        trial = ledger.begin(number, values, merged)
+        if number not in ledger.trials:
+            ledger.begin(number, values, merge(sweep.base, sweep.fixed, values))
+        trial = ledger.trials[number]
         tracker.begin_trial(trial, title(trial))
         return {
             **config,
-            "key": sharable_key(merged),
+            "key": sharable_key(ledger.config(number)),
             "number": number,
             "folder": str(trial.folder.resolve()),
             "working_folder": str(Path.cwd()),
@@ -166,7 +221,6 @@ def searcher(
             "cpus": sweep.resources.cpus,
         }
 
-    study = open_study(folder, sweep, space)
     return StudySearch(study, space, sweep.trials, prepare, sweep.metric, sweep.mode)
 
 
@@ -202,19 +256,45 @@ def title(trial: Trial) -> str:
     return f"{trial.name} {said}"[:200]
 
 
-def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker, console: Console) -> None:
+def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker) -> None:
     """Writes and shows what the sweep has found so far."""
-    files: dict[str, list[Path]] = {"": [folder / SWEEP_FILE, write_csv(trials, folder)]}
+    for trial in trials:
+        trial.run_id = noted_tracking(trial.folder).get("run_id")
+    files = [folder / SWEEP_FILE, write_csv(trials, folder)]
     best = best_trial(trials, sweep.metric, sweep.mode)
     metrics, tags = {}, {}
     if best is not None:
         best_file = write_best(best, sweep.metric, folder)
-        files[""].append(best_file)
+        files.append(best_file)
         metrics = {f"best/{sweep.metric}": best.score(sweep.metric)}
         tags = {"best_trial": title(best)}
-    files["figures"] = list(draw_figures(trials, sweep.metric, sweep.mode, folder / "figures").values())
     tracker.finish(metrics, tags, files)
+    tracker.keep(list(draw_figures(trials, sweep.metric, sweep.mode, folder / "figures").values()), "figures")
     if best is not None:
         score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"
-        console.print(f"best: trial {title(best)}, {score}: {best_file}", soft_wrap=True)
-    console.print(f"sweep.csv and figures/: {folder}", soft_wrap=True)
+        say(f"best: trial {title(best)}, {score}: {best_file}")
+    say(f"sweep.csv and figures/: {folder}")
+
+
+def refuse_failure(trials: list[Trial], folder: Path) -> None:
+    """Says which trials of a sweep that has ended failed, and what can be done.
+
+    Raises:
+        UserError: all of them did.
+    """
+    failed = [trial for trial in trials if trial.state == "failed"]
+    if not failed:
+        return
+    count = f"{len(failed)} of {len(trials)} trials" if len(trials) > 1 else "the trial"
+    text = (
+        f"{count} failed, trial {failed[0].name} because: {failed[0].reason}\nIts log is {failed[0].folder / LOG}. "
+        f"To try again what failed: python -m c2c_lightning sweep --resume {folder}"
+    )
+    if len(failed) == len(trials):
+        raise UserError(text)
+    say(text)
+
+
+def say(text: str) -> None:
+    """Prints a line for the user."""
+    Console().print(text, soft_wrap=True, markup=False)

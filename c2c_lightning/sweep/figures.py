@@ -47,7 +47,7 @@ def draw_figures(
         say: gets a line for each figure that would say nothing, with the reason.
 
     Returns:
-        By caption the PNG.
+        By caption the PNG; of one that cannot be drawn there is a warning.
     """
     ranked = ranking(trials, metric, mode)
     kinds = {
@@ -67,6 +67,8 @@ def draw_figures(
                 figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
         except NothingToShow as reason:
             say(f"no figure {name}.png: {reason}")
+        except Exception as error:  # a sweep of days is worth more than a picture of it
+            warnings.warn(f"figure {name}.png could not be drawn: {error!r}", stacklevel=2)
         else:
             figures[caption] = folder / f"{name}.png"
     return figures
@@ -179,12 +181,14 @@ def draw_front(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
 
 
 def draw_gates_of(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
+    """Which layers each trial opened."""
     if not any(part for trial in trials for gate in trial.progress[-1]["gates"] for part in gate.values()):
         raise NothingToShow("no trial maps a layer")
     return draw_gates(trials, shown_scores(trials, metric), unit(metric), colours(mode))
 
 
 def title(axis: Axes, text: str, trials: Sequence[Trial]) -> None:
+    """Says above an axis what it shows and of how many trials."""
     stopped = sum(trial.state == "stopped" for trial in trials)
     early = f", {stopped} of them stopped early" if stopped else ""
     axis.set_title(f"{text}: {len(trials)} trials{early}", fontsize=11, pad=10)
@@ -196,6 +200,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def tidy(axis: Axes, grid: str) -> None:
+    """Leaves of an axis what is to be read, with a grid along `x`, `y` or `both`."""
     axis.set_facecolor("white")
     axis.grid(False)
     axis.grid(axis=grid, color=GRID, linewidth=0.8)
@@ -221,11 +226,13 @@ def several(parameters: dict) -> dict:
 
 
 def shown_scores(trials: Sequence[Trial], metric: str) -> list[float]:
+    """Scores in the metric's `unit`."""
     factor = 100 if is_share(metric) else 1
     return [factor * trial.score(metric) for trial in trials]
 
 
 def unit(metric: str) -> str:
+    """A metric with the unit that it is drawn in."""
     return f"{metric}, %" if is_share(metric) else metric
 
 

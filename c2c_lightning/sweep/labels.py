@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.training.run_record import is_share
 
 NOTHING = "–"
 
 
-def differing_keys(trials: Sequence[Trial]) -> list[str]:
-    """The sampled keys in which trials differ; of a single trial all."""
+def varying_keys(trials: Sequence[Trial]) -> list[str]:
+    """The sampled keys whose values are not the same for all trials; of a single trial all."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     spelled = {key: {repr(trial.values.get(key, NOTHING)) for trial in trials} for key in keys}
     return [key for key in keys if len(spelled[key]) > 1 or len(trials) == 1]
@@ -48,15 +49,10 @@ def short_value(value: Any) -> str:
 
 
 def shown_score(value: float | None, metric: str) -> str:
-    """Percent for accuracies, otherwise four significant digits."""
+    """Percent for shares, otherwise four significant digits."""
     if value is None:
         return NOTHING
     return f"{100 * value:.1f}%" if is_share(metric) else f"{value:.4g}"
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is shown in percent."""
-    return metric.startswith("val/accuracy")
 
 
 def shown_time(seconds: float) -> str:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from c2c_lightning.sweep.labels import cut, differing_keys, short_keys, short_value, shown_score, shown_time
+from c2c_lightning.sweep.labels import cut, short_keys, short_value, shown_score, shown_time, varying_keys
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
@@ -67,7 +67,7 @@ def trial_table(
     if in_one_line and width - _width(columns) < VALUES_WIDTH:
         columns["state"] = [Text(trial.state, COLOURS[trial.state]) for trial in shown]
     room = width - _width(columns if in_one_line else {**columns, "state": [Text(" " * STATE_WIDTH)]})
-    values = _values(shown, differing_keys(trials), room)
+    values = _values(shown, varying_keys(trials), room)
     if in_one_line:
         for cell in values.get("values", []):
             cell.truncate(max(VALUES_WIDTH // 2, room - GAP), overflow="ellipsis")
@@ -178,7 +178,7 @@ class LiveTable:
         """A line for each validation since the last time, and one for another state."""
         state, rows = self._written.get(trial.number, ("waiting", 0))
         self._written[trial.number] = trial.state, len(trial.progress)
-        if is_first:  # what is there was so before the sweep was gone on with
+        if is_first:  # what is there was so before the sweep was resumed
             rows = len(trial.progress)
             state = trial.state if trial.state != "running" else "waiting"
         lines = []

@@ -11,10 +11,11 @@ from ray import tune
 
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, LAST, PROGRESS_FILE, SUMMARY_FILE, TRIAL_FILE
 from c2c_lightning.sweep.ledger import read_progress
-from c2c_lightning.sweep.process import TrainingProcess, log_tail
+from c2c_lightning.sweep.process import TrainingProcess, held, log_tail
 
 HEARTBEAT = 2.0
 POLL = 0.1
+GROUP_FILE = "group"  # with whom a trial was trained last; without one, by itself
 
 
 class TrialCrashed(Exception):
@@ -27,7 +28,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def clear_false_start(folder: Path) -> None:
-    """Removes what a start left that came to no checkpoint."""
+    """Removes what a start left that came to no checkpoint; for whoever holds the folder."""
     if not has_checkpoint(folder):
         for file in (CONFIG_FILE, PROGRESS_FILE):
             (folder / file).unlink(missing_ok=True)
@@ -45,15 +46,20 @@ class ProcessTrial(tune.Trainable):
         self.reported = 0
         self.process = None if self.has_result() else self.start(config)
 
-    def start(self, config: dict[str, Any]) -> TrainingProcess:
-        """Starts the trial, or goes on with it from its last checkpoint."""
-        clear_false_start(self.folder)
-        resumed = ["--ckpt_path", str(self.folder)] if has_checkpoint(self.folder) else []
-        arguments = [
-            *("fit", "--config", str(self.folder / TRIAL_FILE)),
-            *("--trainer.default_root_dir", str(self.folder), "--trainer.enable_progress_bar", "false"),
-        ]
-        return TrainingProcess([*arguments, *resumed], [self.folder], Path(config["working_folder"]), config["cpus"])
+    def start(self, config: dict[str, Any]) -> TrainingProcess | None:
+        """Starts the trial, or goes on with it from its last checkpoint, unless it turns out to have ended."""
+        # What is to be done shows only when nobody is at work there any more.
+        with held([self.folder]) as locks:
+            if self.has_result():
+                return None
+            clear_false_start(self.folder)
+            (self.folder / GROUP_FILE).unlink(missing_ok=True)
+            arguments = [
+                *("fit", "--config", str(self.folder / TRIAL_FILE)),
+                *("--trainer.default_root_dir", str(self.folder), "--trainer.enable_progress_bar", "false"),
+                *(["--ckpt_path", str(self.folder)] if has_checkpoint(self.folder) else []),
+            ]
+            return TrainingProcess(arguments, locks, Path(config["working_folder"]), config["cpus"])
 
     def step(self) -> dict[str, Any]:
         # Never longer than a heartbeat, so that Tune can stop a trial whose next validation is far away.
@@ -68,8 +74,9 @@ class ProcessTrial(tune.Trainable):
                 if row["step"] < row["max_steps"] or is_last:
                     self.reported += 1
                     return self.result(row, is_last)
-            if ended and self.has_result() and rows:  # by its own choice, before its last step
-                return self.result(rows[-1], True)
+            if ended and self.has_result():
+                # By its own choice, before its last step; or it never validated, and never will.
+                return self.result(rows[-1], True) if rows else {"step": 0, "known_metrics": [], "done": True}
             if ended:
                 return self.failed()
             if time.monotonic() > until:
@@ -94,9 +101,11 @@ class ProcessTrial(tune.Trainable):
         raise TrialCrashed(lines[-1] if lines else "it printed nothing")
 
     def has_result(self) -> bool:
+        """Whether the trial has been trained to its end."""
         return (self.folder / SUMMARY_FILE).exists()
 
     def has_ended(self) -> bool:
+        """Whether nobody is at work on it any more."""
         # Asked before the last rows are read, or one that came in between would be missed.
         return self.process is None or self.process.returncode() is not None
 

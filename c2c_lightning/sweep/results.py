@@ -40,7 +40,7 @@ def best_trial(trials: Sequence[Trial], metric: str, mode: Mode) -> Trial | None
 def write_csv(trials: Sequence[Trial], folder: Path) -> Path:
     """Writes `sweep.csv`: a row for each trial with sampled values, state, open layers and its last metrics.
 
-    Lists and mappings are YAML in one line; `seconds` is training time up to the last validation.
+    Lists and mappings are YAML in one line; `seconds` is training time, pauses aside.
     """
     rows = [
         {

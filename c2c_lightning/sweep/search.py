@@ -1,8 +1,11 @@
 """Optuna's search as Ray Tune asks for it.
 
 Ray's own OptunaSearch keeps its study in the driver's memory, and after a kill knows as much as the last snapshot.
-Here the study is a journal on disk, written before a trial begins; so a sweep that is gone on with learns from
-all that was tried, and takes up the very trials that were cut off.
+Here the study is a journal on disk, written before a trial begins; so a sweep that is resumed learns from all that
+was tried, and resumes the very trials that were cut off.
+
+The study is told of trials that were judged: that finished, or that the rule stopped. One that failed stays open in it,
+as one that was cut off does, for Optuna can reopen none: so it is tried again when the sweep is resumed.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def _sampler(sweep: Sweep, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class StudySearch(Searcher):
-    """Hands out first the study's trials that were cut off, then what its sampler suggests.
+    """Hands out first the study's trials that were cut off or failed, then what its sampler suggests.
 
     Args:
         study: of the sweep.
@@ -75,45 +78,62 @@ class StudySearch(Searcher):
     ):
         super().__init__(metric=metric, mode=mode)
         self.study, self.space, self.trials, self.prepare = study, space, trials, prepare
-        self.cut_off: list[FrozenTrial] = study.get_trials(states=(TrialState.RUNNING,))
+        self.open: list[FrozenTrial] = study.get_trials(states=(TrialState.RUNNING,))
         self.asked: dict[str, optuna.Trial] = {}
-        self.reported: dict[str, set[int]] = {}
 
     def left(self) -> int:
         """Trials that are still to be run."""
         begun = [trial for trial in self.study.trials if trial.state != TrialState.WAITING]
-        return max(0, self.trials - len(begun)) + len(self.cut_off)
+        return max(0, self.trials - len(begun)) + len(self.open)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        reported: set[int] = set()
-        if self.cut_off:
-            frozen = self.cut_off.pop(0)
-            trial, reported = optuna.Trial(self.study, frozen._trial_id), set(frozen.intermediate_values)
+        if self.open:
+            trial = reopened(self.study, self.open.pop(0))
         elif self.left():
             trial = self.study.ask()
         else:
             return Searcher.FINISHED
-        self.asked[trial_id], self.reported[trial_id] = trial, reported
+        self.asked[trial_id] = trial
         return self.prepare(trial.number, self.space.sample(trial))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        value = result.get(self.metric)
-        # A trial that is gone on with reports again from its beginning.
-        if value is not None and math.isfinite(value) and result["step"] not in self.reported[trial_id]:
-            self.reported[trial_id].add(result["step"])
-            self.asked[trial_id].report(value, result["step"])
+        if self.metric in result:
+            report(self.asked[trial_id], result["step"], result[self.metric])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        result, value = result or {}, (result or {}).get(self.metric)
-        if error or value is None or not math.isfinite(value):
-            self.study.tell(self.asked[trial_id], state=TrialState.FAIL)
-        elif result.get("finished"):
-            self.study.tell(self.asked[trial_id], value)
-        else:  # the sampler learns from the last value, and from how far the trial came
-            self.study.tell(self.asked[trial_id], state=TrialState.PRUNED)
+        if not error and result is not None and self.metric in result:  # otherwise it failed
+            tell(self.asked[trial_id], bool(result.get("finished")), result["step"], result[self.metric])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study is on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is gone on with from its folder, not from Ray's snapshots")
+        raise NotImplementedError("a sweep is resumed from its folder, not from Ray's snapshots")
+
+
+def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
+    """A trial that has not ended, to be reported of again."""
+    return optuna.Trial(study, frozen._trial_id)
+
+
+def report(trial: optuna.Trial, step: int, value: float) -> None:
+    """Reports a validation, unless it was reported: a trial that is resumed reports again from its beginning."""
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    if step not in known:
+        trial.report(value, step)
+
+
+def tell(trial: optuna.Trial, finished: bool, step: int, value: float) -> None:
+    """Tells a trial's study how it ended.
+
+    Args:
+        trial: that has not ended in the study.
+        finished: and not stopped.
+        step: of its last validation.
+        value: of the metric there. If it is not finite, the trial counts as a bad one that was stopped.
+    """
+    if finished and math.isfinite(value):
+        trial.study.tell(trial, value)
+    else:  # the sampler learns from the last value, and from how far the trial came
+        report(trial, step, value)
+        trial.study.tell(trial, state=TrialState.PRUNED)

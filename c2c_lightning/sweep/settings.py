@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from c2c_lightning.errors import UserError
 
@@ -59,33 +59,34 @@ class Sweep:
     Attributes:
         space: by dotted configuration key what to try: {choice: [...]}, {grid: [...]}, {uniform: [low, high]},
             {loguniform: [low, high]}, {int: [low, high]} (with step or log), or {layers: [...]}, every subset of
-            them (with least and most).
+            them but the empty one (with least and most).
         base: configuration files of an ordinary fit, later ones over earlier ones.
         fixed: by dotted key what all trials have over the base.
         metric: what to judge by, as a run reports it at validation.
         mode: whether more of it is better.
         search: `tpe`, `random`, or `grid` for every combination; None for `grid` if all keys are grids, else `tpe`.
         trials: how many; None for all of a grid.
-        first: points to try first, by dotted key; other keys are sampled.
+        first: points to try first, by dotted key, each value one that the space has; other keys are sampled.
         asha: when to stop weak trials; None never to.
         engine: `processes`, each trial an ordinary fit of its own; or `shared`, where trials that differ only in
             fuser and gates learn from the same caches in one process.
-        together: how many trials share a process under the shared engine.
+        together: how many trials share one process and its prefill under the shared engine.
         resources: of a training process.
         concurrent: training processes at once; None for as many as the machines have resources for.
-        retries: how often a trial that crashed is begun again from its last checkpoint.
+        retries: how often a trial that crashed is resumed from its last checkpoint.
         seed: of the search.
         experiment: MLflow experiment.
     """
 
-    space: dict[str, dict[str, Any]]
+    # Plain dicts, whose values the parser leaves alone: one that names a class stays a configuration.
+    space: dict[str, dict]
     base: list[str] | str = field(default_factory=lambda: ["conf/base.yaml"])
-    fixed: dict[str, Any] = field(default_factory=dict)
+    fixed: dict = field(default_factory=dict)
     metric: str = "val/accuracy/c2c"
     mode: Mode = "max"
     search: Search | None = None
     trials: int | None = None
-    first: list[dict[str, Any]] = field(default_factory=list)
+    first: list[dict] = field(default_factory=list)
     asha: Asha | None = None
     engine: Literal["processes", "shared"] = "processes"
     together: int = 4

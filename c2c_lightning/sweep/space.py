@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import yaml
 
 from c2c_lightning.errors import UserError, meant
+
+if TYPE_CHECKING:
+    import optuna
 
 Params = dict[str, Any]
 
@@ -75,30 +78,40 @@ class Number(Domain):
     def __post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"goes from {self.low} to {self.high}: the first must be the smaller one")
+        if self.whole and not (is_whole(self.low) and is_whole(self.high)):
+            raise ValueError(f"goes from {self.low} to {self.high}: both must be whole numbers")
         if self.log and self.low <= 0:
             raise ValueError(f"is logarithmic and begins at {self.low}: it must be positive")
         if self.log and self.step is not None:
             raise ValueError("has both log and step: give one of them")
         if self.step is not None and self.step < 1:
             raise ValueError(f"has step {self.step}: it must be at least 1")
+        if self.whole:
+            self.low, self.high = int(self.low), int(self.high)
+            self.high -= (self.high - self.low) % (self.step or 1)  # the last one that the steps reach
 
     def sample(self, key: str, trial: optuna.Trial) -> Any:
         if self.whole:
-            return trial.suggest_int(key, int(self.low), int(self.high), step=self.step or 1, log=self.log)
+            return trial.suggest_int(key, self.low, self.high, step=self.step or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def encode(self, key: str, value: Any) -> Params:
-        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+        if not is_number(value) or not self.low <= value <= self.high:
             raise ValueError(f"does not lie in {self.low} to {self.high}")
-        return {key: value}
+        if self.whole and not is_whole(value):
+            raise ValueError("is no whole number")
+        if self.whole and (value - self.low) % (self.step or 1):
+            below = value - (value - self.low) % self.step
+            raise ValueError(f"lies between the steps {below:g} and {below + self.step:g}")
+        return {key: int(value) if self.whole else value}
 
     def edges(self) -> list[Any]:
-        return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+        return [self.low, self.high]
 
     def values_in_order(self) -> list[Any]:
         if not self.whole or self.log:
             return super().values_in_order()
-        return list(range(int(self.low), int(self.high) + 1, self.step or 1))
+        return list(range(self.low, self.high + 1, self.step or 1))
 
 
 @dataclass
@@ -113,17 +126,21 @@ class Subset(Domain):
         if not self.members:
             raise ValueError("has no layers")
         self.most = len(self.members) if self.most is None else self.most
-        if not 0 <= self.least <= self.most <= len(self.members):
+        if self.least < 1:
+            raise ValueError(f"has least {self.least}: it must be at least 1, as a fuser of no layer learns nothing")
+        if not self.least <= self.most <= len(self.members):
             raise ValueError(f"asks for {self.least} to {self.most} of {len(self.members)}")
+        if any(member in self.members[:place] for place, member in enumerate(self.members)):
+            raise ValueError(f"has a layer twice in {self.members}")
 
     def sample(self, key: str, trial: optuna.Trial) -> Any:
         return self._bounded([trial.suggest_categorical(name, [True, False]) for name in self._names(key)])
 
     def encode(self, key: str, value: Any) -> Params:
-        strangers = [member for member in value if member not in self.members]
-        if strangers or not self.least <= len(value) <= self.most:
+        is_in = [isinstance(value, list) and member in value for member in self.members]
+        if not self.least <= sum(is_in) <= self.most or sum(is_in) != len(value):
             raise ValueError(f"is not {self.least} to {self.most} of {self.members}")
-        return {name: member in value for name, member in zip(self._names(key), self.members)}
+        return dict(zip(self._names(key), is_in))
 
     def _bounded(self, is_in: list[bool]) -> list[Any]:
         """The members that are in; where too few or too many are, those nearest to the end decide."""
@@ -136,7 +153,7 @@ class Subset(Domain):
         return [member for member, kept in zip(self.members, is_in) if kept]
 
     def edges(self) -> list[Any]:
-        return [self.members[: max(1, self.most)], self.members[-max(1, self.least) :]]
+        return [self.members[: self.most], self.members[-self.least :]]
 
     def values_in_order(self) -> list[Any]:
         sizes = range(self.least, self.most + 1)
@@ -151,6 +168,16 @@ def label(value: Any) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=True, width=10_000).strip()
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; Python takes True for one, and nobody means it so."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_whole(number: float) -> bool:
+    """Whether a number has no fraction, also if it is written with one, as 2.0 is."""
+    return float(number).is_integer()
 
 
 def read_domain(spec: Mapping[str, Any]) -> Domain:
@@ -169,9 +196,12 @@ def read_domain(spec: Mapping[str, Any]) -> Domain:
     if strangers:
         stranger = sorted(strangers)[0]
         raise ValueError(f"has {stranger!r} beside {kind}. {meant(stranger, allowed, 'Leave it out.')}")
+    for name, value in options.items():
+        if type(value) is not allowed[name]:
+            raise ValueError(f"has {name}: {value!r}: give {KIND_OF_VALUE[allowed[name]]}")
     if not isinstance(spec[kind], list):
         raise ValueError(f"has {kind}: {spec[kind]!r}: give a list")
-    if make is _range and (len(spec[kind]) != 2 or not all(type(edge) in (int, float) for edge in spec[kind])):
+    if make is _range and (len(spec[kind]) != 2 or not all(is_number(edge) for edge in spec[kind])):
         raise ValueError(f"has {kind}: {spec[kind]}: give the lowest and the highest number")
     return make(kind, spec[kind], options)
 
@@ -180,14 +210,21 @@ def _range(kind: str, edges: list[float], options: dict[str, Any]) -> Number:
     return Number(*edges, **{"log": kind == "loguniform", "whole": kind == "int", **options})
 
 
-KINDS = {
-    "choice": (lambda kind, values, options: Choice(values), set()),
-    "grid": (lambda kind, values, options: Choice(values), set()),
-    "uniform": (_range, set()),
-    "loguniform": (_range, set()),
-    "int": (_range, {"step", "log"}),
-    "layers": (lambda kind, values, options: Subset(values, **options), {"least", "most"}),
+# Kind: (what makes it, which options it takes and of what type).
+KINDS: dict[str, tuple[Callable[..., Domain], dict[str, type]]] = {
+    "choice": (lambda kind, values, options: Choice(values), {}),
+    "grid": (lambda kind, values, options: Choice(values), {}),
+    "uniform": (_range, {}),
+    "loguniform": (_range, {}),
+    "int": (_range, {"step": int, "log": bool}),
+    "layers": (lambda kind, values, options: Subset(values, **options), {"least": int, "most": int}),
 }
+KIND_OF_VALUE = {int: "a whole number", bool: "true or false"}
+
+
+def sentence(text: str) -> str:
+    """A text with a full stop, unless a hint has already ended it."""
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 class Space:
@@ -205,8 +242,8 @@ class Space:
         for key, spec in specs.items():
             try:
                 self.domains[key] = read_domain(spec)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"space.{key} {error}.".replace("..", ".")) from error
+            except ValueError as error:
+                raise UserError(sentence(f"space.{key} {error}")) from error
         self.grids = [key for key, spec in specs.items() if "grid" in spec]
 
     def sample(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -225,8 +262,8 @@ class Space:
                 raise UserError(f"first names {key}, which is not in space. {meant(key, self.domains)}".strip())
             try:
                 params |= self.domains[key].encode(key, value)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"first has {key}: {value!r}, which {error}.") from error
+            except ValueError as error:
+                raise UserError(sentence(f"first has {key}: {value!r}, which {error}")) from error
         return params
 
     def grid(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from c2c_lightning.sweep.labels import NOTHING, cut, differing_keys, short_keys, short_value
+from c2c_lightning.sweep.labels import NOTHING, cut, short_keys, short_value, varying_keys
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
 
@@ -47,7 +47,7 @@ def plain_parameters(trials: Sequence[Trial], list_members: bool = False) -> dic
         By short name the value of each trial.
     """
     parameters: dict[str, list[Any]] = {}
-    for key, name in short_keys(differing_keys(trials)).items():
+    for key, name in short_keys(varying_keys(trials)).items():
         values = [trial.values.get(key, NOTHING) for trial in trials]
         if len({repr(value) for value in values}) > MOST_LISTS and all(isinstance(value, list) for value in values):
             if list_members:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Param
 from mlflow.tracking import MlflowClient
 
 from c2c_lightning.sweep.ledger import ENDED
@@ -21,35 +23,57 @@ class SweepTracker:
     """Opens the store before any trial does, and says in it what became of each.
 
     Args:
-        folder: of the sweep; whose run is gone on with if it has one.
+        folder: of the sweep; whose run is resumed if it has one.
         sweep: what it is about.
     """
 
     def __init__(self, folder: Path, sweep: Sweep):
-        self.experiment = sweep.experiment
+        self.folder, self.sweep = folder, sweep
         self.tracker = MLflowTracker(sweep.experiment, folder.name, **noted_tracking(folder))
+        self.titles: dict[int, str] = {}  # of trials whose runs do not have it yet
+
+    def begin(self) -> None:
+        """Begins the sweep's run, or resumes it."""
         known = self.tracker.run_id is not None
         self.tracker.begin()
-        note_tracking(self.tracker, folder)
+        self.tracker.send(lambda client: note_tracking(self.tracker, self.folder))
         if not known:
+            sweep = self.sweep
             judged = {"metric": sweep.metric, "mode": sweep.mode, "search": sweep.search, "engine": sweep.engine}
             space = {key: str(spec) for key, spec in sweep.space.items()}
             self.tracker.log_hyperparams({"space": space, **judged})
-            self.tracker.set_tags({"sweep": folder.name, "run_folder": str(folder.resolve())})
+            self.tracker.set_tags({"sweep": self.folder.name, "run_folder": str(self.folder.resolve())})
 
     def begin_trial(self, trial: Trial, title: str) -> None:
-        """Begins the MLflow run that the trial's `fit` will go on with."""
-        if noted_tracking(trial.folder):
+        """Begins the MLflow run that the trial's `fit` will resume.
+
+        While the store is out of reach there is none: `fit` begins one of its own when it is back.
+        """
+        if not noted_tracking(trial.folder):
+            child = MLflowTracker(self.sweep.experiment, title, self.tracker.tracking_uri)
+            child.begin()
+            note_tracking(child, trial.folder)
+        self.titles[trial.number] = title
+        self._adopt(trial)
+
+    def _adopt(self, trial: Trial) -> None:
+        """Puts a trial's run, whoever began it, below the sweep's, with title and sampled values."""
+        run_id = noted_tracking(trial.folder).get("run_id")
+        if run_id is None or trial.number not in self.titles:
             return
-        parent = self.tracker.run_id
-        tags = {"mlflow.parentRunId": parent} if parent else {}
-        child = MLflowTracker(self.experiment, title, self.tracker.tracking_uri, tags=tags)
-        child.begin()
-        child.log_hyperparams({"sweep": {key: str(value) for key, value in trial.values.items()}})
-        note_tracking(child, trial.folder)
+        title = self.titles.pop(trial.number)
+        params = [Param(f"sweep/{key}", str(value)) for key, value in trial.values.items()]
+
+        def write(client: MlflowClient) -> None:
+            client.update_run(run_id, name=title)
+            client.set_tag(run_id, "mlflow.parentRunId", self.tracker.run_id)
+            client.log_batch(run_id, params=params)
+
+        self.tracker.send(write)
 
     def note(self, trial: Trial) -> None:
         """Says a trial's state and the reason for it; of a failed one also what it printed last."""
+        self._adopt(trial)
         run_id = noted_tracking(trial.folder).get("run_id")
         if run_id is None:
             return
@@ -63,23 +87,41 @@ class SweepTracker:
             if trial.state in ENDED and (trial.folder / LOG).exists():
                 client.log_artifact(run_id, str(trial.folder / LOG))
 
-        self.tracker.do(write)
+        self.tracker.send(write)
 
-    def finish(self, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Mapping[str, list[Path]]) -> None:
+    def finish(self, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Keeps what the sweep found.
 
         Args:
             metrics: of the best trial.
             tags: what else is to be seen at a glance.
-            files: by folder in the run.
+            files: to be kept with them.
         """
         self.tracker.log_metrics(metrics)
         self.tracker.set_tags(tags)
-        for folder, paths in files.items():
-            for path in paths:
-                self.tracker.log_artifact(path, folder or None)
+        self.keep(files)
 
-    def end(self, folder: Path, status: str) -> None:
+    def keep(self, files: Sequence[Path], folder: str | None = None) -> None:
+        """Copies files to the sweep's run, or to a folder in it."""
+        for file in files:
+            self.tracker.log_artifact(file, folder)
+
+    def end(self, status: str) -> None:
         """Ends the sweep's run: `success`, `interrupted` or `failed`."""
         self.tracker.finalize(status)
-        self.tracker.save_undelivered(folder)
+        self.tracker.save_undelivered(self.folder)
+
+
+@contextmanager
+def tracked(folder: Path, sweep: Sweep) -> Iterator[SweepTracker]:
+    """A sweep's run in MLflow, which ends with what is done here, however that ends."""
+    tracker, status = SweepTracker(folder, sweep), "failed"
+    try:
+        tracker.begin()
+        yield tracker
+        status = "success"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        tracker.end(status)

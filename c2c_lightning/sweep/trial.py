@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ class Trial:
         values: sampled value by dotted configuration key.
         folder: of its run.
         state: `stopped` is early, by the stopping rule.
-        reason: why it was stopped or failed.
-        begun: when it was first begun, in seconds since 1970.
+        reason: why it was stopped or failed, or waits again.
+        starts: when it was begun and when resumed, in seconds since 1970.
         ended: when it ended, in seconds since 1970.
+        stopped_at: step of the validation by which it was stopped; it may have been trained a little longer.
         run_id: of its MLflow run; None while there is none.
         progress: a row for each validation, see `training.progress.add_progress`.
     """
@@ -31,8 +33,9 @@ class Trial:
     folder: Path
     state: State = "waiting"
     reason: str = ""
-    begun: float | None = None
+    starts: list[float] = field(default_factory=list)
     ended: float | None = None
+    stopped_at: int | None = None
     run_id: str | None = None
     progress: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,8 +54,15 @@ class Trial:
 
     @property
     def seconds(self) -> float | None:
-        """Training time up to the last validation; None if that is not known."""
-        return self.progress[-1]["time"] - self.begun if self.progress and self.begun is not None else None
+        """How long it was trained, pauses aside; None if that is not known.
+
+        Counted from every start to the last validation that stems from it.
+        """
+        seconds = 0.0
+        for start, next_start in pairwise([*self.starts, math.inf]):
+            times = [row["time"] for row in self.progress if start <= row["time"] < next_start]
+            seconds += max(times, default=start) - start
+        return seconds or None
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """How much longer it will train at the pace so far; None if that is not known.
@@ -64,11 +74,11 @@ class Trial:
             return None
         pace = self.seconds / self.step
         left = pace * (self.max_steps - self.step)
-        if now is None or self.begun is None:
+        if now is None:
             return left
         # This clock also ran while nothing was trained: believe it no further than to the next validation.
         interval = self.step - (self.progress[-2]["step"] if len(self.progress) > 1 else 0)
-        since = max(0.0, now - self.begun - self.seconds)
+        since = max(0.0, now - max(self.starts[-1], self.progress[-1]["time"]))
         return max(0.0, left - min(since, pace * interval))
 
     def score(self, metric: str) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from c2c_lightning.errors import UserError, meant
+from c2c_lightning.sweep.halving import verdict
 from c2c_lightning.sweep.ledger import Ledger
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import log_tail
@@ -44,20 +46,16 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         last = trial.last_result
         if "known_metrics" in last:
-            known = last["known_metrics"]
-            text = (
-                f"metric is {self.sweep.metric!r}, which it did not report. {meant(self.sweep.metric, known)}".strip()
-            )
-            self._note(trial, "failed", text)
-            self.refused = f"trial {trial.config['number']}: {text} It reported {', '.join(known)}."
+            reason = missing(self.sweep.metric, last["known_metrics"])
+            self._note(trial, "failed", reason)
+            self.refused = f"trial {trial.config['number']}: {reason}"
         elif "refused" in last:
             self._note(trial, "failed", last["refused"])
         elif last.get("finished"):
             self._note(trial, "finished")
         else:
-            value = last[self.sweep.metric]
-            keep = f"the best 1/{self.sweep.asha.factor:g}"
-            self._note(trial, "stopped", f"at step {last['step']}, {value:.4g} was not among {keep}")
+            reason = verdict(self.sweep.asha, last["step"], last[self.sweep.metric])
+            self._note(trial, "stopped", reason, stopped_at=last["step"])
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._note(trial, "waiting", f"begun again ({trial.num_failures} of {self.sweep.retries}): {self._why(trial)}")
@@ -72,9 +70,25 @@ class Watch(tune.Callback):
             self._looked = time.monotonic()
             self.table.update(self.ledger.refresh())
 
-    def _note(self, trial: TuneTrial, state: State, reason: str = "") -> None:
-        self.tracker.note(self.ledger.note(trial.config["number"], state, reason))
+    def _note(self, trial: TuneTrial, state: State, reason: str = "", stopped_at: int | None = None) -> None:
+        self.tracker.note(self.ledger.note(trial.config["number"], state, reason, stopped_at))
 
     def _why(self, trial: TuneTrial) -> str:
         lines = log_tail(self.ledger.trials[trial.config["number"]].folder).strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
+
+
+def missing(metric: str, known: Sequence[str]) -> str:
+    """Why a trial cannot be judged, and so neither can the others.
+
+    Args:
+        metric: that trials are judged by.
+        known: the metrics that it reports; none if it was trained to its end and never validated.
+    """
+    if known:
+        hint = meant(metric, known)
+        return f"metric is {metric!r}, which it did not report. {hint}{hint and ' '}It reported {', '.join(known)}."
+    return (
+        f"it was trained to its end and never validated, so there is no {metric} to judge it by. Let "
+        "trainer.val_check_interval be no more than the steps of a trial."
+    )

@@ -12,12 +12,16 @@ from torch.distributed.checkpoint import CheckpointException
 
 from c2c_lightning.communication.fuser_folder import is_sharded_checkpoint
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import CHECKPOINTS
+from c2c_lightning.runs import CHECKPOINTS, whole
 from c2c_lightning.training.sharding import renamed
+
+ASIDE = ".was-sharded"  # nobody names a folder so, and what is named so may be deleted
 
 
 def consolidate(checkpoint: str) -> None:
     """Makes sharded checkpoints into single files, in place, which every strategy and command reads.
+
+    Once more after it was cut off, it ends what it had begun.
 
     Args:
         checkpoint: a sharded checkpoint, or a run's folder for all that it has.
@@ -26,19 +30,47 @@ def consolidate(checkpoint: str) -> None:
         UserError: there is none, or it cannot be read.
     """
     path = Path(checkpoint).expanduser()
+    path = path.with_name(path.name.removesuffix(ASIDE))  # where one that was cut off stands, if that is named
+    left_behind = [aside(path), *sorted((path / CHECKPOINTS).glob(f"*{ASIDE}"))]
+    ended = [file for file in map(recover, left_behind) if file is not None]
     if not path.exists():
         raise UserError(f"--checkpoint {checkpoint}: no such checkpoint.")
     candidates = [path] if is_sharded_checkpoint(path) else sorted((path / CHECKPOINTS).glob("*"))
     sharded = [candidate for candidate in candidates if is_sharded_checkpoint(candidate)]
-    if not sharded:
+    if not sharded and not ended:
         raise UserError(f"--checkpoint {checkpoint}: there is no sharded checkpoint, so nothing is to be done.")
+    for file in ended:
+        print(file)
     for folder in sharded:
-        unfinished, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".sharded"))
-        torch.save(read_sharded(folder), unfinished)
-        folder.rename(old)  # a file cannot take a folder's place
-        unfinished.rename(folder)
-        shutil.rmtree(old)
+        with whole(folder) as unfinished:
+            torch.save(read_sharded(folder), unfinished)
+            folder.rename(aside(folder))  # a file cannot take a folder's place
+        shutil.rmtree(aside(folder))
         print(folder)
+
+
+def aside(folder: Path) -> Path:
+    """Where a sharded checkpoint stands between the moment when it makes room for the file and its end."""
+    return folder.with_name(folder.name + ASIDE)
+
+
+def recover(folder: Path) -> Path | None:
+    """Sets right what a consolidation left that was cut off.
+
+    Args:
+        folder: that stands aside, if there is one. It is deleted if the file has its place, and else put back.
+
+    Returns:
+        The file; None if there is none.
+    """
+    file = folder.with_name(folder.name.removesuffix(ASIDE))
+    if not folder.exists():
+        return None
+    if file.is_file():
+        shutil.rmtree(folder)
+        return file
+    folder.rename(file)
+    return None
 
 
 def read_sharded(folder: Path) -> dict[str, Any]:

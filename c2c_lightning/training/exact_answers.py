@@ -17,8 +17,8 @@ class ExactAnswers(nn.Module):
     """The share of exact greedy answers, by method.
 
     `c2c`: the receiver on the fused cache; `wrong_question`: the same, fused with the cache of the next
-    question in the batch; `receiver` and `sharer` (`sharer_1`, ... of further ones): each alone. The frozen
-    models' own answers never change, so they are asked for once.
+    question in the batch; `receiver` and `sharer` (`sharer_1`, ... of further ones): each alone, that is, without
+    any other model's cache. What frozen models answer alone never changes, so they are asked once.
 
     Args:
         num_sharers: how many sharers answer alone.
@@ -39,7 +39,7 @@ class ExactAnswers(nn.Module):
         Args:
             communicator: that answers.
             reading: of the batch.
-            alone: what `alone` gave for the batch, if the frozen models have been asked already.
+            alone: what the method `alone` gave for the batch, if another run has asked the frozen models already.
         """
         self.asked, batch = True, reading.batch
         # Ranks that share a model gather it together, so none may leave out a question.
@@ -75,7 +75,7 @@ class ExactAnswers(nn.Module):
         return values
 
     def alone(self, communicator: Communicator, reading: Reading) -> dict[str, list[str]]:
-        """What the frozen models answer by themselves, by method."""
+        """What the frozen models answer without any other model's cache, by method."""
         answers = {"receiver": greedy_answers(communicator, reading, fuse=False)}
         for i, method in enumerate(self.sharers):
             prompt, tokenizer = reading.batch.sharers[i], communicator.aligner.sharers[i]
@@ -92,6 +92,14 @@ class ExactAnswers(nn.Module):
 
 
 def fused_answers(communicator: Communicator, reading: Reading, together: bool) -> dict[str, list[str]]:
+    """What the receiver answers on the fused cache, by method.
+
+    Args:
+        communicator: that answers.
+        reading: of the batch.
+        together: ranks share the models, so that each must generate as often as the others, also where its batch
+            has a single question, of which `wrong_question` means nothing.
+    """
     answers = {"c2c": greedy_answers(communicator, reading, fuse=True)}
     if len(reading.batch) > 1 or together:
         answers["wrong_question"] = greedy_answers(communicator, reading.exchanged, fuse=True)
@@ -99,6 +107,13 @@ def fused_answers(communicator: Communicator, reading: Reading, together: bool) 
 
 
 def greedy_answers(communicator: Communicator, reading: Reading, fuse: bool) -> list[str]:
+    """The receiver's answer to each question, no longer than what can still be right.
+
+    Args:
+        communicator: that answers.
+        reading: of the batch.
+        fuse: False for the receiver alone.
+    """
     batch = reading.batch
     # An answer that runs past the longest reference is wrong whatever follows.
     limit = batch.response_ids.shape[1] + 1

@@ -43,7 +43,7 @@ class RunRecord(L.Callback):
     Args:
         parser: of the configuration.
         config: the configuration.
-        configs: those of the runs that have their own, by label.
+        configs: those of the runs that have their own, by the run's label, as `TrainedRun` has it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RunRecord(L.Callback):
         config = self.configs.get(run.label, self.config).clone()
         config.trainer.default_root_dir, config.ckpt_path = None, None
         text = self.parser.dump(config, skip_none=False)
-        (run.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_whole(run.folder / CONFIG_FILE, text)
         tracker = run.tracker
         if tracker is None:
             return
@@ -143,6 +143,11 @@ def note_exception(run: TrainedRun, exception: BaseException) -> None:
         tracker.save_undelivered(run.folder)
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric.startswith(("val/accuracy", "gate/open"))
+
+
 def summarize(run: TrainedRun, seconds: float) -> None:
     """Writes `summary.json` and prints the same as a table.
 
@@ -161,8 +166,7 @@ def summarize(run: TrainedRun, seconds: float) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        is_share = name.startswith(("val/accuracy", "gate/open"))
-        table.add_row(name, f"{value:.1%}" if is_share else f"{value:,.4g}")
+        table.add_row(name, f"{value:.1%}" if is_share(name) else f"{value:,.4g}")
     console = Console()
     console.print(table)
     console.print(f"fuser, checkpoints and summary.json: {run.folder}", soft_wrap=True)

@@ -69,12 +69,14 @@ def share_gates(fusers: nn.ModuleList) -> set[nn.Parameter]:
 
 
 def mean_over_ranks(gradient: Tensor) -> Tensor:
+    """A gradient as all ranks together have it; all of them have to ask for it. What is given is left as it is."""
     mean = gradient.clone()
     dist.all_reduce(mean)  # and not its AVG, which gloo lacks
     return mean / dist.get_world_size()
 
 
 def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks keep parts of a module, by FSDP1 or FSDP2, and so have to call it at the same time."""
     return any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in module.modules())
 
 
@@ -119,6 +121,7 @@ def clip_gradients(fusers: nn.ModuleList, max_norm: float = math.inf, max_value:
 
 
 def squared_norm(tensors: list[Tensor]) -> Tensor:
+    """The squares of all elements, summed: what may be added up over ranks, as norms may not."""
     return get_total_norm(tensors).square()
 
 

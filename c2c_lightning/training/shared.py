@@ -21,7 +21,7 @@ from c2c_lightning.communication import Batch, load_models, prefill_together
 from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
 from c2c_lightning.training.module import FUSERS, C2CModule, adamw
 from c2c_lightning.training.shared_checkpoint import OF_THE_RUN, own
-from c2c_lightning.training.trained_run import TrainedRun, Trial
+from c2c_lightning.training.trained_run import SharedRun, TrainedRun
 
 
 class SharedModule(L.LightningModule):
@@ -31,7 +31,7 @@ class SharedModule(L.LightningModule):
         trials: whose models, data and trainer are configured alike.
     """
 
-    def __init__(self, trials: Sequence[Trial]):
+    def __init__(self, trials: Sequence[SharedRun]):
         super().__init__()
         self.trials = trials
         self.strict_loading = False  # checkpoints hold the fusers only
@@ -151,7 +151,7 @@ class SharedLogger(Logger):
         trials: that train together.
     """
 
-    def __init__(self, trials: Sequence[Trial]):
+    def __init__(self, trials: Sequence[SharedRun]):
         super().__init__()
         self.trials = trials
 

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.training.trained_run import Trial
+from c2c_lightning.training.trained_run import SharedRun
 
 LABEL = re.compile(r"trial\d+\.")
 # What an ordinary checkpoint has of its run alone, besides weights and optimizer.
@@ -44,7 +44,7 @@ class SharedCheckpointIO(TorchCheckpointIO):
         trials: that train together.
     """
 
-    def __init__(self, trials: Sequence[Trial]):
+    def __init__(self, trials: Sequence[SharedRun]):
         self.trials = trials
         self.first = trials[0].folder.resolve()
 
@@ -70,7 +70,7 @@ class SharedCheckpointIO(TorchCheckpointIO):
             if not trial.ended:
                 super().remove_checkpoint(self._of(trial, path))
 
-    def _of(self, trial: Trial, path: str | Path) -> Path:
+    def _of(self, trial: SharedRun, path: str | Path) -> Path:
         return trial.folder / Path(path).resolve().relative_to(self.first)
 
 

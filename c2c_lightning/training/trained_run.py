@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Trial:
+class SharedRun:
     """One of the runs that train together.
 
     Attributes:
@@ -57,6 +57,7 @@ class TrainedRun:
 
     @property
     def tracker(self) -> MLflowTracker | None:
+        """Of its MLflow run; None if it has none."""
         return find_tracker(self)
 
     @property

@@ -34,7 +34,7 @@ def trial(
     row["time"] = BEGUN + step / 5
     values = {"model.optimizer.lr": 0.001 * (number + 1)} if values is None else values
     progress = [] if state == "waiting" else [row]
-    return Trial(number, values, Path(f"runs/{number:03d}"), state, progress=progress, **{"begun": BEGUN, **rest})
+    return Trial(number, values, Path(f"runs/{number:03d}"), state, progress=progress, **{"starts": [BEGUN], **rest})
 
 
 def nano_sweep() -> list[Trial]:
@@ -97,7 +97,7 @@ def big_sweep(count: int = 64, num_layers: int = 28) -> list[Trial]:
 
 
 def _ended(number: int, values: dict, score: float, shares: list[dict], is_stopped: bool, steps: int) -> Trial:
-    made = Trial(number, values, Path(f"runs/{number:03d}"), run_id=f"{number:032x}", begun=BEGUN)
+    made = Trial(number, values, Path(f"runs/{number:03d}"), run_id=f"{number:032x}", starts=[BEGUN])
     made.state, made.reason = ("stopped", "not among the best half at 25%") if is_stopped else ("finished", "")
     for step in range(steps // 4, (steps // 4 if is_stopped else steps) + 1, steps // 4):
         metrics = {METRIC: score * (0.6 + 0.4 * step / steps) if not is_stopped else score, "val/loss": 2 - score}

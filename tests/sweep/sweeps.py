@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 
 from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.sweep.ledger import Ledger
 from tests.training.runs import BASE
 
@@ -29,6 +30,13 @@ TINY = {
     "model.fuser.init_args.hidden": 16,
 }
 PATIENCE = 240.0
+
+
+class BurningFuser(C2CFuser):
+    """A fuser with which training crashes at its first step."""
+
+    def update(self, *args: Any) -> Any:
+        raise RuntimeError("the disk is on fire")
 
 
 @dataclass
@@ -99,6 +107,14 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
     while not condition():
         assert time.monotonic() < until, what
         time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may stand in the list until somebody asks for its exit code."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def process_of(trial: Path) -> int | None:

@@ -1,9 +1,11 @@
 """A trial's configuration is the base with its values laid over."""
 
 import pytest
+import yaml
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.sweep.configuration import merge
+from c2c_lightning.sweep_cli import read_sweep
 
 
 @pytest.fixture
@@ -60,3 +62,11 @@ def test_a_base_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(UserError, match=r"broken\.yaml, which cannot be read"):
         merge([str(tmp_path / "broken.yaml")])
+
+
+def test_a_sampled_value_that_names_a_class_stays_a_configuration(tmp_path):
+    fusers = [{"class_path": "c2c_lightning.fuser.C2CFuser", "init_args": {"hidden": size}} for size in (16, 32)]
+    file = tmp_path / "fusers.yaml"
+    file.write_text(yaml.safe_dump({"base": "conf/base.yaml", "space": {"model.fuser": {"grid": fusers}}}))
+    sweep, _ = read_sweep(["--config", str(file)])
+    assert sweep.space == {"model.fuser": {"grid": fusers}}

@@ -53,6 +53,14 @@ def test_what_would_say_nothing_is_left_out_with_the_reason(tmp_path):
     assert "4 open layers" in left_out(two_keys)["open_layers"]
 
 
+def test_a_figure_that_cannot_be_drawn_costs_no_other(tmp_path):
+    trials = nano_sweep()
+    trials[0].progress[-1]["gates"] = [{"keys": {"no layer": 1.0}, "values": {}}]
+    with pytest.warns(UserWarning, match=r"gates.png could not be drawn: ValueError"):
+        figures = draw_figures(trials, METRIC, "max", tmp_path)
+    assert [file.name for file in figures.values()] == ["importance.png", "values.png", "open_layers.png"]
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_the_front_is_what_no_other_trial_beats(mode):
     rng = random.Random(3)

@@ -1,8 +1,10 @@
 """ASHA over the share of a trial's steps."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from c2c_lightning.sweep.halving import halving
@@ -12,7 +14,7 @@ from c2c_lightning.sweep.trial import Trial
 ASHA = Asha(grace=0.33, factor=2)
 
 
-def ended(number: int, score: float) -> Trial:
+def ended(number: int, score: float | None) -> Trial:
     progress = [
         {"step": step, "max_steps": 300, "metrics": {"m": score}, "gates": [], "time": 1.0} for step in (100, 200)
     ]
@@ -39,10 +41,26 @@ def test_less_is_better_where_the_mode_says_so():
     assert decide(scheduler, "high", 33.4, 0.9) == TrialScheduler.STOP
 
 
-def test_a_sweep_that_is_gone_on_with_compares_with_what_was_before():
+def test_a_sweep_that_is_resumed_compares_with_what_was_before():
     assert decide(halving(ASHA, "m", "max", []), "new", 33.4, 0.5) == TrialScheduler.CONTINUE
     earlier = [ended(0, 0.8), ended(1, 0.9)]
     assert decide(halving(ASHA, "m", "max", earlier), "new", 33.4, 0.5) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_score_that_is_no_number_is_worse_than_any(mode):
+    scheduler = halving(ASHA, "m", mode, [])
+    assert decide(scheduler, "first", 33.4, 0.5) == TrialScheduler.CONTINUE
+    for n in range(5):  # also where most are such
+        assert decide(scheduler, f"diverged {n}", 33.4, math.nan) == TrialScheduler.STOP
+    assert decide(scheduler, "infinite", 33.4, math.inf) == TrialScheduler.STOP
+    assert decide(scheduler, "some number", 33.4, -7.0 if mode == "max" else 7.0) == TrialScheduler.CONTINUE
+
+
+def test_a_sweep_that_is_resumed_remembers_who_diverged():
+    scheduler = halving(ASHA, "m", "max", [ended(n, None) for n in range(2)])
+    assert decide(scheduler, "new", 33.4, math.nan) == TrialScheduler.STOP
+    assert decide(scheduler, "weak but sound", 33.4, 0.01) == TrialScheduler.CONTINUE
 
 
 def test_a_heartbeat_decides_nothing():

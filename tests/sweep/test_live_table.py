@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from c2c_lightning.sweep.labels import differing_keys, short_keys, short_value
+from c2c_lightning.sweep.labels import short_keys, short_value, varying_keys
 from c2c_lightning.sweep.live_table import LINES_AROUND, LiveTable, seconds_left, trial_table
 from tests.sweep.invented import METRIC, big_sweep, trial
 
@@ -81,15 +81,26 @@ def test_values_are_short():
 
 
 def test_a_single_trial_shows_all_its_values():
-    assert differing_keys([trial(0, values={"a": 1})]) == ["a"]
-    assert differing_keys([trial(0, values={"a": 1, "b": 1}), trial(1, values={"a": 1})]) == ["b"]
+    assert varying_keys([trial(0, values={"a": 1})]) == ["a"]
+    assert varying_keys([trial(0, values={"a": 1, "b": 1}), trial(1, values={"a": 1})]) == ["b"]
 
 
 def test_time_left_goes_on_between_validations_but_not_past_the_next():
-    one = trial(0, 0.5, state="running", step=100, begun=1000.0)  # 20 s for 100 of 300 steps
+    one = trial(0, 0.5, state="running", step=100, starts=[1000.0])  # 20 s for 100 of 300 steps
     assert one.seconds_left() == 40
     assert one.seconds_left(now=1025.0) == 35
     assert one.seconds_left(now=9999.0) == 20
+
+
+def test_pauses_are_no_training_time():
+    one = trial(0, 0.5, state="running", step=100, starts=[1000.0])  # up to 1020
+    one.progress += trial(0, 0.6, step=200).progress
+    one.progress[1]["time"] = 5030.0
+    one.starts += [1500.0, 5000.0]  # the second start came to nothing
+    assert one.seconds == 20 + 30
+    assert one.seconds_left() == 25
+    one.starts.append(9000.0)
+    assert one.seconds_left(now=9010.0) == 15, "only what was trained since it was resumed has gone by"
 
 
 def test_time_left_of_a_sweep_is_that_of_its_trials_shared_by_those_that_run():
@@ -103,7 +114,7 @@ def test_time_left_of_a_sweep_is_that_of_its_trials_shared_by_those_that_run():
 def test_in_a_log_each_change_has_one_line_and_the_table_comes_last():
     console = Console(file=io.StringIO(), width=100)
     with LiveTable(METRIC, "max", console=console) as live:
-        # Reported before the sweep was gone on with, which is not told again.
+        # Reported before the sweep was resumed, which is not told again.
         one, other = trial(0, 0.25, state="running", step=50), trial(1, state="waiting")
         live.update([one, other])
         live.update([one, other])

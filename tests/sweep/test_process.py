@@ -4,23 +4,39 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from c2c_lightning.communication.models import PROJECT
-from c2c_lightning.sweep.process import TrainingProcess, is_free, log_tail, wait_until_free
-from tests.sweep.sweeps import wait_for
+from c2c_lightning.sweep.process import (
+    DIES_WITH_PARENT,
+    LOCK,
+    LOG,
+    FolderBusy,
+    TrainingProcess,
+    held,
+    is_free,
+    log_tail,
+    wait_until_free,
+)
+from tests.sweep.sweeps import is_alive, wait_for
 
 HELP = ["--help"]
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+
+
+def start(arguments: list[str], *folders: Path, cpus: float = 1.0) -> TrainingProcess:
+    with held(folders) as locks:
+        return TrainingProcess(arguments, locks, PROJECT, cpus)
 
 
 def test_it_is_none_of_the_ranks_of_the_job_around_it(tmp_path, monkeypatch):
     for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "4")
     monkeypatch.setenv("C2C_KEPT", "5")
-    started = TrainingProcess(HELP, [tmp_path], PROJECT, cpus=2)
+    started = start(HELP, tmp_path, cpus=2)
     names = Path(f"/proc/{started.process.pid}/environ").read_bytes().split(b"\0")
     started.process.wait()
     assert not [name for name in names if name.startswith((b"LOCAL_RANK", b"WORLD", b"MASTER", b"SLURM", b"TORCHEL"))]
@@ -30,52 +46,112 @@ def test_it_is_none_of_the_ranks_of_the_job_around_it(tmp_path, monkeypatch):
 
 def test_a_folder_is_busy_as_long_as_its_process_lives(tmp_path):
     assert is_free(tmp_path)
-    started = TrainingProcess(HELP, [tmp_path], PROJECT)
+    started = start(HELP, tmp_path)
     assert not is_free(tmp_path)
     assert wait_until_free([tmp_path], 0.0) == [tmp_path]
     assert wait_until_free([tmp_path], 60.0) == []
     assert started.returncode() == 0 or started.process.wait() == 0
 
 
+def test_who_waits_for_a_folder_says_for_whom_and_gives_up_in_the_end(tmp_path):
+    started = start(HELP, tmp_path)
+    os.kill(started.process.pid, signal.SIGSTOP)
+    with pytest.raises(FolderBusy, match=f"process {started.process.pid} on "), held([tmp_path], seconds=1.0):
+        pass
+    waits, gives_up = log_tail(tmp_path).splitlines()
+    assert waits.startswith(f"waiting for process {started.process.pid} on ")
+    assert gives_up.startswith(f"gave up waiting for process {started.process.pid} on ")
+    os.kill(started.process.pid, signal.SIGCONT)
+    with held([tmp_path]):
+        assert started.process.wait(10.0) == 0
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_nothing_in_a_folder_is_touched_before_it_is_held(tmp_path):
+    folders = [tmp_path / "000", tmp_path / "001"]
+    for folder in folders:
+        folder.mkdir()
+    with held(folders[1:]), ThreadPoolExecutor() as pool:
+        (folders[1] / LOG).write_text("of another process\n")
+        starting = pool.submit(held(folders, seconds=0.5).__enter__)
+        assert isinstance(starting.exception(), FolderBusy)
+        assert not (folders[1] / LOG).is_symlink()
+        assert (folders[1] / LOG).read_text().startswith("of another process\n")
+    assert is_free(folders[0]), "what it held already is given back"
+
+
 def test_several_trials_of_one_process_share_its_log_and_are_all_busy(tmp_path):
     folders = [tmp_path / "000", tmp_path / "001"]
     for folder in folders:
         folder.mkdir()
-    started = TrainingProcess(HELP, folders, PROJECT)
+    started = start(HELP, *folders)
     assert not is_free(folders[0])
     assert not is_free(folders[1])
     started.process.wait()
     assert log_tail(folders[0]) == log_tail(folders[1]) != ""
     # By itself afterwards, it has a log of its own again.
-    TrainingProcess(["nonsense"], [folders[1]], PROJECT).process.wait()
+    start(["nonsense"], folders[1]).process.wait()
     assert "nonsense" in log_tail(folders[1])
     assert "nonsense" not in log_tail(folders[0])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
-def test_it_ends_when_its_parent_is_killed(tmp_path):
-    starter = (
-        "import sys, time; from pathlib import Path; from c2c_lightning.sweep.process import TrainingProcess;"
-        "t = TrainingProcess(['fit', '--config', 'conf/base.yaml', '--trainer.default_root_dir', sys.argv[1]],"
-        "[Path(sys.argv[1])], Path.cwd()); print(t.process.pid, flush=True); time.sleep(600)"
-    )
+@only_linux
+@pytest.mark.parametrize("when", ["at once", "once the kernel knows"])
+def test_it_ends_when_its_parent_is_killed(tmp_path, when):
+    starter = """
+import sys, time
+from pathlib import Path
+from c2c_lightning.sweep.process import TrainingProcess, held
+
+with held([Path(sys.argv[1])]) as locks:
+    arguments = ["fit", "--config", "conf/base.yaml", "--trainer.default_root_dir", sys.argv[1]]
+    print(TrainingProcess(arguments, locks, Path.cwd()).process.pid, flush=True)
+time.sleep(600)
+"""
     (tmp_path / "run").mkdir()
     parent = subprocess.Popen(
         [sys.executable, "-c", starter, str(tmp_path / "run")], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     )
     child = int(parent.stdout.readline())
-    time.sleep(1.0)  # until it has told the kernel
+    if when == "once the kernel knows":  # which is told before anything heavy is imported
+        wait_for(lambda: "torch" in Path(f"/proc/{child}/maps").read_text(), "it imported torch")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    wait_for(lambda: is_free(tmp_path / "run"), "it ended", seconds=60.0)
-    assert not Path(f"/proc/{child}/fd").exists() or not os.listdir(f"/proc/{child}/fd")
+    wait_for(lambda: not is_alive(child), "it ended", seconds=60.0)
+    assert is_free(tmp_path / "run")
 
 
-def test_stopping_ends_the_whole_group(tmp_path):
+@only_linux
+def test_it_ends_if_its_parent_was_gone_before_it_began(monkeypatch):
+    monkeypatch.setenv(DIES_WITH_PARENT, "1")  # which is not who starts it here
+    began = subprocess.run([sys.executable, "-m", "c2c_lightning", *HELP], cwd=PROJECT, capture_output=True)
+    assert began.returncode == -signal.SIGTERM
+    assert began.stdout == b""
+
+
+@only_linux
+def test_its_own_children_end_with_it(monkeypatch):
+    monkeypatch.setenv(DIES_WITH_PARENT, str(os.getpid()))
+    code = (
+        "import os; from c2c_lightning.sweep.process import DIES_WITH_PARENT, die_with_parent;"
+        "die_with_parent(); assert os.environ[DIES_WITH_PARENT] == str(os.getpid())"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_stopping_ends_the_whole_group(tmp_path, monkeypatch):
+    """Also what would outlive the process itself, as another rank might."""
     (tmp_path / "run").mkdir()
-    started = TrainingProcess(["fit", "--config", "conf/base.yaml"], [tmp_path / "run"], PROJECT)
-    time.sleep(0.5)
+    (tmp_path / "sitecustomize.py").write_text(  # which Python runs at its start
+        "import pathlib, subprocess\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = start(["fit", "--config", "conf/base.yaml"], tmp_path / "run")
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it started another one")
+    other = int((tmp_path / "pid").read_text())
+    os.kill(started.process.pid, signal.SIGKILL)
+    started.process.wait()
+    assert is_alive(other)
     started.stop()
-    assert started.returncode() is not None
-    with pytest.raises(ProcessLookupError):
-        os.killpg(started.process.pid, 0)
+    wait_for(lambda: not is_alive(other), "the other one ended", seconds=10.0)

@@ -47,7 +47,7 @@ def test_a_trial_that_was_cut_off_is_handed_out_again_with_its_values(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
-def test_a_sweep_that_is_gone_on_with_tries_other_points(tmp_path, kind):
+def test_a_sweep_that_is_resumed_tries_other_points(tmp_path, kind):
     tried = []
     for driver in range(3):
         searching = search(tmp_path, search=kind, trials=9)
@@ -67,7 +67,7 @@ def test_a_grid_whose_driver_was_killed_while_it_was_laid_out_is_completed(tmp_p
     assert points == [0, 1, 2]
 
 
-def test_reports_of_a_trial_that_is_gone_on_with_count_once(tmp_path, recwarn):
+def test_reports_of_a_trial_that_is_resumed_count_once(tmp_path, recwarn):
     first = search(tmp_path)
     first.suggest("t0")
     first.on_trial_result("t0", {METRIC: 0.1, "step": 100})
@@ -81,16 +81,36 @@ def test_reports_of_a_trial_that_is_gone_on_with_count_once(tmp_path, recwarn):
 
 def test_what_became_of_a_trial_is_told_to_the_sampler(tmp_path):
     searching = search(tmp_path)
-    for name in ("finished", "stopped", "crashed", "not a number"):
+    for name in ("finished", "stopped", "not a number"):
         searching.suggest(name)
     end(searching, "finished", 0.9)
-    searching.on_trial_result("stopped", {METRIC: 0.2, "step": 100})
+    searching.on_trial_result("stopped", {METRIC: 0.1, "step": 50})
+    # Tune tells of the result by which a trial is stopped only here.
     searching.on_trial_complete("stopped", {METRIC: 0.2, "step": 100, "finished": False})
-    searching.on_trial_complete("crashed", {"step": 100}, error=True)
     end(searching, "not a number", math.nan)
-    states = [trial.state.name for trial in searching.study.trials]
-    assert states == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
+    trials = searching.study.trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED"]
     assert searching.study.best_value == 0.9
+    assert trials[1].intermediate_values == {50: 0.1, 100: 0.2}
+    assert math.isnan(trials[2].intermediate_values[300])
+
+
+def test_a_trial_that_failed_is_handed_out_once_more_when_the_sweep_is_resumed(tmp_path):
+    searching = search(tmp_path, trials=3)
+    begun = [searching.suggest(name) for name in ("crashed", "refused", "finished")]
+    searching.on_trial_complete("crashed", {METRIC: 0.1, "step": 100}, error=True)
+    searching.on_trial_complete("refused", {"step": 0, "refused": "the store is locked"})
+    end(searching, "finished")
+    assert searching.left() == 0, "not while the sweep goes on"
+    assert searching.suggest("again") == StudySearch.FINISHED
+
+    resumed = search(tmp_path, trials=3)
+    assert resumed.left() == 2
+    assert [resumed.suggest("a"), resumed.suggest("b")] == begun[:2]
+    end(resumed, "a", 0.7)
+    assert resumed.suggest("c") == StudySearch.FINISHED
+    assert [trial.value for trial in resumed.study.trials] == [0.7, None, 0.5], "it counts once"
+    assert search(tmp_path, trials=3).left() == 1
 
 
 def test_points_to_try_first_come_first_and_only_once(tmp_path):

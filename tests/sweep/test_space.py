@@ -1,5 +1,7 @@
 """What a sweep file may say of its space, and what Optuna makes of it."""
 
+import math
+
 import optuna
 import pytest
 
@@ -81,6 +83,14 @@ def test_the_edges_have_every_choice_and_both_ends():
         ({"loguniform": [0, 1]}, "begins at 0: it must be positive"),
         ({"int": [1, 8], "stop": 2}, r"has 'stop' beside int\. Did you mean step\?"),
         ({"layers": [0, 1], "least": 3}, "asks for 3 to 2 of 2"),
+        ({"layers": [0, 1], "least": 0}, "has least 0: it must be at least 1, as a fuser of no layer learns nothing"),
+        ({"layers": [0, 1], "most": "all"}, "has most: 'all': give a whole number"),
+        ({"layers": [0, 1, 0]}, r"has a layer twice in \[0, 1, 0\]"),
+        ({"int": [1.5, 8]}, "goes from 1.5 to 8: both must be whole numbers"),
+        ({"int": [1, 8], "step": 1.5}, "has step: 1.5: give a whole number"),
+        ({"int": [1, 8], "log": "no"}, "has log: 'no': give true or false"),
+        ({"uniform": [0, math.inf]}, "give the lowest and the highest number"),
+        ({"uniform": [False, True]}, "give the lowest and the highest number"),
         ({"choice": [1], "grid": [2]}, "says choice, grid"),
         ([1, 2], r"is \[1, 2\]: give \{choice"),
     ],
@@ -89,6 +99,28 @@ def test_what_is_no_domain_is_refused_by_key(spec, message):
     with pytest.raises(UserError, match=message) as refused:
         Space({"key": spec})
     assert str(refused.value).startswith("space.key")
+    assert str(refused.value)[-2].isalnum() or str(refused.value)[-2] in "'])}", "it ends like one sentence"
+
+
+@pytest.mark.parametrize("value", ["../x", "a...b", "up.."])
+def test_a_value_is_named_as_it_is_written(value):
+    with pytest.raises(UserError, match="give a list") as refused:
+        Space({"key": {"grid": value}})
+    assert f"'{value}'" in str(refused.value)
+    with pytest.raises(UserError, match="which is none of") as refused:
+        Space({"key": {"grid": ["x"]}}).encode({"key": value})
+    assert f"'{value}'" in str(refused.value)
+
+
+def test_a_range_ends_where_its_steps_do():
+    space = Space({"key": {"int": [16, 60], "step": 16}})
+    assert [point["key"] for point in space.edges()] == [16, 48]
+    assert [point["key"] for point in space.grid()] == [16, 32, 48]
+    assert {point["key"] for point in sampled(space, 50)} == {16, 32, 48}
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert there_and_back(Space({"key": {"int": [16.0, 64], "step": 16}}), {"key": 32.0}) == {"key": 32}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +129,16 @@ def test_what_is_no_domain_is_refused_by_key(spec, message):
         ({"layer": "all"}, r"first names layer, which is not in space\. Did you mean layers\?"),
         ({"layers": "first:9"}, "first has layers: 'first:9', which is none of all, last:2"),
         ({"init": 3}, "does not lie in -1 to 2.5"),
+        ({"init": True}, "first has init: True, which does not lie in -1 to 2.5"),
+        ({"init": math.nan}, "does not lie in -1 to 2.5"),
+        ({"hidden": 24}, "first has hidden: 24, which lies between the steps 16 and 32"),
+        ({"hidden": 16.5}, "first has hidden: 16.5, which is no whole number"),
+        ({"hidden": "32"}, "does not lie in 16 to 128"),
         ({"open": [0]}, r"is not 2 to 3 of \[0, 1, 2, 3\]"),
+        ({"open": []}, r"is not 2 to 3 of \[0, 1, 2, 3\]"),
+        ({"open": [0, 0]}, r"is not 2 to 3 of \[0, 1, 2, 3\]"),
+        ({"open": [0, 7]}, r"is not 2 to 3 of \[0, 1, 2, 3\]"),
+        ({"open": 3}, r"is not 2 to 3 of \[0, 1, 2, 3\]"),
     ],
 )
 def test_what_is_to_be_tried_first_must_lie_in_the_space(point, message):

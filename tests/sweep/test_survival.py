@@ -5,10 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from c2c_lightning.sweep.process import is_free
+from c2c_lightning.sweep.process import is_free, log_tail
 from tests.sweep.sweeps import Workspace, process_of, wait_for
 
 GRID = {"model.gate.init": {"grid": [0.5, 1.0, 1.5]}}
@@ -85,12 +87,12 @@ def test_a_sweep_goes_on_after_kills_and_trains_nothing_twice(tmp_path):
 
 
 CLUSTER = """
-import sys, time
+import sys
 from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-print(cluster.address, flush=True)
+print(cluster.address, nodes[1].all_processes["raylet"][0].process.pid, flush=True)
 sys.stdin.readline()
 cluster.remove_node(nodes[1], allow_graceful=False)
 print("removed", flush=True)
@@ -101,7 +103,10 @@ cluster.shutdown()
 
 @pytest.fixture
 def cluster():
-    """Ray with two machines, of one CPU each; a line to it kills one of them."""
+    """Ray with two machines, of one CPU each; a line to it kills one of them.
+
+    It says its address, and the process that all of the one that will be killed descend from.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -109,17 +114,47 @@ def cluster():
     process.communicate("\n\n")
 
 
+def on_machine(workspace: Workspace, machine: int) -> list[int]:
+    """The trials that run on a machine, by the process that all of its others descend from."""
+    processes = {number: process_of(workspace.trial(number)) for number in range(3)}
+    return [number for number, pid in processes.items() if pid is not None and machine in ancestors(pid)]
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    with suppress(OSError):  # one has ended
+        while pid > 1:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            found.append(pid)
+    return found
+
+
 @pytest.mark.parametrize("engine", ["processes", "shared"])
 def test_a_machine_that_is_lost_costs_no_trial(tmp_path, cluster, engine):
     workspace = Workspace(tmp_path)
     workspace.write(LONG, space=GRID, engine=engine, together=2)
-    address = cluster.stdout.readline().strip()
+    address, machine = cluster.stdout.readline().split()
     driver = workspace.start("--config", "tiny.yaml", "--address", address)
     wait_for(lambda: (tmp_path / "runs" / "sweeps").exists(), "the sweep began")
-    for number in range(2):
+    wait_for(lambda: on_machine(workspace, int(machine)), "the machine trains")
+    there = on_machine(workspace, int(machine))
+    for number in there:
         wait_for(lambda number=number: has_checkpoint(workspace.trial(number)), f"trial {number} saved a checkpoint")
+    assert not summaries(workspace).keys() & set(there), "what is lost with the machine has not ended"
     cluster.stdin.write("\n")
     cluster.stdin.flush()
     assert cluster.stdout.readline() == "removed\n"
     assert driver.wait(240) == 0, workspace.said
     accounted(workspace, 3)
+    for number in there:
+        assert "going on from" in log_tail(workspace.trial(number), lines=1000)
+
+
+def test_a_trial_that_crashes_spoils_no_other_of_its_group(tmp_path):
+    workspace = Workspace(tmp_path)
+    fusers = ["c2c_lightning.fuser.C2CFuser", "tests.sweep.sweeps.BurningFuser"]
+    workspace.write(space={"model.fuser.class_path": {"grid": fusers}}, engine="shared", together=2, retries=0)
+    assert workspace.run() == 0, workspace.said
+    assert [trial.state for trial in workspace.ledger.refresh()] == ["finished", "failed"]
+    assert "the disk is on fire" in workspace.ledger.trials[1].reason
+    assert log_tail(workspace.trial(1), lines=1000).count("RuntimeError: the disk is on fire") == 1, "once by itself"

@@ -1,44 +1,53 @@
-"""`sweep`: what the command line takes."""
+"""`sweep`: what the command line takes, and what `fit` would say of a sweep's configurations.
+
+Ray and all that trains are imported where they are needed, so that a typo in a sweep file is told at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile
 
+from c2c_lightning.command_parser import CommandParser, user_message
 from c2c_lightning.errors import UserError
-from c2c_lightning.messages import Parser
 from c2c_lightning.runs import RUNS, make_folder, new_folder, write_whole
 from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep
+from c2c_lightning.sweep.space import Space
+
+if TYPE_CHECKING:
+    from c2c_lightning.training import C2CModule
 
 SWEEPS = RUNS / "sweeps"
-# What may be another when a sweep is gone on with: it changes how much and where, but not what is compared.
+# What may be another when a sweep is resumed: it changes how much and where, but not what is compared.
 MAY_CHANGE = {"trials", "resources", "concurrent", "retries", "engine", "together"}
 
 
 def run(args: Sequence[str]) -> None:
-    """Runs a sweep, or goes on with one."""
+    """Runs a sweep, or resumes one."""
     # Spelled out, or argparse would take a word after it for the folder, be it another option.
     bare = [arg == "--resume" and after.startswith("-") for arg, after in zip(args, [*args[1:], "-"])]
     args = ["--resume=last" if is_bare else arg for arg, is_bare in zip(args, bare)]
     ours, others = own_options().parse_known_args(args)
     resumed = find_sweep(ours.resume) if ours.resume else None
     sweep, name = read_sweep(["--config", str(resumed / SWEEP_FILE), *others] if resumed else others)
-    # Ray and all that trains are imported only now, so that a typo in the file is told at once.
+    space = Space(sweep.space)
+
     from c2c_lightning.sweep.check import check_configurations
     from c2c_lightning.sweep.driver import complete, run_sweep
-    from c2c_lightning.sweep.space import Space
 
-    space = Space(sweep.space)
     sweep = complete(sweep, space)
     if resumed is not None:
         refuse_changes(sweep, resumed)
-    check_configurations(sweep, space)
+    check_configurations(sweep, space, build)
     folder = resumed or new_folder(SWEEPS, name)
     make_folder(folder, "the sweep's folder")
     try:
@@ -51,10 +60,11 @@ def run(args: Sequence[str]) -> None:
 
 def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:
     """A sweep as its file and what is typed state it, and the file's name."""
-    parser = Parser(prog="c2c_lightning sweep", description="Searches over configurations; see sweeps/ for examples.")
+    description = "Searches over configurations; see sweeps/ for examples."
+    parser = CommandParser(prog="c2c_lightning sweep", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a sweep file")
     parser.add_class_arguments(Sweep)
-    parser.add_argument("--resume", nargs="?", help="go on with the newest sweep, or with the one of this folder")
+    parser.add_argument("--resume", nargs="?", help="resume the newest sweep, or the one of this folder")
     parser.add_argument(
         "--address", help="of a Ray cluster that this machine is part of: auto, or head:6379; default $RAY_ADDRESS"
     )
@@ -92,7 +102,7 @@ def find_sweep(name: str) -> Path:
 
 
 def refuse_changes(sweep: Sweep, folder: Path) -> None:
-    """Raises a UserError if a sweep that is gone on with would compare what cannot be compared."""
+    """Raises a UserError if a sweep that is resumed would compare what cannot be compared."""
     before = yaml.safe_load((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     now = yaml.safe_load(yaml.safe_dump(asdict(sweep)))
     for key in now.keys() - MAY_CHANGE:
@@ -101,3 +111,29 @@ def refuse_changes(sweep: Sweep, folder: Path) -> None:
                 f"--resume {folder}: it was begun with {key} {before.get(key)}, but now {key} is {now[key]}. Give the "
                 "same to go on, or begin another sweep without --resume."
             )
+
+
+def build(config: Mapping[str, Any]) -> C2CModule:
+    """The module of a configuration as `fit` builds it, with its data, but without weights and trainer.
+
+    Raises:
+        UserError: the configuration is refused: what `fit` would say.
+    """
+    from c2c_lightning.shared_cli import TrialCLI
+    from c2c_lightning.training_cli import WIRING
+
+    for part in ("fabric", "pytorch"):  # every build would say what its seed is
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(dict(config), file, sort_keys=False)
+        file.flush()
+        try:
+            return TrialCLI(**WIRING, run=False, args=["--config", file.name]).model
+        except SystemExit as error:  # how a parser refuses
+            message = str(error.code).removeprefix("error: ").replace(file.name, "the configuration")
+            raise UserError(message) from error
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            raise UserError(message) from error

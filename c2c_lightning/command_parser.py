@@ -1,0 +1,65 @@
+"""The parser of every command: what a user got wrong, in one message.
+
+It imports nothing that takes seconds, so that a typo is told at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from c2c_lightning.errors import UserError, meant
+
+UNKNOWN_NAME = re.compile(
+    r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
+    r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted"
+)
+
+
+class CommandParser(ArgumentParser):
+    """Says what is wrong in one message, with the name that was probably meant.
+
+    Attributes:
+        classes: those that a configuration may name, and whose arguments it may misspell.
+    """
+
+    classes: ClassVar[Sequence[type]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # An abbreviation that fits today is another key's tomorrow.
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the process with the message, without the usage that argparse would print before it."""
+        text = user_message(ex) or str(ex or message)
+        no_class = re.search(r"Expected a dot import path string: \S+", text)
+        text = no_class.group() if no_class else text
+        for groups in UNKNOWN_NAME.findall(text):
+            hint = meant(next(filter(None, groups)), self._names())
+            text += f"\n{hint}" if hint else ""
+        sys.exit(f"error: {text}")
+
+    def _names(self) -> list[str]:
+        names = [name for c in self.classes for name in (c.__name__, *inspect.signature(c).parameters)]
+        for action in self._actions:
+            names += [action.dest, *(action.choices or [])]
+            if isinstance(action.choices, dict):
+                names += [name for parser in action.choices.values() for name in parser._names()]
+        return names
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """What we said when we refused something, however often it was raised on from it; None for a bug.
+
+    A bug met while a refusal was handled has it as context, not as cause, and keeps its traceback.
+    """
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        error = error.__cause__
+    return None

@@ -1,0 +1,37 @@
+"""A run's record is there as a whole or not at all."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from c2c_lightning.training import RunRecord
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Within it no file can be longer than 20 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_one_that_is_there(tmp_path):
+    parser = ArgumentParser()
+    for key in ("trainer.default_root_dir", "trainer.max_steps", "ckpt_path"):
+        parser.add_argument(f"--{key}")
+    run = SimpleNamespace(folder=tmp_path / "run", label="", tracker=None)
+    RunRecord(parser, parser.parse_args(["--trainer.max_steps=300", "--ckpt_path=last"])).begin(run)
+    written = (run.folder / "config.yaml").read_text()
+    assert "max_steps: '300'" in written
+    assert "ckpt_path: null" in written, "so that the file can be run again as it is"
+    other = RunRecord(parser, parser.parse_args(["--trainer.max_steps=500"]))
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        other.begin(run)
+    assert (run.folder / "config.yaml").read_text() == written
