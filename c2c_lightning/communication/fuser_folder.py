@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from c2c_lightning.communication.models import locate
+from c2c_lightning.communication.published import is_published, read_published
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import Fuser, FuserFactory
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CHECKPOINT, CHECKPOINT_PREFIX = ".ckpt", "communicator.fusers."
+HUB_NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)+")
 KEYS = ("receiver", "sharers", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
 
 
@@ -35,19 +38,16 @@ def write_fuser_folder(folder: Path, config: dict[str, Any], state: dict[str, Te
 def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of a saved fuser: a folder, a run's folder, a hub id, or a checkpoint file.
 
+    A fuser in the published format (see published.py) is read into ours.
+
     Raises:
         UserError: a file is missing or damaged, and which.
     """
     if name.endswith(CHECKPOINT):
         return _read_checkpoint(Path(name).expanduser())
-    location = locate(name, "fuser")
-    if not Path(location).is_dir():
-        try:
-            location = snapshot_download(location, allow_patterns=[CONFIG, WEIGHTS])
-        except (OSError, ValueError) as error:  # every error of the hub client is one of them
-            reason = first_line(error)
-            raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
-    folder, parts = Path(location), []
+    folder, parts = find_fuser(name), []
+    if is_published(folder):
+        return read_published(folder)
     if not (folder / CONFIG).exists() and (folder / "fuser").is_dir():
         folder = folder / "fuser"  # a run's folder
     for file in (CONFIG, WEIGHTS):
@@ -68,6 +68,29 @@ def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(config["layer_map"], dict):
         config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
     return config, state
+
+
+def find_fuser(name: str) -> Path:
+    """The folder of a fuser, fetched from the hub if it is a hub id.
+
+    Raises:
+        UserError: it is neither.
+    """
+    names = name.split("/")
+    if len(names) > 2 and HUB_NAME.fullmatch(name) and not Path(name).is_dir():
+        repository, within = "/".join(names[:2]), "/".join(names[2:])
+    else:
+        repository, within = locate(name, "fuser"), ""
+    if Path(repository).is_dir():
+        return Path(repository)
+    # A published fuser's recipe may stand in the folder above.
+    places = [f"{place}/" if place else "" for place in (within, "/".join(names[2:-1]))]
+    wanted = [f"{place}{file}" for place in places for file in (CONFIG, WEIGHTS, "projector_*", "final/projector_*")]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted)) / within
+    except (OSError, ValueError) as error:  # every error of the hub client is one of them
+        reason = first_line(error)
+        raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
 
 
 def fingerprint(name: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.base import Fuser, KVShape
 from c2c_lightning.fuser.gate import Gate
-from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
+from c2c_lightning.fuser.stacked import EPS, StackedBlock, StackedLinear
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class C2CFuser(Fuser):
@@ -22,6 +27,8 @@ class C2CFuser(Fuser):
         intermediate: inner width of the blocks; None for the same as `hidden`.
         num_layers: depth of the update's route, at least 3.
         dropout: inside the blocks.
+        evaluate_in: dtype in which networks are computed at evaluation, one layer after the other and rounded as the
+            published code rounds; None for all at once, in the parameters' own.
 
     Raises:
         UserError: a size that no network has.
@@ -36,16 +43,21 @@ class C2CFuser(Fuser):
         intermediate: int | None = None,
         num_layers: int = 3,
         dropout: float = 0.1,
+        evaluate_in: Dtype | None = None,
     ):
-        super().__init__(
-            sharer, receiver, gate, hidden=hidden, intermediate=intermediate, num_layers=num_layers, dropout=dropout
-        )
+        sizes = {"hidden": hidden, "intermediate": intermediate, "num_layers": num_layers, "dropout": dropout}
+        # Said only where it is, so that a fuser without it is the same as one that was saved before.
+        rounding = {} if evaluate_in is None else {"evaluate_in": evaluate_in}
+        super().__init__(sharer, receiver, gate, **sizes, **rounding)
         if num_layers < 3:
             raise UserError(f"fuser num_layers is {num_layers}: C2CFuser has at least 3.")
         if hidden < 1 or (intermediate is not None and intermediate < 1):
             raise UserError(f"fuser hidden is {hidden}, intermediate {intermediate}: both must be positive.")
         if not 0 <= dropout < 1:
             raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
+        if evaluate_in not in (None, *get_args(Dtype)):
+            raise UserError(f"fuser evaluate_in is {evaluate_in!r}: give {', '.join(get_args(Dtype))}, or null.")
+        self.evaluate_in = evaluate_in
         groups = self.num_groups
         intermediate = intermediate or hidden
         self.input = StackedLinear(groups, sharer.features + receiver.features, hidden)
@@ -62,9 +74,41 @@ class C2CFuser(Fuser):
         return self.init_args["dropout"] > 0
 
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
+        if self.evaluate_in is not None and not self.training:
+            rows = range(len(sharer_GTF)) if groups is None else groups.tolist()
+            with torch.autocast(sharer_GTF.device.type, enabled=False):
+                return torch.stack(
+                    [self.published_update(*pair, row) for *pair, row in zip(sharer_GTF, receiver_GTF, rows)]
+                )
         h_GTM = self.trunk(self.input(torch.cat([sharer_GTF, receiver_GTF], dim=-1), groups), groups)
         weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(h_GTM, groups), groups))
         for block in self.update_blocks:
             h_GTM = block(h_GTM, groups)
         update_GTHD = self.update_head(h_GTM, groups).unflatten(-1, (self.receiver.num_kv_heads, -1))
         return (weight_GTH[..., None] * update_GTHD).flatten(-2)
+
+    def published_update(self, sharer_TF: Tensor, receiver_TF: Tensor, row: int) -> Tensor:
+        """The update of one (part, layer) pair with the published code's rounding: its product alone is in fp32.
+
+        Args:
+            sharer_TF: the sharer's features.
+            receiver_TF: the receiver's.
+            row: of the pair in the parameters.
+        """
+        dtype = getattr(torch, self.evaluate_in)
+
+        def linear(layer: StackedLinear, x: Tensor) -> Tensor:
+            return F.linear(
+                x, layer.weight[row].to(dtype), None if layer.bias is None else layer.bias[row, 0].to(dtype)
+            )
+
+        def block(layer: StackedBlock, x: Tensor) -> Tensor:
+            normed = F.rms_norm(x, x.shape[-1:], layer.norm[row, 0].to(dtype), EPS)
+            return x + linear(layer.w2, F.gelu(linear(layer.w1, normed)))
+
+        h_TM = block(self.trunk, linear(self.input, torch.cat([sharer_TF, receiver_TF], dim=-1).to(dtype)))
+        weight_TH = torch.sigmoid(linear(self.weight_head, block(self.weight_block, h_TM)))
+        for layer in self.update_blocks:
+            h_TM = block(layer, h_TM)
+        update_THD = linear(self.update_head, h_TM).unflatten(-1, (self.receiver.num_kv_heads, -1))
+        return (weight_TH[..., None].float() * update_THD.float()).flatten(-2)
