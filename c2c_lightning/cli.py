@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ def main(args: Sequence[str] | None = None) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         run(args)
+    except KeyboardInterrupt:  # where nothing was begun yet that could be resumed
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = user_message(error)
         if message is None:

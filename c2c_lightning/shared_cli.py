@@ -36,7 +36,7 @@ class TrialCLI(C2CCLI):
 def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
     """Trains fusers that differ in nothing but the fuser and its gating, from the same prefill.
 
-    What each run leaves is what `fit` with its configuration leaves, and can be gone on with by `fit`. Runs
+    What each run leaves is what `fit` with its configuration leaves, and can be resumed by `fit`. Runs
     that have a checkpoint are resumed. A file `stop` in a run's folder ends that run at its next validation.
 
     Args:

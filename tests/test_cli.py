@@ -155,6 +155,16 @@ def test_a_stream_needs_to_be_told_when_to_stop(workspace):
     assert "set trainer.max_steps" in said
 
 
+def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("c2c_lightning.cli.run", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["fit"])
+    assert end.value.code == 130
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("c2c_lightning.training.module.load_aligner", lambda *_: int("not ours"))
     with pytest.raises(ValueError, match="invalid literal"):

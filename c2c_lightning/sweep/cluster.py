@@ -12,7 +12,7 @@ from contextlib import contextmanager
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a heartbeat has no metric
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # a sweep is gone on with from its own folder
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # a sweep is resumed from its own folder
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # a failure is a line of the table, not a page
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the sweep has a table of its own
 # A process that asks for no GPU keeps seeing what it saw.
