@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from c2c_lightning.communication.fuser_folder import find_fuser, read_fuser, write_fuser_folder
-from c2c_lightning.communication.published import is_published, read_published, write_published
+from c2c_lightning.communication.published import read_published, write_published
+from c2c_lightning.communication.published_files import is_published
 from c2c_lightning.errors import UserError
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from c2c_lightning.communication.models import locate
-from c2c_lightning.communication.published import is_published, read_published
+from c2c_lightning.communication.published import read_published
+from c2c_lightning.communication.published_files import is_published
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import Fuser, FuserFactory
 

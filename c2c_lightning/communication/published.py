@@ -1,15 +1,13 @@
 """Fusers as github.com/thu-nics/C2C publishes them, read into ours and written back, bit for bit.
 
-One of theirs is a folder with a network for each receiver layer (`projector_{i}.pt`, a state_dict, and
-`projector_{i}.json`, its sizes) and `projector_config.json`, which says what feeds what; the folder above has the
-recipe, `config.json`. Ours holds all of that stacked. What has no place in ours, such as dtypes, is kept word for
-word under `published` in its config.json, so that an export gives back what was imported.
+Theirs has a network for each receiver layer, in files of its own (see published_files.py); ours holds all of them
+stacked. What has no place in ours, such as dtypes, is kept word for word under `published` in its config.json, so that an
+export gives back what was imported.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -22,13 +20,30 @@ from torch import Tensor
 
 from c2c_lightning.communication.layer_map import map_layers
 from c2c_lightning.communication.models import kv_shape, load_config
-from c2c_lightning.errors import UserError, first_line, meant
+from c2c_lightning.communication.published_files import (
+    CLASS,
+    DEFAULTS,
+    DTYPES,
+    GATE,
+    MAP_FILE,
+    RECIPE_FILE,
+    SHAPES,
+    WEIGHTS_FOLDER,
+    common_init_args,
+    dtypes,
+    read_json,
+    read_map,
+    read_state,
+    refuse_strangers,
+    write_json,
+)
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape
 
 PUBLISHED = "published"  # the key in our config.json
-CLASS = "C2CProjector"
 OURS = "c2c_lightning"  # the section of a recipe in which an export says what the format has no place for
-MAP_FILE, RECIPE_FILE, WEIGHTS_FOLDER = "projector_config.json", "config.json", "final"
+OWN_KEYS = ("alignment", "template_kwargs", "gate")
+CLASS_PATH = f"{C2CFuser.__module__}.{C2CFuser.__qualname__}"
 PARTS = ("key", "value")
 TEMPERATURE = "gate_temperature"
 # Where a parameter of ours stands in a part of theirs.
@@ -40,19 +55,13 @@ PREFIXES = {
     "update_blocks.": "proj_mlp2.blocks.",
     "update_head.": "proj_out.",
 }
-# Their word for a size of ours, and their default.
-SIZES = {"hidden": ("hidden_dim", 1024), "intermediate": ("intermediate_dim", 1024), "num_layers": ("num_layers", 3)}
-DROPOUT = ("dropout", 0.1)
-GATE = {"initial_temperature": 1.0, "final_temperature": 0.001, "anneal_steps": 1929}
-SHAPES = ("source_dim", "target_dim", "source_num_heads", "target_num_heads")
-INIT_ARGS = {*SHAPES, *(theirs for theirs, _ in SIZES.values()), DROPOUT[0], *GATE, "dtype"}
-OWN_KEYS = ("alignment", "template_kwargs", "gate")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def is_published(folder: Path) -> bool:
-    """Whether a folder holds a fuser in the published format, by itself or in its `final/`."""
-    return any((place / MAP_FILE).is_file() for place in (folder, folder / WEIGHTS_FOLDER))
+# Their word for a size of ours.
+SIZES = {"hidden": "hidden_dim", "intermediate": "intermediate_dim", "num_layers": "num_layers", "dropout": "dropout"}
+C2C_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(C2CFuser).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
 
 
 def read_published(
@@ -84,15 +93,14 @@ def read_published(
     specs = {i: read_json(folder / f"projector_{i}.json") for i in sorted(set(numbers.values()))}
     init_args = common_init_args(specs, folder)
     fuser, gate, shapes = sizes(init_args, folder)
-    for name, model, shape in (("sharer", sharer, shapes[0]), ("receiver", receiver, shapes[1])):
-        fits(name, model, shape, folder)
-    num_layers = [kv_shape(load_config(model)).num_layers for model in (receiver, sharer)]
+    num_sharer = fitting("sharer", sharer, shapes[0], folder)
+    num_receiver = fitting("receiver", receiver, shapes[1], folder)
     try:
-        map_layers(layer_map, "all", *num_layers)
+        map_layers(layer_map, "all", num_receiver, num_sharer)
     except UserError as error:
         raise UserError(f"{folder / MAP_FILE}: {str(error).removeprefix('model.layer_map ')}") from error
     expected = parameter_shapes(fuser, shapes)
-    states = {i: read_state(folder / f"projector_{i}.pt", expected) for i in specs}
+    states = {i: read_state(folder / f"projector_{i}.pt", their_shapes(expected)) for i in specs}
     config = {
         "receiver": receiver,
         "sharers": [sharer],
@@ -101,7 +109,7 @@ def read_published(
         "layer_map": layer_map,
         "layers": "all",
         "gate": asdict(gate),
-        "fuser": {"class_path": f"{C2CFuser.__module__}.{C2CFuser.__qualname__}", "init_args": fuser},
+        "fuser": {"class_path": CLASS_PATH, "init_args": fuser},
         PUBLISHED: {
             "recipe": recipe,
             "projector_config": whole_map,
@@ -156,9 +164,8 @@ def publishable(config: Mapping[str, Any]) -> dict[int, int]:
         UserError: it has no such fuser.
     """
     gate = GateConfig(**config["gate"])
-    ours = f"{C2CFuser.__module__}.{C2CFuser.__qualname__}"
     for is_wrong, what in (
-        (config["fuser"]["class_path"] not in (ours, "c2c_lightning.fuser.C2CFuser"), "is no C2CFuser"),
+        (config["fuser"]["class_path"] not in (CLASS_PATH, "c2c_lightning.fuser.C2CFuser"), "is no C2CFuser"),
         (len(config["sharers"]) != 1, f"has {len(config['sharers'])} sharers, and not one"),
         (gate.kind != "learned", f"has gates of kind {gate.kind}, and not learned ones"),
         (gate.parts != "both", f"fuses {gate.parts}, and not both keys and values"),
@@ -181,8 +188,7 @@ def native(config: Mapping[str, Any], layer_map: Mapping[int, int], state: Mappi
         "class": CLASS,
         "init_args": {
             **dict(zip(SHAPES, sizes)),
-            **{theirs: filled[ours] for ours, (theirs, _) in SIZES.items()},
-            DROPOUT[0]: filled["dropout"],
+            **{theirs: filled[ours] for ours, theirs in SIZES.items()},
             "initial_temperature": gate.temperature[0],
             "final_temperature": gate.temperature[1],
             **({} if gate.anneal_steps is None else {"anneal_steps": gate.anneal_steps}),
@@ -203,74 +209,13 @@ def native(config: Mapping[str, Any], layer_map: Mapping[int, int], state: Mappi
     }
 
 
-C2C_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(C2CFuser).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-}
-
-
-def read_map(file: Path) -> tuple[dict[int, int], dict[int, int], dict[str, Any]]:
-    """Sharer layer and number of the network by receiver layer, ascending; and the file as it is."""
-    whole = read_json(file)
-    try:
-        # Receiver 0, sharer 1; of a layer's pairs the first takes effect.
-        pairs = {int(layer): tuple(map(int, listed[0])) for layer, listed in whole["0"]["1"].items()}
-        layer_map = {layer: pairs[layer][0] for layer in sorted(pairs)}
-        numbers = {layer: pairs[layer][1] for layer in layer_map}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(
-            f'{file} is not {{"0": {{"1": {{"<receiver layer>": [[<sharer layer>, <projector>]], ...}}}}}}.'
-        ) from error
-    if not layer_map:
-        raise UserError(f"{file} maps no receiver layer.")
-    return layer_map, numbers, whole
-
-
-def refuse_strangers(folder: Path, numbers: set[int]) -> None:
-    """Raises a UserError unless the folder has exactly the networks that the map names."""
-    for kind in ("json", "pt"):
-        there = {
-            int(match[1])
-            for file in folder.iterdir()
-            if (match := re.fullmatch(rf"projector_(\d+)\.{kind}", file.name))
-        }
-        if there != numbers:
-            missing, surplus = sorted(numbers - there), sorted(there - numbers)
-            what = f"lacks projector_{missing[0]}" if missing else f"has a surplus projector_{surplus[0]}"
-            raise UserError(f"{folder} {what}.{kind}: {MAP_FILE} names the projectors {sorted(numbers)}.")
-
-
-def common_init_args(specs: Mapping[int, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """The sizes that all networks have.
-
-    Raises:
-        UserError: an unknown class or argument, or sizes that differ, so that nothing can be stacked.
-    """
-    first = next(iter(specs))
-    for i, spec in specs.items():
-        file = folder / f"projector_{i}.json"
-        if spec.get("class") != CLASS or not isinstance(spec.get("init_args"), dict):
-            raise UserError(f"{file} has class {spec.get('class')!r}: only {CLASS} with its init_args is known.")
-        for name in spec["init_args"].keys() - INIT_ARGS:
-            raise UserError(
-                f"{file} has the argument {name!r}, which {CLASS} has not. {meant(name, INIT_ARGS)}".strip()
-            )
-        missing = [name for name in SHAPES if not isinstance(spec["init_args"].get(name), int)]
-        if missing:
-            raise UserError(f"{file} does not give {missing[0]} as a whole number.")
-        if spec != specs[first]:
-            raise UserError(f"{file} differs from projector_{first}.json: one fuser has the same sizes in all layers.")
-    return specs[first]["init_args"]
-
-
 def sizes(init_args: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], GateConfig, tuple[KVShape, KVShape]]:
     """A fuser's sizes, its gate, and the shapes of sharer and receiver that it was made for (layers aside)."""
-    fuser = {ours: init_args.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
-    fuser["dropout"] = init_args.get(*DROPOUT)
-    fuser["evaluate_in"] = (init_args.get("dtype") or {}).get("value", "float32")
-    first, last, steps = (init_args.get(name, default) for name, default in GATE.items())
-    source_dim, target_dim, source_heads, target_heads = (init_args[name] for name in SHAPES)
+    said = {**DEFAULTS, **init_args}
+    fuser = {ours: said[theirs] for ours, theirs in SIZES.items()}
+    fuser["evaluate_in"] = (said.get("dtype") or {}).get("value", "float32")
+    first, last, steps = (said[name] for name in GATE)
+    source_dim, target_dim, source_heads, target_heads = (said[name] for name in SHAPES)
     try:
         gate = GateConfig(noise="gumbel", init=0.0, temperature=(first, last), anneal_steps=steps)
     except (TypeError, ValueError) as error:
@@ -278,14 +223,15 @@ def sizes(init_args: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], G
     return fuser, gate, (KVShape(1, source_heads, source_dim), KVShape(1, target_heads, target_dim))
 
 
-def fits(name: str, model: str, shape: KVShape, folder: Path) -> None:
-    """Raises a UserError if a model's cache is not of the shape that the fuser was made for."""
+def fitting(name: str, model: str, shape: KVShape, folder: Path) -> int:
+    """The number of layers of a model; raises a UserError if its cache has not the shape that the fuser was made for."""
     has = kv_shape(load_config(model))
     if (has.num_kv_heads, has.head_dim) != (shape.num_kv_heads, shape.head_dim):
         raise UserError(
             f"{folder} was made for a {name} with {shape.num_kv_heads} kv heads of {shape.head_dim}, but {model} has "
             f"{has.num_kv_heads} of {has.head_dim}."
         )
+    return has.num_layers
 
 
 def parameter_shapes(fuser: Mapping[str, Any], shapes: tuple[KVShape, KVShape]) -> dict[str, torch.Size]:
@@ -301,42 +247,19 @@ def their_name(name: str) -> str:
     return PREFIXES[prefix] + re.sub(r"norm$", "norm.weight", name.removeprefix(prefix))
 
 
-def read_state(file: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """A network's tensors, checked.
-
-    Raises:
-        UserError: no plain tensors, or one is missing, surplus, or of another shape.
-    """
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise UserError(f"{file} is damaged, or holds more than plain tensors: {first_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{file} holds a {type(state).__name__} that is no state_dict of plain tensors.")
+def their_shapes(expected: Mapping[str, torch.Size]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all of a network's tensors, by their name, from those of one group of ours."""
     # Ours have an axis of one where theirs are vectors.
     shapes = {
         f"{part}_{their_name(name)}": tuple(shape[1:] if shape[0] == 1 and is_vector(name) else shape)
         for part in PARTS
         for name, shape in expected.items()
     }
-    shapes |= {f"{part}_gate_logit": () for part in PARTS} | {TEMPERATURE: ()}
-    for name in (*(shapes.keys() - state.keys()), *(state.keys() - shapes.keys())):
-        what = "lacks" if name in shapes else "has a surplus"
-        raise UserError(f"{file} {what} {name}.")
-    for name, tensor in state.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise UserError(f"{file}: {name} is {list(tensor.shape)}, and must be {list(shapes[name])}.")
-        if tensor.dtype not in DTYPES.values():
-            raise UserError(f"{file}: {name} is {tensor.dtype}, and must be one of {', '.join(DTYPES)}.")
-    return state
+    return shapes | {f"{part}_gate_logit": () for part in PARTS} | {TEMPERATURE: ()}
 
 
 def is_vector(name: str) -> bool:
     return name.endswith(("norm", "bias"))
-
-
-def dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
 
 
 def stacked(states: list[dict[str, Tensor]], expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -367,18 +290,3 @@ def unstacked(state: Mapping[str, Tensor], place: int, num_layers: int) -> dict[
                 row = tensor[p * num_layers + place]
                 theirs[f"{part}_{their_name(name)}"] = row[0] if is_vector(name) else row
     return theirs
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises a UserError that names the file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, and must hold an object.")
-    return value
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
