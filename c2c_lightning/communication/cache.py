@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from c2c_lightning.communication.models import kv_shape
+from c2c_lightning.communication.models import is_compiled, is_sharded, kv_shape
 from c2c_lightning.fuser import PART_NAMES
 
 
@@ -66,18 +66,17 @@ def prefill(
     Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
     Positions count the real tokens, unless others are given.
     """
-    cache = DynamicCache() if is_watched(model) else PrefillCache(kv_shape(model.config).num_layers)
+    filled = DynamicCache() if is_watched(model) else PrefillCache(kv_shape(model.config).num_layers)
     with logits_at(model, (slice(None), slice(0, 0))), suppress(LastLayerFilled):
         model(
             input_ids=ids_BN,
             attention_mask=mask_BN,
             position_ids=position_ids(mask_BN) if positions_BN is None else positions_BN,
-            past_key_values=cache,
+            past_key_values=filled,
             use_cache=True,
         )
-    if isinstance(cache, PrefillCache):
-        filled, cache = cache, DynamicCache()
-        cache.layers = filled.layers
+    cache = DynamicCache()  # that a response can go on with
+    cache.layers = filled.layers
     return cache
 
 
@@ -87,13 +86,8 @@ def is_watched(model: PreTrainedModel) -> bool:
     Something may have to be done after a module's forward, as by FSDP, which frees what it gathered; and a compiled
     module cannot be left in the middle.
     """
-    return any(
-        module._forward_hooks
-        or module._compiled_call_impl is not None
-        or hasattr(module, "_hf_hook")
-        or "_fsdp_wrapped_module" in module._modules
-        for module in model.modules()
-    )
+    hooked = any(module._forward_hooks or hasattr(module, "_hf_hook") for module in model.modules())
+    return hooked or is_compiled(model) or is_sharded(model)
 
 
 def branch(cache: DynamicCache) -> DynamicCache:

@@ -146,7 +146,7 @@ class Communicator(nn.Module):
         supervised = tuple(batch.supervised)
         logits_TV = self.response_logits(cache, batch, supervised)
         loss = F.cross_entropy(logits_TV.float(), batch.response_ids[supervised], reduction="sum")
-        return loss, batch.response_mask.sum()
+        return loss, batch.num_supervised
 
     def response_logits(self, cache: DynamicCache, batch: Batch, at: tuple[Tensor, ...]) -> Tensor:
         """Logits (T, V) that predict the response tokens at an index into (B, R).

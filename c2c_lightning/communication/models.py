@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -124,6 +126,16 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     if getattr(text, "v_head_dim", None) not in (None, head_dim):
         raise refuse(f"its keys have head_dim {head_dim} and its values {text.v_head_dim}")
     return KVShape(text.num_hidden_layers, kv_heads, head_dim)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks keep parts of a module, by FSDP1 or FSDP2, and so have to call it at the same time."""
+    return any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in module.modules())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a part of it has been handed to torch.compile, see `nn.Module.compile`."""
+    return any(part._compiled_call_impl is not None for part in module.modules())
 
 
 def _load(loader: type, name: str, files: str, **kwargs):

@@ -26,11 +26,11 @@ from weakref import WeakKeyDictionary
 import torch
 import transformers
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 from xxhash import xxh3_128
 
 from c2c_lightning.communication.cache import prefill
+from c2c_lightning.communication.models import is_compiled, is_sharded
 from c2c_lightning.communication.shards import Shards, add_tensor
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES
@@ -96,7 +96,7 @@ class PromptStore:
             UserError: the model is sharded.
         """
         if model not in self._fingerprints:
-            if any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in model.modules()):
+            if is_sharded(model):
                 raise UserError(
                     f"model.prompt_store is {self.folder!r}, and the frozen models are sharded (FSDP): all ranks gather "
                     "them together, so none can read a prompt back while another computes. Set model.prompt_store to "
@@ -140,8 +140,7 @@ def circumstances(model: PreTrainedModel) -> str:
     """What else than model and prompt has a say in what comes out, if only by rounding."""
     device = model.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    kernels = f"{model.config._attn_implementation} {torch.get_float32_matmul_precision()} {is_compiled}"
+    kernels = f"{model.config._attn_implementation} {torch.get_float32_matmul_precision()} {is_compiled(model)}"
     return f"{device} {autocast} {kernels} torch {torch.__version__} transformers {transformers.__version__}"
 
 

@@ -36,7 +36,7 @@ class Reading:
         self._stacks: dict[tuple[int, ...], Tensor] = {}
 
     def receiver_cache(self) -> DynamicCache:
-        """The receiver's own cache of all prompt tokens but the last, to be written to and gone on with."""
+        """The receiver's own cache of all prompt tokens but the last, to be written to."""
         return branch(self._receiver_cache)
 
     def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor:

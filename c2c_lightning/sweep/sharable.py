@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from c2c_lightning.nested import flatten
+
 # What a trial may have of its own, by dotted key.
 OWN = (
     "ckpt_path",
@@ -28,7 +30,7 @@ def sharable_key(config: Mapping[str, Any]) -> str:
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The dotted keys that keep trials from sharing their prefill."""
-    flat = [flattened(shared(config)) for config in configs]
+    flat = [flatten(shared(config)) for config in configs]
     missing = object()
     return sorted(
         key for key in set().union(*flat) if any(f.get(key, missing) != flat[0].get(key, missing) for f in flat)
@@ -54,12 +56,3 @@ def without_names(logger: Any) -> Any:
         return logger
     kept = {key: value for key, value in (logger["init_args"] or {}).items() if key not in OF_LOGGERS}
     return {**logger, "init_args": kept}
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted key; an empty mapping is a value."""
-    flat = {}
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        flat |= flattened(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return flat

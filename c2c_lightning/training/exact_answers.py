@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from c2c_lightning.communication import GREEDY, Communicator, Reading
-from c2c_lightning.training.sharding import is_sharded
+from c2c_lightning.communication.models import is_sharded
 
 # A sharer alone may say anything, such as the sentence that it knows.
 SHARER_TOKENS = 32

@@ -33,6 +33,7 @@ from c2c_lightning.communication.acceleration import Compiled, compile_parts, re
 from c2c_lightning.communication.alignment import Alignment
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
+from c2c_lightning.nested import flatten
 from c2c_lightning.training.exact_answers import ExactAnswers
 from c2c_lightning.training.sharding import clip_gradients, shard
 from c2c_lightning.training.trained_run import TrainedRun
@@ -332,12 +333,3 @@ def share_of_rate(warmup: float, total_steps: int, step: int) -> float:
     if step < rising:
         return step / rising
     return max(0.0, (total_steps - step) / max(1, total_steps - rising))
-
-
-def flatten(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat = {}
-    for key, value in settings.items():
-        nested = isinstance(value, dict) and value and all(isinstance(name, str) for name in value)
-        flat.update(flatten(value, f"{prefix}.{key}") if nested else {f"{prefix}.{key}": value})
-    return flat

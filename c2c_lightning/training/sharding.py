@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from c2c_lightning.communication import Communicator
+from c2c_lightning.communication.models import is_sharded
 from c2c_lightning.fuser import Fuser
 
 WRAPPED = "_fsdp_wrapped_module."  # what FSDP1 puts into the name of a parameter
@@ -73,11 +74,6 @@ def mean_over_ranks(gradient: Tensor) -> Tensor:
     mean = gradient.clone()
     dist.all_reduce(mean)  # and not its AVG, which gloo lacks
     return mean / dist.get_world_size()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks keep parts of a module, by FSDP1 or FSDP2, and so have to call it at the same time."""
-    return any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in module.modules())
 
 
 def whole_state(fusers: nn.ModuleList) -> dict[str, Tensor]:
