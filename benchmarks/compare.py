@@ -18,12 +18,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.floor import floor_flops
 from benchmarks.fuser import compared
 from benchmarks.generate import measured_generation
 from benchmarks.pairs import DTYPES, MID, random_batch, random_communicator
 from benchmarks.rounds import ratio, taking_turns
-from benchmarks.train_step import staged_step
+from benchmarks.train_step import TrainStep
 
 BASELINE = Path(__file__).with_name("baseline.json")
 TOLERANCE = 0.1
@@ -32,20 +31,12 @@ TINY = "qwen3-tiny+qwen2-tiny"
 
 def of_floor(pair: str, hidden: int, dtype: str, batch: int, prompt: int, response: int, rounds: int) -> float:
     """The floor's share of a train step, its matmuls taking turns with the step."""
-    communicator = random_communicator(pair, hidden, dtype, "cpu")
-    tokens = random_batch(communicator, batch, prompt, response)
-    optimizer = torch.optim.AdamW(communicator.fusers.parameters(), lr=1e-4, fused=True)
+    step = TrainStep(pair, hidden, dtype, "cpu", batch, prompt, response)
     linear = torch.nn.Linear(1024, 1024, bias=False, dtype=DTYPES[dtype]).requires_grad_(False)
     x = torch.randn(1024, 1024, dtype=DTYPES[dtype])
-    floor = sum(floor_flops(communicator, batch, prompt, response).values())
+    floor = sum(step.floor.values())
     repeats = max(1, round(floor / (2 * 1024**3)))
-    times = taking_turns(
-        {
-            "matmuls": lambda: [linear(x) for _ in range(repeats)],
-            "step": lambda: staged_step(communicator, tokens, optimizer, dtype),
-        },
-        rounds,
-    )
+    times = taking_turns({"matmuls": lambda: [linear(x) for _ in range(repeats)], "step": step}, rounds)
     return ratio(times, "matmuls", "step") * floor / (repeats * 2 * 1024**3)
 
 

@@ -110,10 +110,15 @@ def measure(
                 "built-in world": built_in(aligner, batch_size, count),
                 "built-in world, batches of 64": built_in(aligner, 64, count),
                 Path(path).name: InstructionData(
-                    path, val_fraction=0, max_length=max_length, batch_size=batch_size, num_workers=count, seed=0,
+                    path,
+                    val_fraction=0,
+                    max_length=max_length,
+                    batch_size=batch_size,
+                    num_workers=count,
+                    seed=0,
                     aligner=aligner,
                 ),
-            }  # fmt: skip
+            }
             for name, data in kinds.items():
                 passes = [delivered(data, batches) for _ in range(rounds)]
                 rate, found = statistics.median(p.examples_per_second for p in passes), passes[0]

@@ -9,6 +9,7 @@ The two must agree, or it ends: outputs within 1e-5, in fp32.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -183,22 +184,16 @@ def measure(
     print("| dtype | hidden | layers | tokens | times as fast as a loop | stacked, ms | GFLOP/s | outputs differ by |")
     print("|---|---|---|---|---|---|---|---|")
     left_out, slower = [], []
-    for dtype in dtypes:
-        for hidden in hiddens:
-            for num_layers in layers:
-                for count in tokens:
-                    size = f"| {dtype} | {hidden} | {num_layers} | {count} "
-                    if 6 * 2 * num_layers * count * WEIGHTS * hidden**2 > most:
-                        left_out.append(size)
-                        continue
-                    found = compared(num_layers, count, hidden, dtype, device, rounds)
-                    if found.ratio < 1:
-                        slower.append(found.ratio)
-                    print(
-                        f"{size}| {found.ratio:.2f} | {1e3 * found.seconds:.1f} | {found.rate / 1e9:.0f} "
-                        f"| {found.difference:.1g} |",
-                        flush=True,
-                    )
+    for dtype, hidden, num_layers, count in itertools.product(dtypes, hiddens, layers, tokens):
+        size = f"| {dtype} | {hidden} | {num_layers} | {count} "
+        if 6 * 2 * num_layers * count * WEIGHTS * hidden**2 > most:
+            left_out.append(size)
+            continue
+        found = compared(num_layers, count, hidden, dtype, device, rounds)
+        if found.ratio < 1:
+            slower.append(found.ratio)
+        figures = f"{found.ratio:.2f} | {1e3 * found.seconds:.1f} | {found.rate / 1e9:.0f} | {found.difference:.1g}"
+        print(f"{size}| {figures} |", flush=True)
     print(f"\nslower than the loop at {len(slower)} sizes" + (f", by {min(slower):.2f} at most" if slower else ""))
     if left_out:
         print(f"left out, as they need more than {most:.0g} FLOPs: " + "; ".join(s.strip("| ") for s in left_out))

@@ -34,28 +34,10 @@ from typing import Literal
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks.floor import floor_flops
-from benchmarks.pairs import MID, MODELS, random_batch, random_communicator
+from benchmarks.pairs import MID, MODELS
 from benchmarks.rounds import Times, ratio, taking_turns
-from benchmarks.train_step import staged_step
+from benchmarks.train_step import TrainStep
 from c2c_lightning.communication import Communicator
-
-
-class Steps:
-    """Train steps of one size."""
-
-    def __init__(self, pair: str, hidden: int, dtype: str, device: str, batch: int, prompt: int, response: int):
-        self.size, self.dtype = (batch, prompt, response), dtype
-        self.communicator = random_communicator(pair, hidden, dtype, device)
-        self.batch = random_batch(self.communicator, batch, prompt, response)
-        self.optimizer = torch.optim.AdamW(self.communicator.fusers.parameters(), lr=1e-4, fused=True)
-
-    def __call__(self) -> None:
-        staged_step(self.communicator, self.batch, self.optimizer, self.dtype)
-
-    @property
-    def floor(self) -> int:
-        return sum(floor_flops(self.communicator, *self.size).values())
 
 
 def with_layers(pair: str, layers: int) -> str:
@@ -69,9 +51,10 @@ def with_layers(pair: str, layers: int) -> str:
     return "+".join(names)
 
 
-def growth(times: Times, steps: dict[str, Steps], sizes: list[int]) -> list[dict[str, float]]:
+def growth(times: Times, steps: dict[str, TrainStep], sizes: list[int]) -> list[dict[str, float]]:
     """Seconds of every size, and how they and the floor grow beside what is varied, from the first size on."""
     first = str(sizes[0])
+    floor = {name: sum(step.floor.values()) for name, step in steps.items()}
     rows = []
     for size in sizes:
         linear, name = size / sizes[0], str(size)
@@ -80,7 +63,7 @@ def growth(times: Times, steps: dict[str, Steps], sizes: list[int]) -> list[dict
                 "size": size,
                 "seconds": statistics.median(times[name]),
                 "growth": ratio(times, name, first) / linear,
-                "floor": steps[name].floor / steps[first].floor / linear,
+                "floor": floor[name] / floor[first] / linear,
             }
         )
     return rows
@@ -156,7 +139,7 @@ def measure(
         steps = {}
         for size in sizes:
             models, batch, length = at(size)
-            steps[str(size)] = Steps(models, hidden, dtype, device, batch, length, response)
+            steps[str(size)] = TrainStep(models, hidden, dtype, device, batch, length, response)
         print(f"\n| {what} | step, ms | growth by linear | the floor's |\n|---|---|---|---|")
         for row in growth(taking_turns(steps, rounds), steps, sizes):
             print(
@@ -164,7 +147,7 @@ def measure(
             )
     print("\n| prompt | memory of a step, MiB | predicted | measured by predicted |\n|---|---|---|---|")
     for length in prompts:
-        step = Steps(pair, hidden, dtype, device, 1, length, response)
+        step = TrainStep(pair, hidden, dtype, device, 1, length, response)
         step()  # the optimizer's state is no part of a step
         measured = peak_memory(step, device)
         expected = predicted_memory(step.communicator, hidden, dtype, *step.size)

@@ -1,6 +1,6 @@
 """What a shared prefill saves: K `fit` commands one after the other against one `fit-shared`, on the built-in pair.
 
-    python benchmarks/shared_prefill.py --steps 300 --trials 1,2,4
+    python -m benchmarks.shared_prefill --steps 300 --trials [1,2,4]
 
 Whole commands are timed, start-up included. Both leave the same folders, whose final losses are compared.
 

@@ -26,8 +26,37 @@ from benchmarks.pairs import DTYPES, MID, random_batch, random_communicator
 from c2c_lightning.communication import Batch, Communicator
 
 
+class TrainStep:
+    """Train steps of one size, on random models and a batch without padding.
+
+    Args:
+        pair: `receiver+sharer`, see pairs.py.
+        hidden: width of the fuser.
+        dtype: fp32, or bf16 for frozen models in bf16 and bf16-mixed fusers.
+        device: cpu, cuda.
+        batch: conversations in a step.
+        prompt: tokens of a prompt.
+        response: tokens of a response, all supervised.
+    """
+
+    def __init__(self, pair: str, hidden: int, dtype: str, device: str, batch: int, prompt: int, response: int):
+        self.size, self.dtype, self.device = (batch, prompt, response), dtype, device
+        self.communicator = random_communicator(pair, hidden, dtype, device)
+        self.batch = random_batch(self.communicator, batch, prompt, response)
+        self.optimizer = torch.optim.AdamW(self.communicator.fusers.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self) -> dict[str, float]:
+        """One step; seconds by stage."""
+        return staged_step(self.communicator, self.batch, self.optimizer, self.dtype)
+
+    @property
+    def floor(self) -> dict[str, int]:
+        """The FLOPs that must be spent, by stage."""
+        return floor_flops(self.communicator, *self.size)
+
+
 @dataclass
-class Step:
+class Measured:
     """A train step, measured.
 
     Attributes:
@@ -76,49 +105,41 @@ def measure(
         profile: also say what torch's operations took.
         out: a JSON file for the figures.
     """
-    communicator = random_communicator(pair, hidden, dtype, device)
-    tokens = random_batch(communicator, batch, prompt, response)
-    optimizer = torch.optim.AdamW(communicator.fusers.parameters(), lr=1e-4, fused=True)
-    step = measured_step(communicator, tokens, optimizer, dtype, steps)
+    step = TrainStep(pair, hidden, dtype, device, batch, prompt, response)
+    found = measured(step, steps)
     print(f"{pair}, fuser {hidden} wide, {dtype} on {device}: batch {batch}, prompt {prompt}, response {response}\n")
     print("| stage | ms | floor, ms | of floor |\n|---|---|---|---|")
-    for stage, seconds in step.seconds.items():
-        print(row(stage, seconds, step.floor[stage]))
-    print(row("step", sum(step.seconds.values()), sum(step.floor.values())))
-    total = sum(step.seconds.values())
-    print(f"\n{step.tokens / total:,.0f} tokens/s; matmul rate {step.rate / 1e9:,.0f} GFLOP/s; ", end="")
-    print(f"peak memory {step.peak_memory / 2**30:.2f} GiB; padding 0%")
+    for stage, seconds in found.seconds.items():
+        print(row(stage, seconds, found.floor[stage]))
+    total = sum(found.seconds.values())
+    print(row("step", total, sum(found.floor.values())))
+    print(f"\n{found.tokens / total:,.0f} tokens/s; matmul rate {found.rate / 1e9:,.0f} GFLOP/s; ", end="")
+    print(f"peak memory {found.peak_memory / 2**30:.2f} GiB; padding 0%")
     if profile:
-        print(profiled(communicator, tokens, optimizer, dtype))
+        print(profiled(step))
     if out is not None:
-        Path(out).write_text(json.dumps({**asdict(step), "of_floor": step.of_floor}, indent=2))
+        Path(out).write_text(json.dumps({**asdict(found), "of_floor": found.of_floor}, indent=2))
 
 
 def row(stage: str, seconds: float, floor: float) -> str:
     return f"| {stage} | {1e3 * seconds:.1f} | {1e3 * floor:.1f} | {f'{floor / seconds:.0%}' if floor else ''} |"
 
 
-def measured_step(
-    communicator: Communicator, batch: Batch, optimizer: torch.optim.Optimizer, dtype: str, steps: int
-) -> Step:
+def measured(step: TrainStep, steps: int) -> Measured:
     """Medians over some steps, after two to warm up."""
-    device = batch.prompt_ids.device
-    rates = [matmul_rate(DTYPES[dtype], device.type)]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    rounds = [staged_step(communicator, batch, optimizer, dtype) for _ in range(steps + 2)][2:]
-    rates.append(matmul_rate(DTYPES[dtype], device.type))
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    size, prompt, response = *batch.prompt_ids.shape, batch.response_ids.shape[1]
-    flops = floor_flops(communicator, size, prompt, response)
-    return Step(
+    on_gpu, dtype = step.batch.prompt_ids.is_cuda, DTYPES[step.dtype]
+    rates = [matmul_rate(dtype, step.device)]
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    rounds = [step() for _ in range(steps + 2)][2:]
+    rates.append(matmul_rate(dtype, step.device))
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    batch, prompt, response = step.size
+    return Measured(
         seconds={stage: statistics.median(times[stage] for times in rounds) for stage in rounds[0]},
-        floor={stage: count / max(rates) for stage, count in flops.items()},
+        floor={stage: count / max(rates) for stage, count in step.floor.items()},
         rate=max(rates),
-        tokens=size * (prompt + response),
+        tokens=batch * (prompt + response),
         peak_memory=peak,
     )
 
@@ -154,11 +175,11 @@ def staged_step(
     return seconds
 
 
-def profiled(communicator: Communicator, batch: Batch, optimizer: torch.optim.Optimizer, dtype: str) -> str:
+def profiled(step: TrainStep) -> str:
     """What torch's operations took in a step."""
     with torch.profiler.profile() as profile:
-        staged_step(communicator, batch, optimizer, dtype)
-    sort = "self_cuda_time_total" if batch.prompt_ids.is_cuda else "self_cpu_time_total"
+        step()
+    sort = "self_cuda_time_total" if step.batch.prompt_ids.is_cuda else "self_cpu_time_total"
     return profile.key_averages(group_by_input_shape=True).table(sort_by=sort, row_limit=30)
 
 

@@ -152,7 +152,7 @@ def test_the_data_benchmark_counts_examples_and_padding(capsys):
 
 
 def test_growth_is_measured_beside_linear_growth():
-    steps = {str(size): scaling.Steps(TINY, 16, "fp32", "cpu", batch=size, prompt=16, response=2) for size in (1, 2)}
+    steps = {str(size): train_step.TrainStep(TINY, 16, "fp32", "cpu", batch=size, prompt=16, response=2) for size in (1, 2)}
     rows = scaling.growth({"1": [1.0, 1.0], "2": [2.0, 2.2]}, steps, [1, 2])
     assert [row["growth"] for row in rows] == pytest.approx([1.0, 1.05])
     assert [row["floor"] for row in rows] == pytest.approx([1.0, 1.0])
@@ -161,7 +161,7 @@ def test_growth_is_measured_beside_linear_growth():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("batch", "prompt", "hidden"), [(1, 4096, 32), (2, 512, 128)])
 def test_the_memory_of_a_step_is_what_the_formula_says(dtype, batch, prompt, hidden):
-    step = scaling.Steps(TINY, hidden, dtype, "cpu", batch, prompt, response=16)
+    step = train_step.TrainStep(TINY, hidden, dtype, "cpu", batch, prompt, response=16)
     step()
     predicted = scaling.predicted_memory(step.communicator, hidden, dtype, *step.size)
     assert scaling.peak_memory(step, "cpu") == pytest.approx(predicted, rel=0.15)
