@@ -152,7 +152,9 @@ def test_the_data_benchmark_counts_examples_and_padding(capsys):
 
 
 def test_growth_is_measured_beside_linear_growth():
-    steps = {str(size): train_step.TrainStep(TINY, 16, "fp32", "cpu", batch=size, prompt=16, response=2) for size in (1, 2)}
+    steps = {
+        str(size): train_step.TrainStep(TINY, 16, "fp32", "cpu", batch=size, prompt=16, response=2) for size in (1, 2)
+    }
     rows = scaling.growth({"1": [1.0, 1.0], "2": [2.0, 2.2]}, steps, [1, 2])
     assert [row["growth"] for row in rows] == pytest.approx([1.0, 1.05])
     assert [row["floor"] for row in rows] == pytest.approx([1.0, 1.0])
