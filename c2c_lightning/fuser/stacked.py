@@ -7,53 +7,16 @@ Dimensions: G groups (one small network each), T tokens, M hidden, I intermediat
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2c_lightning.fuser.block import EPS, Block
+
 
 def rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
     return parameter if groups is None else parameter.index_select(0, groups)
-
-
-EPS = 1e-6
-
-
-class RMSNorm(torch.autograd.Function):
-    """RMSNorm and its weight, for a CPU: torch composes them there of single steps, of which each is a pass over memory.
-
-    Beside matmuls as small as a fuser's these passes were a third of the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_GTM: Tensor, weight_G1M: Tensor) -> Tensor:
-        exact = torch.promote_types(x_GTM.dtype, torch.float32)
-        norm_GT1 = torch.linalg.vector_norm(x_GTM, dim=-1, keepdim=True, dtype=exact)
-        scale_GT1 = norm_GT1.square_().div_(x_GTM.shape[-1]).add_(EPS).rsqrt_()
-        normed_GTM = (x_GTM * scale_GT1).to(x_GTM.dtype)
-        ctx.save_for_backward(normed_GTM, scale_GT1, weight_G1M)
-        return normed_GTM * weight_G1M.to(x_GTM.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_GTM: Tensor) -> tuple[Tensor, Tensor]:
-        normed_GTM, scale_GT1, weight_G1M = ctx.saved_tensors
-        product_GTM = grad_GTM * normed_GTM
-        grad_of_weight_G1M = product_GTM.sum(1, keepdim=True, dtype=weight_G1M.dtype)
-        weight_G1M = weight_G1M.to(grad_GTM.dtype)
-        along_GT1 = product_GTM.mul_(weight_G1M).mean(-1, keepdim=True, dtype=scale_GT1.dtype)
-        # What follows the vector itself changes its length, which the norm takes away.
-        torch.mul(normed_GTM, along_GT1, out=product_GTM)
-        grad_of_x_GTM = (grad_GTM * weight_G1M).sub_(product_GTM).mul_(scale_GT1)
-        return grad_of_x_GTM.to(normed_GTM.dtype), grad_of_weight_G1M
-
-
-def rms_norm(x_GTM: Tensor, weight_G1M: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + 1e-6) * weight over the last dimension."""
-    if x_GTM.device.type == "cpu":
-        return RMSNorm.apply(x_GTM, weight_G1M)
-    return F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * weight_G1M.to(x_GTM.dtype)
 
 
 class StackedLinear(nn.Module):
@@ -83,6 +46,11 @@ class StackedBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_GTM: Tensor, groups: Tensor | None = None) -> Tensor:
-        normed_GTM = rms_norm(x_GTM, rows(self.norm, groups))
-        out = self.w2(F.gelu(self.w1(normed_GTM, groups)), groups)
-        return x_GTM + F.dropout(out, self.dropout, self.training)
+        norm_G1M, w1_GIM, w2_GMI = (rows(parameter, groups) for parameter in (self.norm, self.w1.weight, self.w2.weight))
+        dropout = self.dropout if self.training else 0.0
+        if not torch.compiler.is_compiling():
+            return Block.apply(x_GTM, norm_G1M, w1_GIM, w2_GMI, dropout)
+        # The compiler finds a way of its own through plain operations.
+        normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * norm_G1M.to(x_GTM.dtype)
+        update_GTM = torch.bmm(F.gelu(torch.bmm(normed_GTM, w1_GIM.mT)), w2_GMI.mT)
+        return x_GTM + F.dropout(update_GTM, dropout)
