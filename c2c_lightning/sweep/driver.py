@@ -30,6 +30,7 @@ from c2c_lightning.sweep.process_trial import ProcessTrial
 from c2c_lightning.sweep.reconcile import reconcile
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
 from c2c_lightning.sweep.search import StudySearch, open_study
+from c2c_lightning.sweep.seeds import draw_over_seeds, write_over_seeds
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.sharable import sharable_key
 from c2c_lightning.sweep.shared_trial import SharedTrial, runners
@@ -260,7 +261,7 @@ def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTrac
     """Writes and shows what the sweep has found so far."""
     for trial in trials:
         trial.run_id = noted_tracking(trial.folder).get("run_id")
-    files = [folder / SWEEP_FILE, write_csv(trials, folder)]
+    files = [folder / SWEEP_FILE, write_csv(trials, folder), *write_over_seeds(trials, sweep.metric, folder)]
     best = best_trial(trials, sweep.metric, sweep.mode)
     metrics, tags = {}, {}
     if best is not None:
@@ -269,7 +270,9 @@ def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTrac
         metrics = {f"best/{sweep.metric}": best.score(sweep.metric)}
         tags = {"best_trial": title(best)}
     tracker.finish(metrics, tags, files)
-    tracker.keep(list(draw_figures(trials, sweep.metric, sweep.mode, folder / "figures").values()), "figures")
+    figures = draw_figures(trials, sweep.metric, sweep.mode, folder / "figures")
+    figures |= draw_over_seeds(trials, sweep.metric, folder / "figures")
+    tracker.keep(list(figures.values()), "figures")
     if best is not None:
         score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"
         say(f"best: trial {title(best)}, {score}: {best_file}")

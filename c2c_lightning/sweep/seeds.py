@@ -1,0 +1,167 @@
+"""What a sweep found over seeds: each point's mean with its interval, and what differs from the first point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from c2c_lightning.evaluation.forest import ACCENT, INK, Row, draw_forest
+from c2c_lightning.evaluation.formatting import Interval, points_with_interval
+from c2c_lightning.runs import write_whole
+from c2c_lightning.sweep.labels import NOTHING, cut, is_share, short_keys, short_value, shown_score, shown_time
+from c2c_lightning.sweep.space import label
+from c2c_lightning.sweep.trial import Trial
+
+SEED, SEEDS_CSV, SEEDS_TABLE = "seed_everything", "seeds.csv", "seeds.md"
+C2C, CONTROLS = "val/accuracy/c2c", ("val/accuracy/receiver", "val/accuracy/wrong_question")
+PARAMETERS = "fuser/parameters"
+CONFIDENCE = 0.95
+LONGEST_LABEL = 48
+
+
+def over_seeds(trials: Sequence[Trial], metric: str) -> pd.DataFrame:
+    """A row for each point of the space, its seed aside, that finished under two seeds or more.
+
+    Args:
+        trials: of a sweep; only one whose space has `seed_everything` has points under several seeds.
+        metric: what they are judged by.
+
+    Returns:
+        `point`, `seeds`, and of metric, question-specific gain and difference the mean, and the lower and upper end of
+        its 95% t-interval over seeds (`NAME`, `NAME_low`, `NAME_high`); `parameters`, and mean `seconds`. A difference
+        is that from the first row under the same seeds. The gain is C2C less the better of receiver and wrong question,
+        as validation has them. What is not known is NaN.
+    """
+    finished = [t for t in trials if t.state == "finished" and t.score(metric) is not None and SEED in t.values]
+    points: dict[str, dict[Any, Trial]] = {}
+    for trial in finished:
+        at = {key: label(value) for key, value in trial.values.items() if key != SEED}
+        points.setdefault(repr(at), {})[trial.values[SEED]] = trial
+    several = [by_seed for by_seed in points.values() if len(by_seed) > 1]
+    rows = []
+    for by_seed in several:
+        scores = {seed: trial.score(metric) for seed, trial in by_seed.items()}
+        first = {seed: trial.score(metric) for seed, trial in several[0].items()}
+        differences = [scores[seed] - first[seed] for seed in scores if seed in first]
+        rows.append(
+            {
+                "point": point_of(next(iter(by_seed.values()))),
+                "seeds": len(by_seed),
+                **named("metric", interval(list(scores.values()))),
+                **named("gain", interval([gain(trial) for trial in by_seed.values()])),
+                **named("difference", interval(differences if by_seed is not several[0] else [])),
+                "parameters": np.mean([of_trial(trial, PARAMETERS) for trial in by_seed.values()]),
+                "seconds": np.mean([np.nan if trial.seconds is None else trial.seconds for trial in by_seed.values()]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_over_seeds(trials: Sequence[Trial], metric: str, folder: Path) -> list[Path]:
+    """Writes `seeds.csv`, and `seeds.md` to be read; nothing if no point has been trained under two seeds."""
+    table = over_seeds(trials, metric)
+    if table.empty:
+        return []
+    write_whole(folder / SEEDS_CSV, table.to_csv(index=False))
+    write_whole(folder / SEEDS_TABLE, shown_table(table, metric))
+    return [folder / SEEDS_CSV, folder / SEEDS_TABLE]
+
+
+def draw_over_seeds(trials: Sequence[Trial], metric: str, folder: Path) -> dict[str, Path]:
+    """Draws each point's mean with its interval; nothing unless the metric is a share and the table has a row.
+
+    Returns:
+        By caption the PNG.
+    """
+    table = over_seeds(trials, metric) if is_share(metric) else pd.DataFrame()
+    if table.empty:
+        return {}
+    rows = [
+        Row(
+            cut(row["point"], LONGEST_LABEL),
+            {"value": row["metric"], "low": max(row["metric_low"], 0.0), "high": min(row["metric_high"], 1.0)},
+            shown_interval(row, "metric", metric),
+            ACCENT if place == 0 else INK,
+        )
+        for place, row in enumerate(table.to_dict("records"))
+    ]
+    xlabel = f"{metric}, %: mean over {seeds_of(table)} seeds, 95% t-interval"
+    reference = rows[0].estimate["value"]
+    file = draw_forest(rows, xlabel, folder / "seeds.png", reference, "the first")
+    return {"Mean over seeds of every point": file}
+
+
+def shown_table(table: pd.DataFrame, metric: str) -> str:
+    """The table as Markdown, shares in percent and their differences in points."""
+    rows = []
+    for row in table.to_dict("records"):
+        rows.append(
+            {
+                "point": row["point"],
+                "parameters": NOTHING if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}",
+                "training": NOTHING if np.isnan(row["seconds"]) else shown_time(row["seconds"]),
+                metric: shown_interval(row, "metric", metric),
+                "question-specific gain": shown_difference(row, "gain", C2C),
+                "beside the first": shown_difference(row, "difference", metric),
+            }
+        )
+    note = f"\nMeans over {seeds_of(table)} seeds, with 95% t-intervals over seeds. The first is {table['point'][0]}.\n"
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n" + note
+
+
+def seeds_of(table: pd.DataFrame) -> str:
+    """How many seeds the points have."""
+    return " or ".join(str(count) for count in sorted(set(table["seeds"])))
+
+
+def shown_interval(row: dict[str, Any], name: str, metric: str) -> str:
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if is_share(metric):  # which a t-interval does not know
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{shown_score(value, metric)} [{shown_score(low, metric)}, {shown_score(high, metric)}]"
+
+
+def shown_difference(row: dict[str, Any], name: str, metric: str) -> str:
+    estimate = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    if np.isnan(estimate["value"]):
+        return NOTHING
+    return points_with_interval(estimate) if is_share(metric) else shown_interval(row, name, metric)
+
+
+def point_of(trial: Trial) -> str:
+    """Where in the space a trial is, its seed aside, in few words."""
+    values = {key: value for key, value in trial.values.items() if key != SEED}
+    short = short_keys(values)
+    said = [
+        short_value(value) if len(values) == 1 else f"{short[key]}={short_value(value)}"
+        for key, value in values.items()
+    ]
+    return ", ".join(said)
+
+
+def gain(trial: Trial) -> float:
+    """C2C less the better control, as the last validation has them."""
+    return of_trial(trial, C2C) - max(of_trial(trial, control) for control in CONTROLS)
+
+
+def of_trial(trial: Trial, metric: str) -> float:
+    value = trial.score(metric)
+    return np.nan if value is None else value
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and t-interval; of less than two values, or of one that is not known, NaN."""
+    if len(values) < 2 or np.isnan(values).any():
+        return dict.fromkeys(("value", "low", "high"), np.nan)
+    mean, error = np.mean(values), stats.sem(values)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, mean, error) if error else (mean, mean)
+    return {"value": mean, "low": low, "high": high}
+
+
+def named(name: str, estimate: Interval) -> dict[str, float]:
+    return {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
