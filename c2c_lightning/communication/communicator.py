@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from c2c_lightning.communication.alignment import Aligner, Alignment, Message
 from c2c_lightning.communication.batch import Batch, collate
 from c2c_lightning.communication.cache import logits_at, position_ids
-from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, write_fuser_folder
+from c2c_lightning.communication.fuser_folder import import_fuser, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.communication.fusion import fuse_caches
 from c2c_lightning.communication.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.communication.models import kv_shape, load_models, load_tokenizer
@@ -72,6 +72,11 @@ class Communicator(nn.Module):
                 fuser(sharer_shape, shape, Gate(gate or GateConfig(), list(mapped), shape.num_kv_heads, seed))
             )
             self.layer_maps.append(mapped)
+        if len(fusers) > 1 and fusers[0].for_one_sharer:
+            raise UserError(
+                f"fuser {type(fusers[0]).__name__} reads no sharer's cache, so it cannot be one of {len(fusers)}: "
+                "name one sharer."
+            )
         self.fusers = nn.ModuleList(fusers)
         self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
 
@@ -266,7 +271,8 @@ class Communicator(nn.Module):
             folder: it is made.
             state: of the fusers, with whole tensors, where they are sharded; None for what they have.
         """
-        write_fuser_folder(Path(folder), self.config(), self.fusers.state_dict() if state is None else state)
+        state = self.fusers.state_dict() if state is None else state
+        write_fuser_folder(Path(folder), self.config(), without_statistics(state))
 
     @classmethod
     def from_pretrained(cls, name: str, dtype: str = "auto") -> Communicator:
@@ -295,7 +301,9 @@ class Communicator(nn.Module):
             gate=gate,
         )
         try:
-            communicator.fusers.load_state_dict(state)
+            fresh = communicator.fusers.state_dict()
+            statistics = {name: fresh[name] for name in fresh.keys() - without_statistics(fresh).keys()}
+            communicator.fusers.load_state_dict({**statistics, **state})
         except RuntimeError as error:
             raise UserError(f"fuser {name!r} does not fit its config.json: {error}") from error
         return communicator.eval()

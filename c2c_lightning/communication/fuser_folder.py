@@ -22,6 +22,7 @@ from c2c_lightning.communication.published import read_published
 from c2c_lightning.communication.published_files import is_published
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import Fuser, FuserFactory
+from c2c_lightning.fuser.base import STATISTICS
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -69,6 +70,11 @@ def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(config["layer_map"], dict):
         config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
     return config, state
+
+
+def without_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a fuser needs to fuse."""
+    return {name: tensor for name, tensor in state.items() if f".{STATISTICS}." not in name}
 
 
 def find_fuser(name: str) -> Path:
@@ -126,7 +132,7 @@ def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except Exception as error:  # zipfile, pickle and torch each have their own
         reason = type(error).__name__
         raise UserError(f"fuser '{file}': the file is damaged, or not a checkpoint of ours ({reason}).") from error
-    return config, {name.removeprefix(CHECKPOINT_PREFIX): t for name, t in state.items()}
+    return config, without_statistics({name.removeprefix(CHECKPOINT_PREFIX): t for name, t in state.items()})
 
 
 def _load_config(file: Path) -> dict[str, Any]:

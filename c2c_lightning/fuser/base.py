@@ -11,13 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from c2c_lightning.fuser.gate import Gate
+
+STATISTICS = "statistics"  # a fuser's module for what only training needs, and no saved fuser has
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class KVShape:
 class Fuser(nn.Module, ABC):
     """Fuses a sharer's KV stack into the receiver's: receiver + gate * update.
 
-    A subclass has one network per (part, layer) pair, stacked along the first axis of its parameters,
-    and states its update in `update`. Its `__init__` takes (sharer, receiver, gate) and then its own
-    sizes by keyword, and hands those sizes to `super().__init__` so that a saved fuser can name them.
+    A subclass has one network per (part, layer) pair, stacked along the first axis of its parameters, part by part,
+    and states its update in `update`; or it is joint, and a network reads keys and values of its layer together. Its
+    `__init__` takes (sharer, receiver, gate) and then its own sizes by keyword, and hands those sizes to
+    `super().__init__` so that a saved fuser can name them.
 
     Args:
         sharer: shape of the sharer's cache (its num_layers is not used: L comes from the gate).
@@ -47,10 +50,15 @@ class Fuser(nn.Module, ABC):
         **init_args: the subclass's own sizes.
     """
 
+    joint: ClassVar[bool] = False  # reads keys and values of a layer together
+    for_one_sharer: ClassVar[bool] = False  # would do the same for a second one
+    closed_form: ClassVar[bool] = False  # collects in training what its `solve` makes its `weight` of
+
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.recomputes = False  # activations in the backward pass, instead of keeping them
+        self.collects = True  # what a closed form takes
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
         # Noted now: what shards a fuser puts another class in its place.
         self.class_path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -71,6 +79,9 @@ class Fuser(nn.Module, ABC):
 
         Returns:
             (G, T, receiver features)
+
+        A joint fuser is given a row for each layer that has an open pair, in order: (layers, T, 2 * features), of its
+        keys, then of its values. It returns the same as any other.
         """
 
     def forward(
@@ -117,7 +128,13 @@ class Fuser(nn.Module, ABC):
             in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
         B, N = receiver.shape[2], receiver.shape[4]
         tokens = None if aligned is None or len(aligned) == B * N else aligned
-        features = [pick(pick(token_features(x), 0, in_stack), 1, tokens) for x in (sharer, receiver)]
+        features = [pick(token_features(x), 1, tokens) for x in (sharer, receiver)]
+        if self.joint:
+            layers = sorted({layer for _, layer in active})
+            picked = None if len(layers) == L else torch.tensor(layers, device=device)
+            features = [torch.cat([pick(part, 0, picked) for part in x.split(L)], dim=-1) for x in features]
+        else:
+            features = [pick(x, 0, in_stack) for x in features]
         if not torch.is_autocast_enabled(device.type):
             dtype = next(self.parameters()).dtype
             features = [x_GTF.to(dtype) for x_GTF in features]

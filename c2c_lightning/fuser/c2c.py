@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,11 @@ class C2CFuser(Fuser):
         UserError: a size that no network has.
     """
 
+    # What the ablations are without.
+    reads_receiver: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
+    residual: ClassVar[bool] = True
+
     def __init__(
         self,
         sharer: KVShape,
@@ -57,13 +62,18 @@ class C2CFuser(Fuser):
             raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
         if evaluate_in not in (None, *get_args(Dtype)):
             raise UserError(f"fuser evaluate_in is {evaluate_in!r}: give {', '.join(get_args(Dtype))}, or null.")
+        if evaluate_in is not None and type(self) is not C2CFuser:
+            raise UserError(
+                f"fuser evaluate_in is {evaluate_in!r}: only C2CFuser has published rounding, not {type(self).__name__}."
+            )
         self.evaluate_in = evaluate_in
         groups = self.num_groups
         intermediate = intermediate or hidden
-        self.input = StackedLinear(groups, sharer.features + receiver.features, hidden)
+        self.input = StackedLinear(groups, sharer.features + receiver.features * self.reads_receiver, hidden)
         self.trunk = StackedBlock(groups, hidden, intermediate, dropout)
-        self.weight_block = StackedBlock(groups, hidden, hidden, dropout)
-        self.weight_head = StackedLinear(groups, hidden, receiver.num_kv_heads)
+        if self.weighted:
+            self.weight_block = StackedBlock(groups, hidden, hidden, dropout)
+            self.weight_head = StackedLinear(groups, hidden, receiver.num_kv_heads)
         self.update_blocks = nn.ModuleList(
             StackedBlock(groups, hidden, intermediate, dropout) for _ in range(num_layers - 2)
         )
@@ -80,12 +90,16 @@ class C2CFuser(Fuser):
                 return torch.stack(
                     [self.published_update(*pair, row) for *pair, row in zip(sharer_GTF, receiver_GTF, rows)]
                 )
-        h_GTM = self.trunk(self.input(torch.cat([sharer_GTF, receiver_GTF], dim=-1), groups), groups)
-        weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(h_GTM, groups), groups))
+        read = [sharer_GTF, receiver_GTF] if self.reads_receiver else [sharer_GTF]
+        h_GTM = trunk_GTM = self.trunk(self.input(torch.cat(read, dim=-1), groups), groups)
         for block in self.update_blocks:
             h_GTM = block(h_GTM, groups)
-        update_GTHD = self.update_head(h_GTM, groups).unflatten(-1, (self.receiver.num_kv_heads, -1))
-        return (weight_GTH[..., None] * update_GTHD).flatten(-2)
+        update_GTF = self.update_head(h_GTM, groups)
+        if self.weighted:
+            weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(trunk_GTM, groups), groups))
+            update_GTHD = update_GTF.unflatten(-1, (self.receiver.num_kv_heads, -1))
+            update_GTF = (weight_GTH[..., None] * update_GTHD).flatten(-2)
+        return update_GTF if self.residual else update_GTF - receiver_GTF
 
     def published_update(self, sharer_TF: Tensor, receiver_TF: Tensor, row: int) -> Tensor:
         """The update of one (part, layer) pair with the published code's rounding: its product alone is in fp32.

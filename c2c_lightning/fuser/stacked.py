@@ -46,7 +46,9 @@ class StackedBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_GTM: Tensor, groups: Tensor | None = None) -> Tensor:
-        norm_G1M, w1_GIM, w2_GMI = (rows(parameter, groups) for parameter in (self.norm, self.w1.weight, self.w2.weight))
+        norm_G1M, w1_GIM, w2_GMI = (
+            rows(parameter, groups) for parameter in (self.norm, self.w1.weight, self.w2.weight)
+        )
         dropout = self.dropout if self.training else 0.0
         if not torch.compiler.is_compiling():
             return Block.apply(x_GTM, norm_G1M, w1_GIM, w2_GMI, dropout)

@@ -73,7 +73,7 @@ def likeness(fuser: Fuser) -> Hashable | None:
     own_way = type(fuser).forward is not Fuser.forward
     keeps_more = any(not name.startswith(GATE) for name, _ in fuser.named_buffers())
     is_compiled = "update" in vars(fuser)  # with parameters of its own
-    if own_way or keeps_more or is_compiled or fuser.recomputes:
+    if own_way or keeps_more or is_compiled or fuser.recomputes or fuser.joint:
         return None
     weight = next(fuser.parameters())
     shapes = [(s.num_kv_heads, s.head_dim) for s in (fuser.sharer, fuser.receiver)]

@@ -31,10 +31,12 @@ from c2c_lightning.communication import (
 )
 from c2c_lightning.communication.acceleration import Compiled, compile_parts, recompute_fusers
 from c2c_lightning.communication.alignment import Alignment
+from c2c_lightning.communication.calibration import fit_in_closed_form
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
 from c2c_lightning.nested import flatten
 from c2c_lightning.training.exact_answers import ExactAnswers
+from c2c_lightning.training.held_out import STATE, HeldOut
 from c2c_lightning.training.sharding import clip_gradients, shard
 from c2c_lightning.training.trained_run import TrainedRun
 
@@ -121,6 +123,8 @@ class C2CModule(L.LightningModule):
         self.label = ""  # see TrainedRun
         self._clock = 0.0
         self.validated_at: int | None = None
+        self.fuser_sizes: list[int] = []
+        self.held_out = HeldOut()
 
     def configure_model(self) -> None:
         if self.communicator is None:
@@ -133,6 +137,8 @@ class C2CModule(L.LightningModule):
         self.communicator = Communicator(
             receiver, sharers, self.aligner, self.fuser, self.layer_map, self.layers, self.gate, self.prompt_store
         )
+        # Counted now: of what is sharded later a device has a part.
+        self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.communicator.fusers]
         compile_parts(self.communicator, self.compiled)
         if self.recompute_fusers:
             recompute_fusers(self.communicator)
@@ -149,7 +155,8 @@ class C2CModule(L.LightningModule):
         config = self.optimizer
         logits, weights = [], []
         for name, parameter in self.communicator.fusers.named_parameters():
-            (logits if name.endswith("gate.logit") else weights).append(parameter)
+            if parameter.requires_grad:
+                (logits if name.endswith("gate.logit") else weights).append(parameter)
         groups = [{"name": "fuser", "params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
         if logits:
             gate_lr = config.lr if config.gate_lr is None else config.gate_lr
@@ -179,16 +186,39 @@ class C2CModule(L.LightningModule):
                 f"trainer.precision {self.trainer.precision} would train fusers in half precision: give bf16-mixed; "
                 "model.dtype is for the frozen models."
             )
+        if self.closed_form:
+            self.check_closed_form()
         models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
         if self.prompt_store is not None:
             self.prompt_store.check(model for _, model in models)
         for name, model in models:
             rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
-        for fuser in communicator.fusers:
-            size = sum(parameter.numel() for parameter in fuser.parameters())
+        for fuser, size in zip(communicator.fusers, self.fuser_sizes):
             layers = fuser.gate.receiver_layers
             name = fuser.class_path.rpartition(".")[2]
             rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether fusers are not trained, but fitted to what they see in training."""
+        return any(fuser.closed_form for fuser in self.communicator.fusers)
+
+    def check_closed_form(self) -> None:
+        """
+        Raises:
+            UserError: the run would never fit its fusers, or each process its own.
+        """
+        name = type(self.communicator.fusers[0]).__name__
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"model.fuser is {name}, which one process fits, and there are {self.trainer.world_size}: "
+                "set trainer.devices to 1 and trainer.num_nodes to 1."
+            )
+        if not self.trainer.limit_val_batches:
+            raise UserError(
+                f"model.fuser is {name}, which is fitted at each validation, and trainer.limit_val_batches is 0: "
+                "allow some."
+            )
 
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
@@ -202,6 +232,10 @@ class C2CModule(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         for gate in self.communicator.gates:
             gate.anneal(self.global_step, self._steps)
+        if self.closed_form:
+            collects = not self.held_out.takes(batch)
+            for fuser in self.communicator.fusers:
+                fuser.collects = collects
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.account(batch, *self.communicator(batch))
@@ -247,6 +281,9 @@ class C2CModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
+        if len(self.held_out):
+            scale = fit_in_closed_form(self.communicator, [batch.to(self.device) for batch in self.held_out])
+            self.log("fuser/update_scale", scale)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.validate_on(self.communicator.read(batch))
@@ -270,6 +307,7 @@ class C2CModule(L.LightningModule):
         self.log("val/perplexity", loss.exp())
         for method, accuracy in self.exact_answers.compute(not self.trainer.sanity_checking).items():
             self.log(f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
+        self.log("fuser/parameters", float(sum(self.fuser_sizes)))
         for reason, count in self.left_out.items():
             self.log(f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")
         self.validated_at = self.global_step
@@ -292,6 +330,8 @@ class C2CModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["c2c"] = self.settings()
+        if self.closed_form:
+            checkpoint[STATE] = self.held_out.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that was trained under other settings than this run's.
@@ -306,6 +346,7 @@ class C2CModule(L.LightningModule):
                     f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
                 )
+        self.held_out.load(checkpoint.get(STATE, []))
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from c2c_lightning.communication import Batch, load_models, prefill_together
 from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
+from c2c_lightning.training.held_out import STATE
 from c2c_lightning.training.module import FUSERS, C2CModule, adamw
 from c2c_lightning.training.shared_checkpoint import OF_THE_RUN, own
 from c2c_lightning.training.trained_run import SharedRun, TrainedRun
@@ -127,10 +128,13 @@ class SharedModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for module in self.ongoing():
             checkpoint[f"{module.label}{OF_THE_RUN}"] = module.settings()
+            if module.closed_form:  # all see the same batches
+                checkpoint[STATE] = module.held_out.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for module in self.ongoing():
-            module.on_load_checkpoint({OF_THE_RUN: checkpoint[f"{module.label}{OF_THE_RUN}"]})
+            of_the_run = {OF_THE_RUN: checkpoint[f"{module.label}{OF_THE_RUN}"]}
+            module.on_load_checkpoint({**of_the_run, STATE: checkpoint.get(STATE, [])})
 
     def _log(self, label: str, name: str, value: Any, prog_bar: bool = False, **kwargs: Any) -> None:
         self.log(f"{label}{name}", value, **kwargs)

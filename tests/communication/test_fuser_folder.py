@@ -12,7 +12,7 @@ import torch
 
 from c2c_lightning import Communicator
 from c2c_lightning.communication import load_aligner, load_communicator
-from c2c_lightning.fuser import C2CFuser, GateConfig
+from c2c_lightning.fuser import C2CFuser, GateConfig, IdenticalFuser
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,12 @@ def test_a_users_own_fuser_class_is_saved_and_loaded(models, tmp_path):
     communicator = load_communicator(models[0], models[1:2], aligner, fuser=partial(ScaledFuser, hidden=8))
     communicator.save_pretrained(tmp_path)
     assert type(Communicator.from_pretrained(str(tmp_path)).fusers[0]) is ScaledFuser
+
+
+def test_a_fuser_that_reads_no_sharer_cannot_be_one_of_two(models):
+    aligner = load_aligner(models[0], models[1:])
+    with pytest.raises(ValueError, match="IdenticalFuser reads no sharer's cache, so it cannot be one of 2"):
+        load_communicator(models[0], models[1:], aligner, fuser=IdenticalFuser)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

@@ -176,7 +176,8 @@ def work(folder, seed: int, rounds: int, failed) -> None:
 def at_once(*calls) -> None:
     """Runs functions, with their arguments, in processes of their own."""
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=call, args=args) for call, *args in calls]
+    # Daemons, so that one that hangs fails the test and not the whole session, which would wait for it at its end.
+    processes = [context.Process(target=call, args=args, daemon=True) for call, *args in calls]
     for process in processes:
         process.start()
     for process in processes:
