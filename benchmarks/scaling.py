@@ -10,7 +10,7 @@ layers.
 Memory is what a step needs beyond models, fusers and optimizer: with T = batch * (prompt - 1) tokens, and per token and
 each of the 2 L (part, layer) pairs of L mapped layers, in numbers
 
-    14 M            kept by the fuser's matmuls: four for each of three blocks, and what the two heads read
+    7 M             kept by the fuser: what its three blocks and two heads read, and the blocks' inner activations
     2 (Fs + Fr)     the stacks that it reads, and both together as its first layer's input
     3 Fr            its update, the same weighted, and the fused stack
     2 Fr            the receiver's own cache, and the fused one with the response behind it
@@ -19,7 +19,8 @@ each of the 2 L (part, layer) pairs of L mapped layers, in numbers
     4 Fr            with bf16 only: the gated update and its gradient, which are in fp32 as the gates are
 
 M is the fuser's width, Fr and Fs are the models' features (kv heads * head_dim), and Q is the receiver's query heads *
-head_dim. To this come the logits with their gradient, in fp32. The gradients of the fusers' parameters come while
+head_dim. To this come 2 M per token and pair that a block works on at a time in its backward pass (`block.CACHED`),
+beyond what goes meanwhile, and the logits with their gradient, in fp32. The gradients of the fusers' parameters come while
 activations go, and count only where they are more than all of these. Responses are taken to be short beside prompts.
 Numbers are in the dtype of the networks (fp32, or bf16 under autocast).
 """
@@ -38,6 +39,7 @@ from benchmarks.pairs import MID, MODELS
 from benchmarks.rounds import Times, ratio, taking_turns
 from benchmarks.train_step import TrainStep
 from c2c_lightning.communication import Communicator
+from c2c_lightning.fuser.block import at_once
 
 
 def with_layers(pair: str, layers: int) -> str:
@@ -92,15 +94,17 @@ def predicted_memory(
     """The same by the formula above."""
     receiver, number = communicator.receiver.config, 2 if dtype == "bf16" else 4
     queries = receiver.num_attention_heads * communicator.fusers[0].receiver.head_dim
-    kept = 0
+    tokens, kept, working = batch * (prompt - 1), 0, 0
     for fuser, mapped in zip(communicator.fusers, communicator.layer_maps):
         own, other = fuser.receiver.features, fuser.sharer.features
-        per_pair = 14 * hidden + 2 * (other + own) + 3 * own + 2 * own + other + queries
+        per_pair = 7 * hidden + 2 * (other + own) + 3 * own + 2 * own + other + queries
         per_pair += 4 * own if dtype == "bf16" else 0
-        kept += 2 * len(mapped) * per_pair
+        groups = 2 * len(mapped)
+        kept += groups * per_pair
+        working = max(working, 2 * hidden * at_once(groups, tokens, hidden, communicator.receiver.device.type))
     gradients = sum(p.numel() for p in communicator.fusers.parameters()) * 4
     logits = 2 * batch * response * receiver.vocab_size * 4
-    return max(batch * (prompt - 1) * kept * number + logits, gradients)
+    return max(tokens * (kept + working) * number + logits, gradients)
 
 
 def measure(

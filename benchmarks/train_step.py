@@ -24,6 +24,7 @@ from jsonargparse import auto_cli
 from benchmarks.floor import floor_flops, matmul_rate, now
 from benchmarks.pairs import DTYPES, MID, random_batch, random_communicator
 from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communication.acceleration import Compiled, compile_parts
 
 
 class TrainStep:
@@ -37,11 +38,23 @@ class TrainStep:
         batch: conversations in a step.
         prompt: tokens of a prompt.
         response: tokens of a response, all supervised.
+        compile: see `model.compile`.
     """
 
-    def __init__(self, pair: str, hidden: int, dtype: str, device: str, batch: int, prompt: int, response: int):
+    def __init__(
+        self,
+        pair: str,
+        hidden: int,
+        dtype: str,
+        device: str,
+        batch: int,
+        prompt: int,
+        response: int,
+        compile: Compiled = "none",
+    ):
         self.size, self.dtype, self.device = (batch, prompt, response), dtype, device
         self.communicator = random_communicator(pair, hidden, dtype, device)
+        compile_parts(self.communicator, compile)
         self.batch = random_batch(self.communicator, batch, prompt, response)
         self.optimizer = torch.optim.AdamW(self.communicator.fusers.parameters(), lr=1e-4, fused=True)
 
@@ -87,6 +100,7 @@ def measure(
     batch: int = 4,
     prompt: int = 256,
     response: int = 64,
+    compile: Compiled = "none",
     steps: int = 10,
     profile: bool = False,
     out: str | None = None,
@@ -101,13 +115,17 @@ def measure(
         batch: conversations in a step.
         prompt: tokens of a prompt.
         response: tokens of a response, all supervised.
+        compile: see `model.compile`; what it costs comes before the steps that are measured.
         steps: how many are measured.
         profile: also say what torch's operations took.
         out: a JSON file for the figures.
     """
-    step = TrainStep(pair, hidden, dtype, device, batch, prompt, response)
+    step = TrainStep(pair, hidden, dtype, device, batch, prompt, response, compile)
     found = measured(step, steps)
-    print(f"{pair}, fuser {hidden} wide, {dtype} on {device}: batch {batch}, prompt {prompt}, response {response}\n")
+    print(
+        f"{pair}, fuser {hidden} wide, {dtype} on {device}: batch {batch}, prompt {prompt}, response {response}", end=""
+    )
+    print(f", compiled: {compile}\n")
     print("| stage | ms | floor, ms | of floor |\n|---|---|---|---|")
     for stage, seconds in found.seconds.items():
         print(row(stage, seconds, found.floor[stage]))

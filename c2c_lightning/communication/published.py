@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from c2c_lightning.communication.published_files import (
 )
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape
+from c2c_lightning.fuser.c2c import Dtype
 
 PUBLISHED = "published"  # the key in our config.json
 OURS = "c2c_lightning"  # the section of a recipe in which an export says what the format has no place for
@@ -212,8 +213,18 @@ def native(config: Mapping[str, Any], layer_map: Mapping[int, int], state: Mappi
 def sizes(init_args: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], GateConfig, tuple[KVShape, KVShape]]:
     """A fuser's sizes, its gate, and the shapes of sharer and receiver that it was made for (layers aside)."""
     said = {**DEFAULTS, **init_args}
+    for name in (*SHAPES, *SIZES.values()):
+        if name != SIZES["dropout"] and (type(said[name]) is not int or said[name] < 1):
+            raise UserError(f"{folder}: its projectors have {name} {said[name]!r}: it must be a whole number above 0.")
+    dropout = said[SIZES["dropout"]]
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UserError(f"{folder}: its projectors have dropout {dropout!r}: it must be a number in [0, 1).")
     fuser = {ours: said[theirs] for ours, theirs in SIZES.items()}
-    fuser["evaluate_in"] = (said.get("dtype") or {}).get("value", "float32")
+    dtype = said.get("dtype") or "float32"
+    dtype = dtype.get("value") if isinstance(dtype, Mapping) else dtype
+    fuser["evaluate_in"] = str(dtype).removeprefix("torch.")
+    if fuser["evaluate_in"] not in get_args(Dtype):
+        raise UserError(f"{folder}: its projectors have dtype {dtype!r}: it must be {', '.join(get_args(Dtype))}.")
     first, last, steps = (said[name] for name in GATE)
     source_dim, target_dim, source_heads, target_heads = (said[name] for name in SHAPES)
     try:

@@ -76,11 +76,15 @@ class Block(torch.autograd.Function):
 
 
 def chunks(inner_GTI: Tensor) -> Iterator[slice]:
-    """Groups to work on at a time: all of them on a GPU, and as many as a cache holds on a CPU."""
-    groups, tokens, width = inner_GTI.shape
-    at_once = max(1, CACHED // (tokens * width)) if inner_GTI.device.type == "cpu" else groups
-    for first in range(0, groups, at_once):
-        yield slice(first, first + at_once)
+    """The groups, so many of them at a time."""
+    step = at_once(*inner_GTI.shape, inner_GTI.device.type)
+    for first in range(0, len(inner_GTI), step):
+        yield slice(first, first + step)
+
+
+def at_once(groups: int, tokens: int, width: int, device: str) -> int:
+    """How many groups are worked on at a time: all of them on a GPU, and as many as a cache holds on a CPU."""
+    return min(groups, max(1, CACHED // (tokens * width))) if device == "cpu" else groups
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:

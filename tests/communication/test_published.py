@@ -242,10 +242,16 @@ def damage(final: Path, how: str) -> None:
             spec["init_args"]["hiden_dim"] = spec["init_args"].pop("hidden_dim")
         case "other sizes":
             spec["init_args"]["num_layers"] = 3
-        case "heads":
+        case "heads" | "a size in words" | "a share above 1" | "a dtype":
+            name, value = {
+                "heads": ("source_num_heads", spec["init_args"]["source_num_heads"] + 1),
+                "a size in words": ("hidden_dim", "wide"),
+                "a share above 1": ("dropout", 1.5),
+                "a dtype": ("dtype", "float12"),
+            }[how]
             for file in final.glob("projector_?.json"):
                 changed = json.loads(file.read_text())
-                changed["init_args"]["source_num_heads"] += 1
+                changed["init_args"][name] = value
                 file.write_text(json.dumps(changed))
             return
         case "a layer":
@@ -279,6 +285,9 @@ def damage(final: Path, how: str) -> None:
         ("an argument", r"projector_1\.json has the argument 'hiden_dim'.*hidden_dim"),
         ("other sizes", r"projector_1\.json differs from projector_0\.json"),
         ("heads", r"made for a sharer with"),
+        ("a size in words", r"have hidden_dim 'wide': it must be a whole number above 0"),
+        ("a share above 1", r"have dropout 1\.5: it must be a number in \[0, 1\)"),
+        ("a dtype", r"have dtype 'float12': it must be float32, bfloat16, float16"),
         ("a layer", r"projector_config\.json: names receiver layer 77"),
         ("no map", r"projector_config\.json is not"),
         ("no JSON", r"projector_1\.json cannot be read"),
@@ -303,6 +312,15 @@ def test_models_are_named_by_the_recipe_or_by_the_user(published):
         read_published(published)
     config, _ = read_published(published / "final", RECEIVER, SHARER)
     assert (config["receiver"], config["sharers"]) == (RECEIVER, [SHARER])
+
+
+def test_a_dtype_may_be_written_as_a_word(published):
+    for file in (published / "final").glob("projector_?.json"):
+        spec = json.loads(file.read_text())
+        spec["init_args"]["dtype"] = "torch.bfloat16"
+        file.write_text(json.dumps(spec))
+    config, _ = read_published(published)
+    assert config["fuser"]["init_args"]["evaluate_in"] == "bfloat16"
 
 
 def test_what_is_there_is_not_written_over(published, tmp_path):
