@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from c2c_lightning.allocation import keep_freed_memory
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.messages import Parser
@@ -69,6 +70,7 @@ class C2CCLI(LightningCLI):
         # A gate that is all but closed hands back gradients too small for a normal float, with which a CPU is
         # slow: they took half of the backward pass. Now, as threads take the setting over when they begin.
         torch.set_flush_denormal(True)
+        keep_freed_memory()
         config = self.config[self.subcommand]
         trainer = config.trainer
         resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None

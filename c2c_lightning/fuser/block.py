@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2c_lightning.fuser.matmul import matmul_dtype, product
+
 EPS = 1e-6
 CACHED = 2**20  # elements of the widest intermediate of the groups that a CPU works on at a time; found by measurement
 
@@ -28,19 +30,18 @@ class Block(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Tensor, w1: Tensor, w2: Tensor, dropout: float) -> Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = matmul_dtype(x)
         exact = torch.promote_types(x.dtype, torch.float32)
         inner = x.new_empty(*x.shape[:2], w1.shape[1], dtype=dtype)
         scale = x.new_empty(*x.shape[:2], 1, dtype=exact)
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, dtype))
         kept = torch.empty_like(x, dtype=torch.bool) if dropout else None
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             for g in chunks(inner):
                 x_g = x[g].to(exact)
                 torch.linalg.vector_norm(x_g, dim=-1, keepdim=True, out=scale[g])
                 scale[g].square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
-                normed = (x_g * scale[g]).mul_(norm[g]).to(dtype)
+                normed = (x_g * scale[g]).mul_(norm[g].to(exact)).to(dtype)
                 torch.bmm(normed, w1[g].to(dtype).mT, out=inner[g])
                 update = torch.bmm(F.gelu(inner[g]), w2[g].to(dtype).mT)
                 if dropout:
@@ -63,14 +64,14 @@ class Block(torch.autograd.Function):
                 product(grad_update.mT, F.gelu(inner[g]), grad_w2[g])
                 grad_inner = torch.ops.aten.gelu_backward(torch.bmm(grad_update, w2[g].to(dtype)), inner[g])
                 # Mixed operands would be copied to one dtype anew for every operation.
-                normed = x[g].to(exact) * scale[g]
-                product(grad_inner.mT, (normed * norm[g]).to(dtype), grad_w1[g])
+                normed, weight = x[g].to(exact) * scale[g], norm[g].to(exact)
+                product(grad_inner.mT, (normed * weight).to(dtype), grad_w1[g])
                 grad_normed = torch.bmm(grad_inner, w1[g].to(dtype)).to(exact)
                 along = grad_normed * normed
-                torch.sum(along, 1, keepdim=True, out=grad_norm[g])
+                grad_norm[g] = along.sum(1, keepdim=True)
                 # What follows the vector itself changes its length, which the norm takes away.
-                length = torch.bmm(along, norm[g].mT).div_(x.shape[-1])
-                grad_x[g] = grad_normed.mul_(norm[g]).addcmul_(normed, length, value=-1).mul_(scale[g])
+                length = torch.bmm(along, weight.mT).div_(x.shape[-1])
+                grad_x[g] = grad_normed.mul_(weight).addcmul_(normed, length, value=-1).mul_(scale[g])
                 grad_x[g] += grad[g]
         return grad_x, grad_norm, grad_w1, grad_w2, None
 
@@ -84,12 +85,4 @@ def chunks(inner_GTI: Tensor) -> Iterator[slice]:
 
 def at_once(groups: int, tokens: int, width: int, device: str) -> int:
     """How many groups are worked on at a time: all of them on a GPU, and as many as a cache holds on a CPU."""
-    return min(groups, max(1, CACHED // (tokens * width))) if device == "cpu" else groups
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Writes a @ b into `out`, whatever its dtype."""
-    if out.dtype == a.dtype:
-        torch.bmm(a, b, out=out)
-    else:
-        out.copy_(torch.bmm(a, b))
+    return min(groups, max(1, CACHED // max(1, tokens * width))) if device == "cpu" else groups

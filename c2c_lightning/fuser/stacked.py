@@ -1,7 +1,8 @@
 """Layers of many small networks side by side: one batched matmul where a loop would run G small ones.
 
-Dimensions: G groups (one small network each), T tokens, M hidden, I intermediate. Every module takes
-`groups`, the rows of its parameters to use: None for all, or an index tensor (g,).
+Dimensions: G groups (one small network each), T tokens, F features in, O out, M hidden, I intermediate. Every module
+takes `groups`, the rows of its parameters to use: None for all, or an index tensor (g,). The compiler is given plain
+operations, through which it finds a way of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2c_lightning.fuser.block import EPS, Block
+from c2c_lightning.fuser.matmul import Linear
 
 
 def rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
@@ -29,10 +31,13 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_groups, 1, out_features).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x_GTF: Tensor, groups: Tensor | None = None) -> Tensor:
-        weight_GFO = rows(self.weight, groups).mT
-        if self.bias is None:
-            return torch.bmm(x_GTF, weight_GFO)
-        return torch.baddbmm(rows(self.bias, groups), x_GTF, weight_GFO)
+        weight_GOF = rows(self.weight, groups)
+        bias_G1O = None if self.bias is None else rows(self.bias, groups)
+        if not torch.compiler.is_compiling():
+            return Linear.apply(x_GTF, weight_GOF, bias_G1O)
+        if bias_G1O is None:
+            return torch.bmm(x_GTF, weight_GOF.mT)
+        return torch.baddbmm(bias_G1O, x_GTF, weight_GOF.mT)
 
 
 class StackedBlock(nn.Module):
@@ -52,7 +57,6 @@ class StackedBlock(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if not torch.compiler.is_compiling():
             return Block.apply(x_GTM, norm_G1M, w1_GIM, w2_GMI, dropout)
-        # The compiler finds a way of its own through plain operations.
         normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * norm_G1M.to(x_GTM.dtype)
         update_GTM = torch.bmm(F.gelu(torch.bmm(normed_GTM, w1_GIM.mT)), w2_GMI.mT)
         return x_GTM + F.dropout(update_GTM, dropout)
