@@ -17,7 +17,7 @@ from c2c_lightning.errors import UserError, meant
 
 UNKNOWN_NAME = re.compile(
     r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
-    r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted"
+    r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted|has no attribute '(\w+)'"
 )
 
 
@@ -37,8 +37,10 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the process with the message, without the usage that argparse would print before it."""
         text = user_message(ex) or str(ex or message)
-        no_class = re.search(r"Expected a dot import path string: \S+", text)
-        text = no_class.group() if no_class else text
+        no_class = re.search(r"Expected a dot import path string: \S+|module '[\w.]+' has no attribute '\w+'", text)
+        key = re.search(r'Parser key "([\w.]+)"', text)
+        if no_class:
+            text = f"{key.group(1)}: {no_class.group()}" if key else no_class.group()
         for groups in UNKNOWN_NAME.findall(text):
             hint = meant(next(filter(None, groups)), self._names())
             text += f"\n{hint}" if hint else ""

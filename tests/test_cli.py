@@ -82,6 +82,8 @@ def test_a_fuser_of_ones_own_is_named_by_its_import_path(workspace, monkeypatch)
         ("--model.fuser.init_args.hiden=3", "hidden"),
         ("--data.init_args.batch_sise=3", "batch_size"),
         ("--data=NanoDat", "NanoData"),
+        ("--model.fuser=RigdeFuser", "RidgeFuser"),
+        ("--model.fuser=c2c_lightning.fuser.RigdeFuser", "RidgeFuser"),
     ],
 )
 def test_a_misspelt_name_gets_the_one_that_was_meant(argument, meant):

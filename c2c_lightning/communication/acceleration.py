@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from c2c_lightning.communication.communicator import Communicator
 from c2c_lightning.errors import UserError
+from c2c_lightning.fuser.closed_form import ClosedFormFuser
 
 Compiled = Literal["none", "fusers", "all"]
 
@@ -29,7 +30,9 @@ def compile_parts(communicator: Communicator, parts: Compiled, backend: str = "i
     if parts == "none":
         return
     for fuser in communicator.fusers:
-        if fuser.closed_form:  # its update is one matmul, and collects by a hook, which would be compiled away
+        if isinstance(
+            fuser, ClosedFormFuser
+        ):  # its update is one matmul, and collects by a hook, which would be compiled away
             continue
         fuser.update = torch.compile(fuser.update, backend=backend)
     if parts == "all":

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from c2c_lightning.communication.batch import Batch
+from c2c_lightning.fuser.closed_form import ClosedFormFuser
 
 if TYPE_CHECKING:
     from c2c_lightning.communication.communicator import Communicator
@@ -30,21 +31,23 @@ def fit_in_closed_form(communicator: Communicator, batches: Sequence[Batch]) -> 
     Raises:
         UserError: there is no calibration data.
     """
-    fusers = [fuser for fuser in communicator.fusers if fuser.closed_form]
+    fusers = [fuser for fuser in communicator.fusers if isinstance(fuser, ClosedFormFuser)]
     for fuser in fusers:
         fuser.solve()
-    solved = [fuser.weight.clone() for fuser in fusers]
+    solved = [fuser.weights().clone() for fuser in fusers]
     readings = [communicator.read(batch) for batch in batches]
 
-    def loss(scale: float) -> float:
+    def rescale(scale: float) -> None:
         for fuser, weight in zip(fusers, solved):
-            fuser.weight.copy_(weight * scale)
+            fuser.weights().copy_(weight * scale)
+
+    def loss(scale: float) -> float:
+        rescale(scale)
         return sum(communicator(reading.batch, reading=reading)[0].item() for reading in readings)
 
     found = minimize_scalar(
         lambda log_scale: loss(2**log_scale), bounds=SCALES, method="bounded", options={"xatol": 0.1}
     )
     scale = 2**found.x if found.fun < loss(0.0) else 0.0
-    for fuser, weight in zip(fusers, solved):
-        fuser.weight.copy_(weight * scale)
+    rescale(scale)
     return scale

@@ -301,9 +301,7 @@ class Communicator(nn.Module):
             gate=gate,
         )
         try:
-            fresh = communicator.fusers.state_dict()
-            statistics = {name: fresh[name] for name in fresh.keys() - without_statistics(fresh).keys()}
-            communicator.fusers.load_state_dict({**statistics, **state})
+            communicator.fusers.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"fuser {name!r} does not fit its config.json: {error}") from error
         return communicator.eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import inspect
 import json
 import re
 from pathlib import Path
@@ -21,8 +20,8 @@ from c2c_lightning.communication.models import locate
 from c2c_lightning.communication.published import read_published
 from c2c_lightning.communication.published_files import is_published
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.fuser import Fuser, FuserFactory
-from c2c_lightning.fuser.base import STATISTICS
+from c2c_lightning.fuser import Fuser, FuserFactory, Gate, GateConfig, KVShape
+from c2c_lightning.fuser.closed_form import STATISTICS
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -152,7 +151,8 @@ def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
     if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
         raise UserError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
     try:
-        inspect.signature(fuser).bind(None, None, None, **spec["init_args"])
+        with torch.device("meta"):
+            fuser(KVShape(1, 1, 1), KVShape(1, 1, 1), Gate(GateConfig(), [0], 1), **spec["init_args"])
     except TypeError as error:
         raise UserError(f"fuser {name!r}: its {CONFIG} does not fit {spec['class_path']}: {error}") from error
     return functools.partial(fuser, **spec["init_args"])

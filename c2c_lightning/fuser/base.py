@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from c2c_lightning.fuser.gate import Gate
 
-STATISTICS = "statistics"  # a fuser's module for what only training needs, and no saved fuser has
-
 
 @dataclass(frozen=True)
 class KVShape:
@@ -52,13 +50,11 @@ class Fuser(nn.Module, ABC):
 
     joint: ClassVar[bool] = False  # reads keys and values of a layer together
     for_one_sharer: ClassVar[bool] = False  # would do the same for a second one
-    closed_form: ClassVar[bool] = False  # collects in training what its `solve` makes its `weight` of
 
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.recomputes = False  # activations in the backward pass, instead of keeping them
-        self.collects = True  # what a closed form takes
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
         # Noted now: what shards a fuser puts another class in its place.
         self.class_path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -115,9 +111,9 @@ class Fuser(nn.Module, ABC):
         return self.add(onto, update_GTF, open_pairs)
 
     def open_pairs(self, sharer: Tensor, receiver: Tensor, aligned: Tensor | None) -> OpenPairs | None:
-        """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed."""
+        """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed or no token is aligned."""
         active = self.gate.active()
-        if not active:
+        if not active or receiver.shape[4] == 0 or (aligned is not None and len(aligned) == 0):
             return None
         L, device = receiver.shape[1], receiver.device
         in_stack = in_parameters = None
@@ -128,13 +124,14 @@ class Fuser(nn.Module, ABC):
             in_parameters = torch.tensor([p * L + layer for p, layer in active], device=device)
         B, N = receiver.shape[2], receiver.shape[4]
         tokens = None if aligned is None or len(aligned) == B * N else aligned
-        features = [pick(token_features(x), 1, tokens) for x in (sharer, receiver)]
+        read = in_stack
         if self.joint:
             layers = sorted({layer for _, layer in active})
-            picked = None if len(layers) == L else torch.tensor(layers, device=device)
-            features = [torch.cat([pick(part, 0, picked) for part in x.split(L)], dim=-1) for x in features]
-        else:
-            features = [pick(x, 0, in_stack) for x in features]
+            both = [part * L + layer for part in (0, 1) for layer in layers]
+            read = None if len(layers) == L else torch.tensor(both, device=device)
+        features = [pick(pick(token_features(x), 0, read), 1, tokens) for x in (sharer, receiver)]
+        if self.joint:
+            features = [torch.cat(x.split(len(layers)), dim=-1) for x in features]
         if not torch.is_autocast_enabled(device.type):
             dtype = next(self.parameters()).dtype
             features = [x_GTF.to(dtype) for x_GTF in features]

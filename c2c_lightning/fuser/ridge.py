@@ -1,4 +1,4 @@
-"""A linear fuser that no optimizer trains: fitted in closed form to the gradients of the loss."""
+"""A linear fuser fitted in closed form to the gradients of the loss."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import STATISTICS, Fuser, KVShape, pick
+from c2c_lightning.fuser.base import KVShape, pick
+from c2c_lightning.fuser.closed_form import ClosedFormFuser
 from c2c_lightning.fuser.gate import Gate
 
 
-class RidgeFuser(Fuser):
+class RidgeFuser(ClosedFormFuser):
     """fused = receiver + gate * W [sharer, receiver, 1], with W from a ridge regression.
 
-    In training nothing is added to the receiver's cache, and what is collected is how the loss falls when something is:
-    its gradient by the receiver's cache, token by token. W is the linear map of both caches that comes closest to the
-    negative gradient; `solve` makes the update as long as the receiver's cache, and whoever calls it finds its scale by
-    the loss. That is one step of steepest descent in the space of linear fusers, and the best that one can do.
+    What is collected is how the loss falls when something is added to the receiver's cache: its gradient, token by
+    token. W is the linear map of both caches that comes closest to the negative gradient; `solve` makes the update as
+    long as the receiver's cache, and whoever calls it finds its scale by the loss. That is one step of steepest descent
+    among linear fusers.
 
     Args:
         sharer: shape of the sharer's cache.
@@ -30,16 +31,18 @@ class RidgeFuser(Fuser):
         UserError: the penalty is not positive.
     """
 
-    closed_form = True
-    draws = False
-
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, penalty: float = 1e-4):
         super().__init__(sharer, receiver, gate, penalty=penalty)
         if not 0 < penalty < math.inf:
             raise UserError(f"fuser penalty is {penalty}: it must be positive.")
         features = sharer.features + receiver.features + 1
         self.weight = nn.Parameter(torch.zeros(self.num_groups, features, receiver.features), requires_grad=False)
-        self.add_module(STATISTICS, Statistics(self.num_groups, features, receiver.features))
+
+    def weights(self) -> Tensor:
+        return self.weight
+
+    def empty_statistics(self) -> Statistics:
+        return Statistics(*self.weight.shape)
 
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
         x_GTF = torch.cat([sharer_GTF, receiver_GTF, torch.ones_like(receiver_GTF[..., :1])], dim=-1)
@@ -52,24 +55,24 @@ class RidgeFuser(Fuser):
 
     @torch.no_grad()
     def solve(self) -> None:
-        """Sets W from all that was collected, so that the update is as long as the receiver's cache, all layers together.
-
-        Raises:
-            UserError: nothing was collected.
-        """
+        """Sets W from all that was collected; all layers' updates together are as long as the receiver's cache."""
         xx, xg = self.statistics.xx, self.statistics.xg
         if not xx.any():
             raise UserError(
-                f"{type(self).__name__} has no calibration data: it is fitted to the training batches but those held out "
-                "(every fifth from the first), and saw none: set trainer.max_steps to 2 or more."
+                f"{type(self).__name__} has no calibration data: it is fitted to the training batches of the first "
+                "epoch, and saw none with a token that is fused."
             )
         square_G = xx.diagonal(dim1=1, dim2=2).mean(-1)
+        penalty = self.init_args["penalty"]
         # A pair that is closed for good has seen nothing; its W is 0.
-        penalty_G = torch.where(square_G > 0, self.init_args["penalty"] * square_G, 1.0)
+        penalty_G = torch.where(square_G > 0, penalty * square_G, 1.0)
         identity = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-        weight = -torch.cholesky_solve(xg, torch.linalg.cholesky(xx + penalty_G[:, None, None] * identity))
-        own = slice(self.sharer.features, -1)
-        of_receiver = xx.diagonal(dim1=1, dim2=2)[:, own].sum()
+        try:
+            factor = torch.linalg.cholesky(xx + penalty_G[:, None, None] * identity)
+        except torch.linalg.LinAlgError as error:
+            raise UserError(f"fuser penalty is {penalty}: with one so small there is no solution. Raise it.") from error
+        weight = -torch.cholesky_solve(xg, factor)
+        of_receiver = xx.diagonal(dim1=1, dim2=2)[:, self.sharer.features : -1].sum()
         of_update = (weight * (xx @ weight)).sum()
         self.weight.copy_(weight * (of_receiver / of_update).sqrt() if of_update > 0 else weight)
 

@@ -146,7 +146,7 @@ def point_of(trial: Trial) -> str:
 
 def gain(trial: Trial) -> float:
     """C2C less the better control, as the last validation has them."""
-    return of_trial(trial, C2C) - max(of_trial(trial, control) for control in CONTROLS)
+    return of_trial(trial, C2C) - np.max([of_trial(trial, control) for control in CONTROLS])
 
 
 def of_trial(trial: Trial, metric: str) -> float:

@@ -1,4 +1,4 @@
-"""Training batches that fusers with a closed form are not fitted to, but scaled on."""
+"""Training batches to which fusers with a closed form are not fitted, and on which they are scaled."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Any
 from c2c_lightning.communication import Batch
 from c2c_lightning.communication.batch import SharerPrompt
 
-EVERY, MOST = 5, 8
+EVERY, FIRST, MOST = 5, 1, 8
 STATE = "held_out"  # in a checkpoint
 
 
 class HeldOut:
-    """The newest of every fifth training batch. A checkpoint keeps them, so that a resumed run is scaled on the same."""
+    """The newest of every fifth batch of the first epoch, from the second on.
+
+    Later epochs have the same records in another order. A checkpoint keeps the batches, so that a resumed run is scaled
+    on the same.
+    """
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque(maxlen=MOST)
 
     def takes(self, batch: Batch) -> bool:
         """Keeps a batch if it is one to hold out, and says so."""
-        held_out = batch.index % EVERY == 0
+        held_out = batch.epoch == 0 and batch.index % EVERY == FIRST
         if held_out:
             self._batches.append(batch)
         return held_out

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,6 +35,7 @@ from c2c_lightning.communication.alignment import Alignment
 from c2c_lightning.communication.calibration import fit_in_closed_form
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
+from c2c_lightning.fuser.closed_form import ClosedFormFuser
 from c2c_lightning.nested import flatten
 from c2c_lightning.training.exact_answers import ExactAnswers
 from c2c_lightning.training.held_out import STATE, HeldOut
@@ -129,6 +131,7 @@ class C2CModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.communicator is None:
             self.make_communicator(*load_models(self.receiver, self.sharers, self.dtype_name))
+            self.check_closed_form()
             if self.device_mesh is not None:
                 shard(self.communicator, self.device_mesh["data_parallel"])
 
@@ -139,6 +142,9 @@ class C2CModule(L.LightningModule):
         )
         # Counted now: of what is sharded later a device has a part.
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.communicator.fusers]
+        for fuser in self.communicator.fusers:
+            if isinstance(fuser, ClosedFormFuser):
+                fuser.begin()
         compile_parts(self.communicator, self.compiled)
         if self.recompute_fusers:
             recompute_fusers(self.communicator)
@@ -186,8 +192,6 @@ class C2CModule(L.LightningModule):
                 f"trainer.precision {self.trainer.precision} would train fusers in half precision: give bf16-mixed; "
                 "model.dtype is for the frozen models."
             )
-        if self.closed_form:
-            self.check_closed_form()
         models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
         if self.prompt_store is not None:
             self.prompt_store.check(model for _, model in models)
@@ -201,27 +205,36 @@ class C2CModule(L.LightningModule):
     @property
     def closed_form(self) -> bool:
         """Whether fusers are not trained, but fitted to what they see in training."""
-        return any(fuser.closed_form for fuser in self.communicator.fusers)
+        return any(isinstance(fuser, ClosedFormFuser) for fuser in self.communicator.fusers)
 
     def check_closed_form(self) -> None:
-        """
+        """Called before a strategy takes the fusers over.
+
         Raises:
-            UserError: the run would never fit its fusers, or each process its own.
+            UserError: fusers have a closed form, and the run could not fit them.
         """
-        name = type(self.communicator.fusers[0]).__name__
-        if self.trainer.world_size > 1:
+        if not self.closed_form:
+            return
+        name, strategy = type(self.communicator.fusers[0]).__name__, self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy):
             raise UserError(
-                f"model.fuser is {name}, which one process fits, and there are {self.trainer.world_size}: "
-                "set trainer.devices to 1 and trainer.num_nodes to 1."
+                f"model.fuser is {name}, which one process on one device fits, and trainer.strategy is "
+                f"{type(strategy).__name__} on {self.trainer.world_size}: set trainer.strategy to auto, "
+                "trainer.devices to 1 and trainer.num_nodes to 1."
             )
-        if not self.trainer.limit_val_batches:
+        if not any(gate.active() for gate in self.communicator.gates):
             raise UserError(
-                f"model.fuser is {name}, which is fitted at each validation, and trainer.limit_val_batches is 0: "
-                "allow some."
+                f"model.fuser is {name}, under which gates do not learn, and all of them are closed: "
+                "set model.gate.kind to open, or model.gate.init above 0."
             )
 
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
+        if self.closed_form and not any(self.trainer.num_val_batches):
+            raise UserError(
+                f"model.fuser is {type(self.communicator.fusers[0]).__name__}, which is fitted at each validation, and "
+                "there is none: give validation data, and trainer.limit_val_batches above 0."
+            )
         self._new_window()
         self._clock = time.perf_counter()
 
@@ -233,7 +246,8 @@ class C2CModule(L.LightningModule):
         for gate in self.communicator.gates:
             gate.anneal(self.global_step, self._steps)
         if self.closed_form:
-            collects = not self.held_out.takes(batch)
+            # Gradients at the receiver's own cache are the same in every epoch.
+            collects = not self.held_out.takes(batch) and batch.epoch == 0
             for fuser in self.communicator.fusers:
                 fuser.collects = collects
 
@@ -281,9 +295,19 @@ class C2CModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
-        if len(self.held_out):
-            scale = fit_in_closed_form(self.communicator, [batch.to(self.device) for batch in self.held_out])
-            self.log("fuser/update_scale", scale)
+        if self.closed_form and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.fit_in_closed_form()
+
+    def fit_in_closed_form(self) -> None:
+        """Sets the fusers' weights from what they have collected so far."""
+        batches = [batch.to(self.device) for batch in self.held_out]
+        if not batches:
+            raise UserError(
+                f"model.fuser is {type(self.communicator.fusers[0]).__name__}, which is fitted to some training batches "
+                "and scaled on others, and there was one alone: train on more data, or set data.init_args.batch_size lower."
+            )
+        with self.trainer.precision_plugin.val_step_context():
+            self.log("fuser/update_scale", fit_in_closed_form(self.communicator, batches))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.validate_on(self.communicator.read(batch))
@@ -346,7 +370,8 @@ class C2CModule(L.LightningModule):
                     f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
                 )
-        self.held_out.load(checkpoint.get(STATE, []))
+        if self.closed_form:
+            self.held_out.load(checkpoint.get(STATE, []))
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""

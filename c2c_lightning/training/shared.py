@@ -62,6 +62,7 @@ class SharedModule(L.LightningModule):
             for module in self.ongoing():
                 with isolate_rng():  # every fuser begins as it would alone
                     module.make_communicator(*models)
+                module.check_closed_form()
 
     def configure_optimizers(self) -> dict[str, Any]:
         return adamw(self.ongoing(), self.trainer.precision)
@@ -128,13 +129,15 @@ class SharedModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for module in self.ongoing():
             checkpoint[f"{module.label}{OF_THE_RUN}"] = module.settings()
-            if module.closed_form:  # all see the same batches
-                checkpoint[STATE] = module.held_out.state()
+            if module.closed_form:
+                checkpoint[f"{module.label}{STATE}"] = module.held_out.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for module in self.ongoing():
-            of_the_run = {OF_THE_RUN: checkpoint[f"{module.label}{OF_THE_RUN}"]}
-            module.on_load_checkpoint({**of_the_run, STATE: checkpoint.get(STATE, [])})
+            of_the_run = (OF_THE_RUN, STATE)
+            module.on_load_checkpoint(
+                {key: checkpoint[f"{module.label}{key}"] for key in of_the_run if f"{module.label}{key}" in checkpoint}
+            )
 
     def _log(self, label: str, name: str, value: Any, prog_bar: bool = False, **kwargs: Any) -> None:
         self.log(f"{label}{name}", value, **kwargs)

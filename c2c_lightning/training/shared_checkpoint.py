@@ -15,6 +15,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.training.held_out import STATE
 from c2c_lightning.training.trained_run import SharedRun
 
 LABEL = re.compile(r"trial\d+\.")
@@ -106,14 +107,14 @@ def part_of(checkpoint: Mapping[str, Any], label: str) -> dict[str, Any]:
 def joined(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The checkpoint of all, from ordinary ones by label; what is not of one run alone is the first one's."""
     first = next(iter(parts.values()))
-    whole = {name: value for name, value in first.items() if name != OF_THE_RUN}
+    whole = {name: value for name, value in first.items() if name not in (OF_THE_RUN, STATE)}
     whole["state_dict"], whole["callbacks"] = {}, dict(first["callbacks"])
     optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
     schedulers = []
     gates = {name: value for name, value in first["callbacks"].get(GATES, {}).items() if name != OF_GATES}
     count = 0
     for label, part in parts.items():
-        whole[f"{label}{OF_THE_RUN}"] = part[OF_THE_RUN]
+        whole |= {f"{label}{name}": part[name] for name in (OF_THE_RUN, STATE) if name in part}
         whole["state_dict"] |= {f"{label}{name}": value for name, value in part["state_dict"].items()}
         if OF_GATES in part["callbacks"].get(GATES, {}):
             gates[f"{label}{OF_GATES}"] = part["callbacks"][GATES][OF_GATES]

@@ -49,6 +49,8 @@ def make(fuser_class, layers=range(L), **gate):
         for name, parameter in fuser.named_parameters():
             if name != "gate.logit":
                 parameter.add_(0.3 * torch.randn_like(parameter))
+    if fuser_class is RidgeFuser:
+        fuser.begin()
     return fuser.eval()
 
 
@@ -110,6 +112,27 @@ def test_stacked_equals_layer_by_layer(kind, parts):
             parameter.copy_(stacked.view(len(parameter), -1, *stacked.shape[1:])[:, layer])
         own = alone(sharer[:, layer : layer + 1], receiver[:, layer : layer + 1])
         torch.testing.assert_close(fused[:, layer : layer + 1], own, atol=1e-5, rtol=0)
+
+
+@every_fuser
+@pytest.mark.parametrize("training", [False, True])
+def test_where_no_token_has_one_opposite_nothing_is_done(kind, training):
+    fuser = make(kind).train(training)
+    sharer, receiver = stacks()
+    assert fuser(sharer, receiver, aligned=torch.tensor([], dtype=torch.long)) is receiver
+    assert fuser(sharer[..., :0, :], receiver[..., :0, :]).shape == receiver[..., :0, :].shape
+
+
+@every_fuser
+@torch.no_grad()
+def test_only_aligned_tokens_are_fused_and_as_if_all_were(kind):
+    fuser = make(kind)
+    fuser.gate.logit[1, 2] = -1.0
+    sharer, receiver = stacks()
+    aligned = torch.tensor([0, 2, 3, 7])
+    some, every = fuser(sharer, receiver, aligned=aligned), fuser(sharer, receiver)
+    is_aligned = torch.zeros(B * N, dtype=torch.bool).index_fill(0, aligned, True).view(1, 1, B, 1, N, 1)
+    torch.testing.assert_close(some, torch.where(is_aligned, every, receiver))
 
 
 @every_fuser
@@ -218,9 +241,10 @@ def features(stack, part, layer):
     return stack[part, layer].transpose(1, 2).flatten(2).flatten(0, 1)
 
 
+@pytest.mark.parametrize("kind", ["open", "learned"])
 @pytest.mark.parametrize("parts", ["both", "values"])
-def test_ridge_solves_the_regression_of_the_negative_gradient_on_both_caches(parts):
-    fuser = make(RidgeFuser, kind="open", parts=parts)
+def test_ridge_solves_the_regression_of_the_negative_gradient_on_both_caches(parts, kind):
+    fuser = make(RidgeFuser, kind=kind, parts=parts)
     sharer, receiver, gradient = collected(fuser)
     fuser.solve()
     ours, theirs = [], []
@@ -250,6 +274,23 @@ def test_ridge_collects_the_same_from_one_batch_as_from_several_and_nothing_of_c
     closed = torch.tensor([1, L + 1])
     assert not apart.weight[closed].any()
     assert apart.weight[[0, 2, L, L + 2]].abs().sum((1, 2)).min() > 0
+
+
+def test_ridge_collects_nothing_of_batches_that_are_held_out_and_its_gates_do_not_learn():
+    fuser = make(RidgeFuser)
+    fuser.collects = False
+    collected(fuser)
+    assert not fuser.statistics.xx.any()
+    assert fuser.gate.logit.grad is None
+    assert not any(parameter.requires_grad for parameter in fuser.parameters())
+
+
+def test_a_regression_that_has_no_solution_says_what_to_do():
+    fuser = make(RidgeFuser)
+    fuser.init_args["penalty"] = 1e-30
+    collected(fuser, steps=1)
+    with pytest.raises(UserError, match=r"penalty is 1e-30: with one so small there is no solution\. Raise it"):
+        fuser.solve()
 
 
 def test_ridge_without_calibration_data_says_so():
