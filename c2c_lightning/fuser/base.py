@@ -76,8 +76,8 @@ class Fuser(nn.Module, ABC):
         Returns:
             (G, T, receiver features)
 
-        A joint fuser is given a row for each layer that has an open pair, in order: (layers, T, 2 * features), of its
-        keys, then of its values. It returns the same as any other.
+        A joint fuser is given rows of twice the features, of a layer's keys, then of its values: one for each layer if
+        `groups` is None, otherwise one for each pair. It returns the same as any other.
         """
 
     def forward(
@@ -126,9 +126,9 @@ class Fuser(nn.Module, ABC):
         tokens = None if aligned is None or len(aligned) == B * N else aligned
         read = in_stack
         if self.joint:
-            layers = sorted({layer for _, layer in active})
+            layers = range(L) if in_parameters is None else [layer for _, layer in active]
             both = [part * L + layer for part in (0, 1) for layer in layers]
-            read = None if len(layers) == L else torch.tensor(both, device=device)
+            read = None if in_parameters is None else torch.tensor(both, device=device)
         features = [pick(pick(token_features(x), 0, read), 1, tokens) for x in (sharer, receiver)]
         if self.joint:
             features = [torch.cat(x.split(len(layers)), dim=-1) for x in features]

@@ -25,7 +25,7 @@ CACHED = 2**20  # elements of the widest intermediate of the groups that a CPU w
 class Block(torch.autograd.Function):
     """x + dropout(W2 gelu(W1 RMSNorm(x))), with x (G, T, M), norm (G, 1, M), W1 (G, I, M) and W2 (G, M, I).
 
-    Under autocast matmuls have its dtype; the norm is computed in fp32 and has the dtype of x.
+    Under autocast matmuls have its dtype; the norm is computed in fp32 or better.
     """
 
     @staticmethod

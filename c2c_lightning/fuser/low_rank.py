@@ -48,15 +48,11 @@ class LowRankFuser(Fuser):
         return self.init_args["dropout"] > 0
 
     def update(self, sharer_JTF: Tensor, receiver_JTF: Tensor, groups: Tensor | None) -> Tensor:
-        """See `Fuser.update`; J are the layers that have an open pair."""
-        layers = places = None
+        """See `Fuser.update`; J rows, of layers or of pairs."""
+        layers = None if groups is None else groups % len(self.gate.receiver_layers)
+        h_GTR = self.block(self.down(sharer_JTF, layers), layers)
         if groups is None:
-            parts = len(self.gate.parts)
-        else:
-            layers, places = (groups % len(self.gate.receiver_layers)).unique(return_inverse=True)
-            layers = None if len(layers) == len(self.gate.receiver_layers) else layers
-        h_JTR = self.block(self.down(sharer_JTF, layers), layers)
-        h_GTR = h_JTR.repeat(parts, 1, 1) if places is None else h_JTR.index_select(0, places)
+            h_GTR = h_GTR.repeat(len(self.gate.parts), 1, 1)
         weight_GTH = torch.sigmoid(self.weight_head(h_GTR, groups))
         update_GTHD = self.update_head(h_GTR, groups).unflatten(-1, (self.receiver.num_kv_heads, -1))
         return (weight_GTH[..., None] * update_GTHD).flatten(-2)

@@ -207,6 +207,10 @@ class C2CModule(L.LightningModule):
         """Whether fusers are not trained, but fitted to what they see in training."""
         return any(isinstance(fuser, ClosedFormFuser) for fuser in self.communicator.fusers)
 
+    @property
+    def fuser_name(self) -> str:
+        return self.communicator.fusers[0].class_path.rpartition(".")[2]
+
     def check_closed_form(self) -> None:
         """Called before a strategy takes the fusers over.
 
@@ -215,7 +219,7 @@ class C2CModule(L.LightningModule):
         """
         if not self.closed_form:
             return
-        name, strategy = type(self.communicator.fusers[0]).__name__, self.trainer.strategy
+        name, strategy = self.fuser_name, self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy):
             raise UserError(
                 f"model.fuser is {name}, which one process on one device fits, and trainer.strategy is "
@@ -232,8 +236,8 @@ class C2CModule(L.LightningModule):
         self._steps = self.num_steps()
         if self.closed_form and not any(self.trainer.num_val_batches):
             raise UserError(
-                f"model.fuser is {type(self.communicator.fusers[0]).__name__}, which is fitted at each validation, and "
-                "there is none: give validation data, and trainer.limit_val_batches above 0."
+                f"model.fuser is {self.fuser_name}, which is fitted at each validation, and there is none: "
+                "give validation data, and trainer.limit_val_batches above 0."
             )
         self._new_window()
         self._clock = time.perf_counter()
@@ -303,8 +307,8 @@ class C2CModule(L.LightningModule):
         batches = [batch.to(self.device) for batch in self.held_out]
         if not batches:
             raise UserError(
-                f"model.fuser is {type(self.communicator.fusers[0]).__name__}, which is fitted to some training batches "
-                "and scaled on others, and there was one alone: train on more data, or set data.init_args.batch_size lower."
+                f"model.fuser is {self.fuser_name}, which is fitted to some training batches and scaled on others, and "
+                "there was one alone: train on more data, or set data.init_args.batch_size lower."
             )
         with self.trainer.precision_plugin.val_step_context():
             self.log("fuser/update_scale", fit_in_closed_form(self.communicator, batches))
