@@ -70,7 +70,7 @@ class Block(torch.autograd.Function):
                 along = grad_normed * normed
                 grad_norm[g] = along.sum(1, keepdim=True)
                 # What follows the vector itself changes its length, which the norm takes away.
-                length = torch.bmm(along, weight.mT).div_(x.shape[-1])
+                length = along.mul_(weight).mean(-1, keepdim=True)
                 grad_x[g] = grad_normed.mul_(weight).addcmul_(normed, length, value=-1).mul_(scale[g])
                 grad_x[g] += grad[g]
         return grad_x, grad_norm, grad_w1, grad_w2, None

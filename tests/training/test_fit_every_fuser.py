@@ -11,6 +11,7 @@ from c2c_lightning import Communicator
 from c2c_lightning.communication.fuser_folder import import_fuser
 from c2c_lightning.fuser import Gate, GateConfig, KVShape
 from c2c_lightning.fuser.closed_form import STATISTICS
+from tests.training.ranks import FSDP2, launch
 from tests.training.runs import PROJECT, same
 
 CLASSES = ["UnweightedFuser", "ReplacingFuser", "ProjectingFuser", "C2CCFuser", "IdenticalFuser", "LowRankFuser"]
@@ -59,8 +60,6 @@ def test_a_resumed_ridge_fuser_is_the_uninterrupted_one(fit, tmp_path):
     ("options", "says"),
     [
         (["--trainer.limit_val_batches=0"], r"fitted at each validation, and there is none: give validation data"),
-        (["--trainer.strategy=ddp", "--model.gate.kind=open"], r"trainer\.strategy is DDPStrategy on 1"),
-        ([f"--config={PROJECT}/conf/trainer/fsdp2.yaml", "--trainer.devices=1"], r"trainer\.strategy is FSDP2 on 1"),
         (["--model.gate.init=-1"], r"all of them are closed: set model\.gate\.kind to open"),
         (["--trainer.limit_train_batches=1"], r"scaled on others, and there was one alone"),
     ],
@@ -68,6 +67,19 @@ def test_a_resumed_ridge_fuser_is_the_uninterrupted_one(fit, tmp_path):
 def test_ridge_is_refused_where_it_could_not_be_fitted(fit, options, says):
     with pytest.raises(SystemExit, match=says):
         fit("--trainer.max_steps=2", RIDGE, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--trainer.strategy=ddp", "--model.gate.kind=open"], r"trainer\.strategy is DDPStrategy on 1: set"),
+        ([*FSDP2, "--trainer.devices=1"], r"trainer\.strategy is FSDP2 on 1: set"),
+    ],
+)
+def test_ridge_is_refused_under_what_shares_out_fusers(tmp_path, options, says):
+    with pytest.raises(AssertionError, match=rf"\nerror: .*{says}") as failure:
+        launch(tmp_path, "--trainer.max_steps=2", RIDGE, *options)
+    assert "Traceback" not in str(failure.value)
 
 
 def test_ridge_is_compiled_nowhere_and_recomputed_nowhere(fit):
