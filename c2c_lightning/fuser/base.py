@@ -111,9 +111,12 @@ class Fuser(nn.Module, ABC):
         return self.add(onto, update_GTF, open_pairs)
 
     def open_pairs(self, sharer: Tensor, receiver: Tensor, aligned: Tensor | None) -> OpenPairs | None:
-        """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed or no token is aligned."""
+        """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed.
+
+        It may be of no token: ranks that train together all go back through their parameters.
+        """
         active = self.gate.active()
-        if not active or receiver.shape[4] == 0 or (aligned is not None and len(aligned) == 0):
+        if not active:
             return None
         L, device = receiver.shape[1], receiver.device
         in_stack = in_parameters = None
