@@ -30,10 +30,8 @@ def compile_parts(communicator: Communicator, parts: Compiled, backend: str = "i
     if parts == "none":
         return
     for fuser in communicator.fusers:
-        if isinstance(
-            fuser, ClosedFormFuser
-        ):  # its update is one matmul, and collects by a hook, which would be compiled away
-            continue
+        if isinstance(fuser, ClosedFormFuser):
+            continue  # its update is one matmul, and collects by a hook, which would be compiled away
         fuser.update = torch.compile(fuser.update, backend=backend)
     if parts == "all":
         layers = [module for module in communicator.modules() if isinstance(module, GradientCheckpointingLayer)]

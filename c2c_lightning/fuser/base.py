@@ -144,7 +144,7 @@ class Fuser(nn.Module, ABC):
         """`onto`, a receiver stack, with the gated update of its open pairs."""
         _, L, B, H, N, D = onto.shape
         gate_GH = pick(self.gate().flatten(0, 1), 0, open_pairs.groups)
-        gated_GTF = (gate_GH[:, None, :, None] * update_GTF.unflatten(-1, (gate_GH.shape[1], -1))).flatten(-2)
+        gated_GTF = scale_heads(update_GTF, gate_GH[:, None])
         before = token_features(onto)
         rows = pick(before, 0, open_pairs.in_stack)
         fused = (pick(rows, 1, open_pairs.tokens) + gated_GTF).to(onto.dtype)
@@ -178,6 +178,11 @@ class OpenPairs:
 def token_features(stack: Tensor) -> Tensor:
     """A KV stack as features, (2 * L, B * N, H * D); a view if it lies in memory as (2, L, B, N, H, D)."""
     return stack.transpose(3, 4).flatten(4).flatten(2, 3).flatten(0, 1)
+
+
+def scale_heads(x_GTF: Tensor, factor_GTH: Tensor) -> Tensor:
+    """Features times a factor for each head, or for all of them if there is one; T may be 1 for all tokens."""
+    return (factor_GTH[..., None] * x_GTF.unflatten(-1, (factor_GTH.shape[-1], -1))).flatten(-2)
 
 
 def pick(x: Tensor, dim: int, index: Tensor | None) -> Tensor:

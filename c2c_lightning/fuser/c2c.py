@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import Fuser, KVShape
+from c2c_lightning.fuser.base import Fuser, KVShape, scale_heads
 from c2c_lightning.fuser.gate import Gate
 from c2c_lightning.fuser.stacked import EPS, StackedBlock, StackedLinear
 
@@ -97,8 +97,7 @@ class C2CFuser(Fuser):
         update_GTF = self.update_head(h_GTM, groups)
         if self.weighted:
             weight_GTH = torch.sigmoid(self.weight_head(self.weight_block(trunk_GTM, groups), groups))
-            update_GTHD = update_GTF.unflatten(-1, (self.receiver.num_kv_heads, -1))
-            update_GTF = (weight_GTH[..., None] * update_GTHD).flatten(-2)
+            update_GTF = scale_heads(update_GTF, weight_GTH)
         return update_GTF if self.residual else update_GTF - receiver_GTF
 
     def published_update(self, sharer_TF: Tensor, receiver_TF: Tensor, row: int) -> Tensor:

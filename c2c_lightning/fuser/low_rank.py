@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import Fuser, KVShape
+from c2c_lightning.fuser.base import Fuser, KVShape, scale_heads
 from c2c_lightning.fuser.gate import Gate
 from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
 
@@ -54,5 +54,4 @@ class LowRankFuser(Fuser):
         if groups is None:
             h_GTR = h_GTR.repeat(len(self.gate.parts), 1, 1)
         weight_GTH = torch.sigmoid(self.weight_head(h_GTR, groups))
-        update_GTHD = self.update_head(h_GTR, groups).unflatten(-1, (self.receiver.num_kv_heads, -1))
-        return (weight_GTH[..., None] * update_GTHD).flatten(-2)
+        return scale_heads(self.update_head(h_GTR, groups), weight_GTH)

@@ -33,9 +33,6 @@ class HeldOut:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
     def state(self) -> list[dict[str, Any]]:
         """Tensors, as a checkpoint has them."""
         return [

@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,13 +31,12 @@ from c2c_lightning.communication import (
 )
 from c2c_lightning.communication.acceleration import Compiled, compile_parts, recompute_fusers
 from c2c_lightning.communication.alignment import Alignment
-from c2c_lightning.communication.calibration import fit_in_closed_form
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
-from c2c_lightning.fuser.closed_form import ClosedFormFuser
 from c2c_lightning.nested import flatten
+from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.held_out import STATE, HeldOut
+from c2c_lightning.training.held_out import STATE
 from c2c_lightning.training.sharding import clip_gradients, shard
 from c2c_lightning.training.trained_run import TrainedRun
 
@@ -126,12 +124,13 @@ class C2CModule(L.LightningModule):
         self._clock = 0.0
         self.validated_at: int | None = None
         self.fuser_sizes: list[int] = []
-        self.held_out = HeldOut()
+        self.closed_form: ClosedForm | None = None
 
     def configure_model(self) -> None:
         if self.communicator is None:
             self.make_communicator(*load_models(self.receiver, self.sharers, self.dtype_name))
-            self.check_closed_form()
+            if self.closed_form:
+                self.closed_form.check(self.trainer)
             if self.device_mesh is not None:
                 shard(self.communicator, self.device_mesh["data_parallel"])
 
@@ -142,9 +141,7 @@ class C2CModule(L.LightningModule):
         )
         # Counted now: of what is sharded later a device has a part.
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.communicator.fusers]
-        for fuser in self.communicator.fusers:
-            if isinstance(fuser, ClosedFormFuser):
-                fuser.begin()
+        self.closed_form = ClosedForm(self.communicator)
         compile_parts(self.communicator, self.compiled)
         if self.recompute_fusers:
             recompute_fusers(self.communicator)
@@ -202,43 +199,10 @@ class C2CModule(L.LightningModule):
             name = fuser.class_path.rpartition(".")[2]
             rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
 
-    @property
-    def closed_form(self) -> bool:
-        """Whether fusers are not trained, but fitted to what they see in training."""
-        return any(isinstance(fuser, ClosedFormFuser) for fuser in self.communicator.fusers)
-
-    @property
-    def fuser_name(self) -> str:
-        return self.communicator.fusers[0].class_path.rpartition(".")[2]
-
-    def check_closed_form(self) -> None:
-        """Called before a strategy takes the fusers over.
-
-        Raises:
-            UserError: fusers have a closed form, and the run could not fit them.
-        """
-        if not self.closed_form:
-            return
-        name, strategy = self.fuser_name, self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy):
-            raise UserError(
-                f"model.fuser is {name}, which one process on one device fits, and trainer.strategy is "
-                f"{type(strategy).__name__} on {self.trainer.world_size}: set trainer.strategy to auto, "
-                "trainer.devices to 1 and trainer.num_nodes to 1."
-            )
-        if not any(gate.active() for gate in self.communicator.gates):
-            raise UserError(
-                f"model.fuser is {name}, under which gates do not learn, and all of them are closed: "
-                "set model.gate.kind to open, or model.gate.init above 0."
-            )
-
     def on_train_start(self) -> None:
         self._steps = self.num_steps()
-        if self.closed_form and not any(self.trainer.num_val_batches):
-            raise UserError(
-                f"model.fuser is {self.fuser_name}, which is fitted at each validation, and there is none: "
-                "give validation data, and trainer.limit_val_batches above 0."
-            )
+        if self.closed_form:
+            self.closed_form.check_validation(self.trainer)
         self._new_window()
         self._clock = time.perf_counter()
 
@@ -250,10 +214,7 @@ class C2CModule(L.LightningModule):
         for gate in self.communicator.gates:
             gate.anneal(self.global_step, self._steps)
         if self.closed_form:
-            # Gradients at the receiver's own cache are the same in every epoch.
-            collects = not self.held_out.takes(batch) and batch.epoch == 0
-            for fuser in self.communicator.fusers:
-                fuser.collects = collects
+            self.closed_form.see(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.account(batch, *self.communicator(batch))
@@ -300,18 +261,7 @@ class C2CModule(L.LightningModule):
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
         if self.closed_form and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.fit_in_closed_form()
-
-    def fit_in_closed_form(self) -> None:
-        """Sets the fusers' weights from what they have collected so far."""
-        batches = [batch.to(self.device) for batch in self.held_out]
-        if not batches:
-            raise UserError(
-                f"model.fuser is {self.fuser_name}, which is fitted to some training batches and scaled on others, and "
-                "there was one alone: train on more data, or set data.init_args.batch_size lower."
-            )
-        with self.trainer.precision_plugin.val_step_context():
-            self.log("fuser/update_scale", fit_in_closed_form(self.communicator, batches))
+            self.log("fuser/update_scale", self.closed_form.fit(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.validate_on(self.communicator.read(batch))
@@ -359,7 +309,7 @@ class C2CModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["c2c"] = self.settings()
         if self.closed_form:
-            checkpoint[STATE] = self.held_out.state()
+            checkpoint[STATE] = self.closed_form.held_out.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that was trained under other settings than this run's.
@@ -375,7 +325,7 @@ class C2CModule(L.LightningModule):
                     "Give the same value to resume, or start without --ckpt_path."
                 )
         if self.closed_form:
-            self.held_out.load(checkpoint.get(STATE, []))
+            self.closed_form.held_out.load(checkpoint.get(STATE, []))
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""

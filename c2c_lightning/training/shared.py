@@ -62,7 +62,8 @@ class SharedModule(L.LightningModule):
             for module in self.ongoing():
                 with isolate_rng():  # every fuser begins as it would alone
                     module.make_communicator(*models)
-                module.check_closed_form()
+                if module.closed_form:
+                    module.closed_form.check(self.trainer)
 
     def configure_optimizers(self) -> dict[str, Any]:
         return adamw(self.ongoing(), self.trainer.precision)
@@ -130,7 +131,7 @@ class SharedModule(L.LightningModule):
         for module in self.ongoing():
             checkpoint[f"{module.label}{OF_THE_RUN}"] = module.settings()
             if module.closed_form:
-                checkpoint[f"{module.label}{STATE}"] = module.held_out.state()
+                checkpoint[f"{module.label}{STATE}"] = module.closed_form.held_out.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for module in self.ongoing():
