@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.models import kv_shape
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser import C2CFuser
+from c2c_lightning.models.loading import kv_shape
 
 
 def linear_flops(config: PreTrainedConfig) -> tuple[int, int]:

@@ -23,7 +23,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.pairs import MID, random_batch, random_communicator
 from benchmarks.rounds import clock
-from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.models import Batch
 
 
 class TokenClock(StoppingCriteria):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.batch import SharerPrompt
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, meant
 from c2c_lightning.fuser import C2CFuser, GateConfig
+from c2c_lightning.models import Batch
+from c2c_lightning.models.batch import SharerPrompt
 
 
 def qwen3(layers: int, width: int, mlp: int, heads: int, kv_heads: int, head_dim: int, vocabulary: int) -> Qwen3Config:

@@ -25,8 +25,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.floor import now
 from benchmarks.pairs import MID, random_batch, random_communicator
-from c2c_lightning.communication import Batch, Communicator, PromptStore
-from c2c_lightning.communication.models import kv_shape
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.models import Batch, PromptStore
+from c2c_lightning.models.loading import kv_shape
 
 
 def measure(

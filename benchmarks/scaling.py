@@ -38,7 +38,7 @@ from jsonargparse import auto_cli
 from benchmarks.pairs import MID, MODELS
 from benchmarks.rounds import Times, ratio, taking_turns
 from benchmarks.train_step import TrainStep
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser.block import at_once
 
 

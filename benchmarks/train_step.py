@@ -23,8 +23,9 @@ from jsonargparse import auto_cli
 
 from benchmarks.floor import floor_flops, matmul_rate, now
 from benchmarks.pairs import DTYPES, MID, random_batch, random_communicator
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.acceleration import Compiled, compile_parts
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.models import Batch
+from c2c_lightning.training.acceleration import Compiled, compile_parts
 
 
 class TrainStep:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from c2c_lightning.communication import Communicator
+    from c2c_lightning.communicator import Communicator
 
 __all__ = ["Communicator"]
 
@@ -12,7 +12,7 @@ def __getattr__(name: str) -> Any:
     # Imported when it is asked for: torch and transformers take seconds, and what supervises a sweep's trials
     # needs neither.
     if name == "Communicator":
-        from c2c_lightning.communication import Communicator
+        from c2c_lightning.communicator import Communicator
 
         return Communicator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

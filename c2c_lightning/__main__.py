@@ -4,6 +4,6 @@ from c2c_lightning.sweep.process import die_with_parent
 
 die_with_parent()  # before anything else is imported, which takes seconds
 
-from c2c_lightning.cli import main  # noqa: E402
+from c2c_lightning.cli.commands import main  # noqa: E402
 
 main()

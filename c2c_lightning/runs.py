@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -65,17 +63,3 @@ def make_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{key} {folder} cannot be made: {error.strerror}. Name another folder.") from error
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to be there as a whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    yield unfinished
-    unfinished.replace(path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text that is there as a whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.runs import write_whole
+from c2c_lightning.files import write_whole
 
 MLFLOW_FILE = "mlflow.json"
 RETRY_SECONDS = 60

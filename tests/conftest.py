@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import datasets
 import pytest
 
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from tests.training.runs import BASE, SMALL, Run, newest
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from c2c_lightning import evaluation_cli, training_cli
+from c2c_lightning.cli import fit as fit_cli
+from c2c_lightning.cli import test as test_cli
+from c2c_lightning.cli.sweep import build, read_sweep
 from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.sweep.check import check_configurations
 from c2c_lightning.sweep.driver import complete
 from c2c_lightning.sweep.space import Space
-from c2c_lightning.sweep_cli import build, read_sweep
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
@@ -28,8 +29,8 @@ def at_home(monkeypatch):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path):
     sharers = yaml.safe_load(path.read_text())["model"]["sharers"]
-    built = training_cli.C2CCLI(
-        **training_cli.WIRING,
+    built = fit_cli.C2CCLI(
+        **fit_cli.WIRING,
         run=False,
         args=[
             f"--config={path}",
@@ -47,8 +48,8 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
 
 @pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])
 def test_a_strategy_is_laid_over_a_configuration_and_keeps_its_precision(name, strategy):
-    built = training_cli.C2CCLI(
-        **training_cli.WIRING,
+    built = fit_cli.C2CCLI(
+        **fit_cli.WIRING,
         run=False,
         args=[
             "--config=conf/base.yaml",
@@ -78,7 +79,7 @@ def test_every_sweep_asks_a_question_that_its_configurations_can_answer(path):
 def test_every_evaluation_has_its_benchmarks_methods_and_analyses(path):
     written = yaml.safe_load(path.read_text())
     args = [f"--config={path}", "--trainer.accelerator=cpu"]
-    built = evaluation_cli.EvaluationCLI(**evaluation_cli.WIRING, run=False, args=args)
+    built = test_cli.EvaluationCLI(**test_cli.WIRING, run=False, args=args)
     assert isinstance(built.model, Evaluation)
     classes = [type(benchmark).__name__ for benchmark in built.datamodule.benchmarks]
     assert classes == [benchmark["class_path"] for benchmark in written["data"]["benchmarks"]]

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import make_folder, newest_fuser, run_of, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import make_folder, newest_fuser, run_of
 
 
 def make(folder, *files: str, age: int = 0):

@@ -11,8 +11,8 @@ import urllib.request
 import mlflow
 import pytest
 
-from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.errors import UserError
+from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.tracking import MLflowTracker
 
 

@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
-from c2c_lightning.communication import AlignedPrompt, Aligner, Batch, collate
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
+from c2c_lightning.models import AlignedPrompt, Aligner, Batch, collate
 
 log = logging.getLogger(__name__)
 

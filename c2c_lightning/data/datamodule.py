@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from c2c_lightning.communication import Aligner, Batch
 from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.loader import BatchStream, Loader
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
+from c2c_lightning.models import Aligner, Batch
 
 log = logging.getLogger(__name__)
 

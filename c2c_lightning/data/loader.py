@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from c2c_lightning.communication import Batch
 from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
+from c2c_lightning.models import Batch
 
 # How many global batches are made of examples that were shuffled together: enough to make like
 # batches (9% of GSM8K's tokens are padding; of 50 batches it would be 13%), few enough that every

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c2c_lightning.communication import Aligner
 from c2c_lightning.data.datamodule import InstructionData
 from c2c_lightning.data.records import Example
+from c2c_lightning.models import Aligner
 from c2c_lightning.nano import world
 
 

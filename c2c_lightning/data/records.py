@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from c2c_lightning.communication import Message
 from c2c_lightning.errors import UserError
+from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
 

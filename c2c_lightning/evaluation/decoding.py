@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.communication import GREEDY
+from c2c_lightning.communicator import GREEDY
 from c2c_lightning.evaluation.clock import StageClock
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from c2c_lightning.evaluation.findings import C2C
+from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.statistics import ALPHA
 
 NOTHING = "–"
@@ -19,11 +19,6 @@ Interval = dict[str, float]  # an Estimate: value, low, high
 def plain(text: str) -> str:
     """Text that Markdown shows as it stands, in one line."""
     return MARKUP.sub(r"\\\1", " ".join(str(text).split()))
-
-
-def shown(method: str) -> str:
-    """A method's name as reports spell it: C2C as the sentences do, others as in files and metrics."""
-    return "C2C" if method == C2C else method
 
 
 def percent(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.benchmarks import Benchmark
 
 TEMPLATE = 1000  # bytes that no chat template exceeds

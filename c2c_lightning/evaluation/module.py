@@ -13,7 +13,7 @@ import torch.distributed
 from lightning.fabric.utilities import move_data_to_device
 from torchmetrics import MeanMetric, Metric
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.answers import Answer, AnswerFile, answer_file
@@ -44,7 +44,8 @@ from c2c_lightning.evaluation.observing import Observer, load_measured, read_cac
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
 from c2c_lightning.evaluation.settings import questions_digest
-from c2c_lightning.runs import make_folder, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.alignment import UNALIGNED
-from c2c_lightning.communication.cache import read_stack
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.questions import Questions
-from c2c_lightning.runs import whole
+from c2c_lightning.files import whole
+from c2c_lightning.models import Batch
+from c2c_lightning.models.alignment import UNALIGNED
+from c2c_lightning.models.cache import read_stack
 
 
 @dataclass

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.item import Item
+from c2c_lightning.models import Batch
 
 
 class Questions:

@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from c2c_lightning.communication.fuser_folder import fingerprint
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.formats.fuser_folder import fingerprint
 
 CANNOT = {"model": ("fuser",), "data": ("batch_size",)}  # the fuser counts by its weights, not by its path
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from c2c_lightning.drawing.forest import ACCENT, INK, PALE, Row, draw_forest
+from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.findings import C2C, TEXT_TO_TEXT, Findings
-from c2c_lightning.evaluation.forest import ACCENT, INK, PALE, Row, draw_forest
 from c2c_lightning.evaluation.formatting import (
     NOTHING,
     p_value,
@@ -17,7 +18,6 @@ from c2c_lightning.evaluation.formatting import (
     points_with_interval,
     score,
     score_interval,
-    shown,
     size,
     verdict,
 )

@@ -6,6 +6,7 @@ from c2c_lightning.fuser.c2c import C2CFuser
 from c2c_lightning.fuser.c2c_c import C2CCFuser
 from c2c_lightning.fuser.gate import PART_NAMES, Gate, GateConfig
 from c2c_lightning.fuser.identical import IdenticalFuser
+from c2c_lightning.fuser.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.fuser.low_rank import LowRankFuser
 from c2c_lightning.fuser.ridge import RidgeFuser
 
@@ -19,9 +20,12 @@ __all__ = [
     "GateConfig",
     "IdenticalFuser",
     "KVShape",
+    "LayerMap",
+    "Layers",
     "LowRankFuser",
     "ProjectingFuser",
     "ReplacingFuser",
     "RidgeFuser",
     "UnweightedFuser",
+    "map_layers",
 ]

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.visualization.matplotlib import plot_parallel_coordinate, plot_param_importances
 
-from c2c_lightning.evaluation.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
+from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
 from c2c_lightning.sweep.gate_figure import colours, draw_gates
 from c2c_lightning.sweep.labels import cut, is_share
 from c2c_lightning.sweep.results import ranking

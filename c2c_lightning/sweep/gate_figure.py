@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from c2c_lightning.evaluation.forest import INK, PALE, WIDTH
+from c2c_lightning.drawing.forest import INK, PALE, WIDTH
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trial import Trial
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import yaml
 
-from c2c_lightning.runs import PROGRESS_FILE, TRIAL_FILE, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import PROGRESS_FILE, TRIAL_FILE
 from c2c_lightning.sweep.trial import State, Trial
 
 VALUES_FILE, STATE_FILE = "values.yaml", "state.json"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from c2c_lightning.runs import TRIAL_FILE, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import TRIAL_FILE
 from c2c_lightning.sweep.labels import shown_score
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.space import label

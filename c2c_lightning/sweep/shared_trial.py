@@ -21,7 +21,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE
 from c2c_lightning.sweep.process import SECONDS_TO_STOP, TrainingProcess, add_to_log, held
 from c2c_lightning.sweep.process_trial import GROUP_FILE, ProcessTrial, clear_false_start, has_checkpoint
 from c2c_lightning.sweep.settings import Resources

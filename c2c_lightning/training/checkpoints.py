@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from c2c_lightning.communication.fuser_folder import is_sharded_checkpoint, must_be_consolidated
 from c2c_lightning.errors import UserError
+from c2c_lightning.formats.fuser_folder import is_sharded_checkpoint, must_be_consolidated
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, LAST
 
 

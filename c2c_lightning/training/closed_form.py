@@ -5,10 +5,11 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.calibration import fit_in_closed_form
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.closed_form import ClosedFormFuser
+from c2c_lightning.models import Batch
+from c2c_lightning.training.calibration import fit_in_closed_form
 from c2c_lightning.training.held_out import HeldOut
 
 

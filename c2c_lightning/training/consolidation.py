@@ -10,9 +10,10 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint import CheckpointException
 
-from c2c_lightning.communication.fuser_folder import is_sharded_checkpoint
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import CHECKPOINTS, whole
+from c2c_lightning.files import whole
+from c2c_lightning.formats.fuser_folder import is_sharded_checkpoint
+from c2c_lightning.runs import CHECKPOINTS
 from c2c_lightning.training.sharding import renamed
 
 ASIDE = ".was-sharded"  # nobody names a folder so, and what is named so may be deleted

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from c2c_lightning.communication import GREEDY, Communicator, Reading
-from c2c_lightning.communication.models import is_sharded
+from c2c_lightning.communicator import GREEDY, Communicator
+from c2c_lightning.models import Reading
+from c2c_lightning.models.loading import is_sharded
 
 # A sharer alone may say anything, such as the sentence that it knows.
 SHARER_TOKENS = 32

@@ -11,8 +11,8 @@ import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from c2c_lightning.communication import Batch
 from c2c_lightning.fuser import PART_NAMES, Gate
+from c2c_lightning.models import Batch
 
 
 class GateMap(L.Callback):

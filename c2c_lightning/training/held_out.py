@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from c2c_lightning.communication import Batch
-from c2c_lightning.communication.batch import SharerPrompt
+from c2c_lightning.models import Batch
+from c2c_lightning.models.batch import SharerPrompt
 
 EVERY, FIRST, MOST = 5, 1, 8
 STATE = "held_out"  # in a checkpoint

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from c2c_lightning.communication import Batch
+from c2c_lightning.models import Batch
 from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
 
 

@@ -19,21 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from c2c_lightning.communication import (
-    Batch,
-    Communicator,
-    LayerMap,
-    Layers,
-    PromptStore,
-    Reading,
-    load_aligner,
-    load_models,
-)
-from c2c_lightning.communication.acceleration import Compiled, compile_parts, recompute_fusers
-from c2c_lightning.communication.alignment import Alignment
+from c2c_lightning.communicator import Communicator, load_aligner
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig
+from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig, LayerMap, Layers
+from c2c_lightning.models import Batch, PromptStore, Reading, load_models
+from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.nested import flatten
+from c2c_lightning.training.acceleration import Compiled, compile_parts, recompute_fusers
 from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import ExactAnswers
 from c2c_lightning.training.held_out import STATE

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted
 from c2c_lightning.tracking import note_tracking
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.sharding import whole_state

@@ -23,9 +23,9 @@ from torch.nn.utils import get_total_norm
 from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.models import is_sharded
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser import Fuser
+from c2c_lightning.models.loading import is_sharded
 
 WRAPPED = "_fsdp_wrapped_module."  # what FSDP1 puts into the name of a parameter
 

@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from c2c_lightning.communication import Batch, load_models, prefill_together
+from c2c_lightning.communicator import prefill_together
+from c2c_lightning.models import Batch, load_models
 from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
 from c2c_lightning.training.held_out import STATE
 from c2c_lightning.training.module import FUSERS, C2CModule, adamw

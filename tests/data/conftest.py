@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.communication import Aligner, load_aligner
+from c2c_lightning.communicator import load_aligner
+from c2c_lightning.models import Aligner
 
 
 @pytest.fixture(scope="session")

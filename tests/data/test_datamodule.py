@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from some_data import pairs, write_jsonl
 
-from c2c_lightning.communication import Aligner
 from c2c_lightning.data import InstructionData
+from c2c_lightning.models import Aligner
 
 LONG = {"prompt": "Repeat: " + "so " * 3000, "response": "long"}
 

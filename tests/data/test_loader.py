@@ -10,10 +10,10 @@ import torch
 from some_data import examples
 from torch.utils.data import DataLoader
 
-from c2c_lightning.communication import Batch
 from c2c_lightning.data import InstructionData
 from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.loader import BUCKET_BATCHES, BatchStream, arrange
+from c2c_lightning.models import Batch
 
 NUM_EXAMPLES, GLOBAL_BATCH, BUFFER = 43, 6, 12
 WHOLE_GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"

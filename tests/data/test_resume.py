@@ -9,9 +9,9 @@ import pytest
 import torch
 from some_data import pairs, write_jsonl
 
-from c2c_lightning.communication import Batch
 from c2c_lightning.data import InstructionData
 from c2c_lightning.data.loader import Loader
+from c2c_lightning.models import Batch
 
 # 40 records in batches of 6; of a stream, shuffled 12 at a time.
 PER_EPOCH = 7

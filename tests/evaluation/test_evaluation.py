@@ -9,8 +9,8 @@ from statistics import median
 import pytest
 import torch
 
-from c2c_lightning.cli import main
-from c2c_lightning.communication import Communicator
+from c2c_lightning.cli.commands import main
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.analyses import Latency
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.methods import C2C, TextToText

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.cache import prefill, read_stack
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
@@ -34,8 +33,9 @@ from c2c_lightning.evaluation.methods import (
 )
 from c2c_lightning.evaluation.observing import read_caches
 from c2c_lightning.evaluation.questions import Questions
-from tests.communication import tiny
+from c2c_lightning.models.cache import prefill, read_stack
 from tests.evaluation.asking import TEXTS, TOLD, ask, fused_stack, texts
+from tests.models import tiny
 
 
 @pytest.fixture(scope="module")

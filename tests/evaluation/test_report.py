@@ -8,8 +8,8 @@ import re
 import pandas as pd
 import pytest
 
+from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.findings import findings
-from c2c_lightning.evaluation.formatting import shown
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.wording import sections

@@ -11,7 +11,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from c2c_lightning.evaluation.settings import digest
 from tests.evaluation.trained import FEW, arguments, command, environment, evaluate, same_findings
 

@@ -14,12 +14,12 @@ import lightning as L
 import pytest
 from torch import Tensor
 
-from c2c_lightning.cli import main
-from c2c_lightning.communication import Batch, exchange_questions
-from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.cli.commands import main
 from c2c_lightning.data import NanoData
 from c2c_lightning.evaluation.answers import Answer, answer_file
 from c2c_lightning.fuser import C2CFuser
+from c2c_lightning.models import Batch, exchange_questions
+from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.training import C2CModule
 from c2c_lightning.training.module import OptimizerConfig
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from c2c_lightning.communication.models import load_tokenizer
+from c2c_lightning.models.loading import load_tokenizer
 from c2c_lightning.nano import world
 from c2c_lightning.nano.build import build, receiver_sampler, sharer_sampler
 from c2c_lightning.nano.world import RELATIONS

@@ -16,8 +16,8 @@ import mlflow
 import pandas as pd
 import yaml
 
-from c2c_lightning.communication.models import PROJECT
 from c2c_lightning.fuser import C2CFuser
+from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.sweep.ledger import Ledger
 from tests.training.runs import BASE
 

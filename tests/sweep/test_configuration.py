@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from c2c_lightning.cli.sweep import read_sweep
 from c2c_lightning.errors import UserError
 from c2c_lightning.sweep.configuration import merge
-from c2c_lightning.sweep_cli import read_sweep
 
 
 @pytest.fixture

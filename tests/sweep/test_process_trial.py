@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.sweep.process import held, log_tail
 from c2c_lightning.sweep.process_trial import GROUP_FILE, ProcessTrial
 from tests.sweep.sweeps import wait_for

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from c2c_lightning import training_cli
+from c2c_lightning.cli import fit as fit_cli
 from c2c_lightning.sweep.configuration import merge
 from c2c_lightning.sweep.ledger import Ledger
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
@@ -62,7 +62,7 @@ def test_the_csv_has_every_trial_and_all_that_is_known_of_it(tmp_path):
     assert first["model.optimizer.gate_lr"] == pytest.approx(trials[0].values["model.optimizer.gate_lr"])
 
 
-class Parsed(training_cli.C2CCLI):
+class Parsed(fit_cli.C2CCLI):
     """The command line as far as it needs no models."""
 
     def instantiate_classes(self) -> None:
@@ -74,7 +74,7 @@ def parse(monkeypatch):
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr("sys.argv", ["c2c_lightning"])
     return lambda *files: Parsed(
-        **training_cli.WIRING, run=False, args=[f"--config={file}" for file in files]
+        **fit_cli.WIRING, run=False, args=[f"--config={file}" for file in files]
     ).config.as_dict()
 
 

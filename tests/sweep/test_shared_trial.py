@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.sweep.process import held, log_tail
 from c2c_lightning.sweep.process_trial import GROUP_FILE, TrialCrashed
 from c2c_lightning.sweep.settings import Resources

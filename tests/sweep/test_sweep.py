@@ -116,7 +116,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_run_is_refused_before_anything_runs(name, tmp_path, monkeypatch):
-    from c2c_lightning.cli import main
+    from c2c_lightning.cli.commands import main
 
     settings, message = REFUSED[name]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"base": BASE, **settings}))

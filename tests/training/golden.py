@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from tests.training.runs import BASE, newest
 
 FILE = Path(__file__).with_name("golden_loss.json")

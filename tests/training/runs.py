@@ -12,7 +12,7 @@ import lightning as L
 import mlflow
 import torch
 
-from c2c_lightning.communication.models import load_model
+from c2c_lightning.models.loading import load_model
 
 PROJECT = Path(__file__).parents[2]
 BASE = str(PROJECT / "conf" / "base.yaml")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from c2c_lightning.training.consolidation import ASIDE
 
 STATE = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "global_step": 7}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from c2c_lightning import Communicator
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, assert_same_fuser, launch
 from tests.training.runs import same
 

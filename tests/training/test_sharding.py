@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from c2c_lightning.communication import load_aligner, load_communicator
+from c2c_lightning.communicator import load_aligner, load_communicator
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.training.sharding import clip_gradients, renamed, shard, whole_state, wrap_policy
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from c2c_lightning.cli import main
+from c2c_lightning.cli.commands import main
 from c2c_lightning.tracking import MLflowTracker, note_tracking
 from tests.training.runs import BASE, Run, same
 

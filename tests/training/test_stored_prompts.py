@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.communication.models import PROJECT
+from c2c_lightning.models.loading import PROJECT
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, curve, launch
 from tests.training.runs import BASE, SMALL, Run, same
 from tests.training.test_shared import assert_same_fuser, command, prepare, runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning as L
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.methods import Method
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section

@@ -8,12 +8,9 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 from matplotlib.figure import Figure
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
-from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
-from c2c_lightning.evaluation.analyses.style import (
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import INK
+from c2c_lightning.drawing.style import (
     colour,
     draw_references,
     draw_series,
@@ -23,7 +20,10 @@ from c2c_lightning.evaluation.analyses.style import (
     score_axis,
     styled,
 )
-from c2c_lightning.evaluation.forest import INK
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
+from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.observing import Caches, Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.fuser import PART_NAMES
+from c2c_lightning.models.alignment import UNALIGNED
 
 TEXT = """\
 The effective rank of a matrix is the exponential of the entropy of its singular values, scaled to sum to 1 \

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from c2c_lightning.communication import Communicator, Message
-from c2c_lightning.communication.cache import position_ids, prefill
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
@@ -24,6 +23,8 @@ from c2c_lightning.evaluation.item import Item
 from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.evaluation.methods.base import read_prompts
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Message
+from c2c_lightning.models.cache import position_ids, prefill
 
 SHOTS = 5
 

@@ -11,22 +11,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.alignment import UNALIGNED
-from c2c_lightning.communication.batch import SharerPrompt
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import ACCENT
+from c2c_lightning.drawing.style import CONTRAST, draw_series, new_figure, save, score_axis, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.numbers import estimates, with_interval
-from c2c_lightning.evaluation.analyses.style import CONTRAST, draw_series, new_figure, save, score_axis, styled
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
-from c2c_lightning.evaluation.forest import ACCENT
 from c2c_lightning.evaluation.methods import C2C
 from c2c_lightning.evaluation.methods.c2c import cache_bytes
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate
+from c2c_lightning.models import Batch
+from c2c_lightning.models.alignment import UNALIGNED
+from c2c_lightning.models.batch import SharerPrompt
 
 End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")

@@ -18,16 +18,16 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from torchmetrics import Metric
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import INK, PALE
+from c2c_lightning.drawing.style import PART_COLOURS, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import PART_COLOURS, new_figure, save, styled
-from c2c_lightning.evaluation.forest import INK, PALE
 from c2c_lightning.evaluation.formatting import NOTHING, percent
 from c2c_lightning.evaluation.observing import Caches, Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.fuser import PART_NAMES, Gate
+from c2c_lightning.models.alignment import UNALIGNED
 
 GATES_TEXT = """\
 A gate is open at evaluation if its logit is positive; a layer whose gate is closed is left as the receiver \

@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import ACCENT, INK, PALE
+from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.clock import StageClock
-from c2c_lightning.evaluation.forest import ACCENT, INK, PALE
-from c2c_lightning.evaluation.formatting import NOTHING, shown
+from c2c_lightning.evaluation.formatting import NOTHING
 from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults

@@ -10,11 +10,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
-from c2c_lightning.evaluation.analyses.style import (
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.style import (
     CONTRAST,
     colour,
     draw_references,
@@ -24,6 +21,9 @@ from c2c_lightning.evaluation.analyses.style import (
     score_axis,
     styled,
 )
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
 from c2c_lightning.evaluation.methods import C2C, Method

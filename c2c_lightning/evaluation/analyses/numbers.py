@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.formatting import (
     NOT_SIGNIFICANT,
     NOTHING,
@@ -12,7 +13,6 @@ from c2c_lightning.evaluation.formatting import (
     points_with_interval,
     score,
     score_interval,
-    shown,
 )
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.statistics import Estimate, accuracy, compare

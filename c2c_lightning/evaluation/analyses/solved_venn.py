@@ -10,10 +10,10 @@ from matplotlib_venn import venn2, venn3
 from matplotlib_venn.layout.venn2 import DefaultLayoutAlgorithm as Layout2
 from matplotlib_venn.layout.venn3 import DefaultLayoutAlgorithm as Layout3
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
-from c2c_lightning.evaluation.formatting import percent, shown
+from c2c_lightning.evaluation.formatting import percent
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 

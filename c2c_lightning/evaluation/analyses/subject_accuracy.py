@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import INK
+from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.numbers import with_interval
-from c2c_lightning.evaluation.analyses.style import colour, margins, new_figure, save, score_axis, styled
-from c2c_lightning.evaluation.forest import INK
-from c2c_lightning.evaluation.formatting import shown
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate, accuracy

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from c2c_lightning.communication import Communicator
-from c2c_lightning.communication.alignment import UNALIGNED
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.observing import Caches
+from c2c_lightning.models.alignment import UNALIGNED
 
 HELD_OUT = 0.25  # share of the questions
 

@@ -15,11 +15,11 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics import Metric
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
-from c2c_lightning.evaluation.analyses.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.token_sample import TokenSample
 from c2c_lightning.evaluation.formatting import percent
 from c2c_lightning.evaluation.observing import Observer

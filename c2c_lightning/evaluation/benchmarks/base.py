@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from c2c_lightning.communication import Message
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError
@@ -22,6 +21,7 @@ from c2c_lightning.evaluation.benchmarks.columns import check_item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
 from c2c_lightning.evaluation.benchmarks.reading import Row, is_local, read_rows, shared_part
 from c2c_lightning.evaluation.item import Grade, Item
+from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
 

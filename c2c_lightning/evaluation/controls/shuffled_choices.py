@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.clock import StageClock

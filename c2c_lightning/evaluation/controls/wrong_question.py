@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communication import Batch, Communicator, exchange_questions
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.controls.applies import lacks_others
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Batch, exchange_questions
 
 
 class WrongQuestion(C2C):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.methods.c2c import C2C
+from c2c_lightning.models import Batch
 
 
 class ZeroCache(C2C):

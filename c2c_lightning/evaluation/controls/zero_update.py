@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.cache import read_stack, write_stack
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.methods.c2c import C2C
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Batch
+from c2c_lightning.models.cache import read_stack, write_stack
 
 
 class ZeroUpdate(C2C):

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import make_folder, write_whole
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import make_folder
 
 
 def lm_eval_command(

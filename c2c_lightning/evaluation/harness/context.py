@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from c2c_lightning.communication import AlignedPrompt, Aligner, Message
-from c2c_lightning.communication.alignment import MARK
+from c2c_lightning.models import AlignedPrompt, Aligner, Message
+from c2c_lightning.models.alignment import MARK
 
 BEGINNING = '{"c2c_messages": '
 

@@ -21,10 +21,11 @@ from lm_eval.models.utils import Collator, normalize_gen_kwargs, postprocess_gen
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
-from c2c_lightning.communication import Batch, Communicator, Message
-from c2c_lightning.communication.batch import pad
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
+from c2c_lightning.models import Batch, Message
+from c2c_lightning.models.batch import pad
 
 NAME = "c2c"
 Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuation, as texts and as ids

@@ -10,8 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.communication import Batch, Communicator
-from c2c_lightning.communication.cache import prefill
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
@@ -19,6 +18,8 @@ from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Decoded, Prefill, decode
 from c2c_lightning.evaluation.item import Item
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Batch
+from c2c_lightning.models.cache import prefill
 
 
 class Method(ABC):

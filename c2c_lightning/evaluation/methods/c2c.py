@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from torch import Tensor
 from transformers import DynamicCache
 
-from c2c_lightning.communication import Batch, Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
 from c2c_lightning.evaluation.methods.base import Answering, of_receiver
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Batch
 
 
 class C2C(Answering):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communication import Communicator, Message
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
 from c2c_lightning.evaluation.methods.base import of_receiver
 from c2c_lightning.evaluation.methods.c2c import cache_bytes
 from c2c_lightning.evaluation.methods.text_to_text import TextToText
+from c2c_lightning.models import Message
 
 
 class C2CAfterText(TextToText):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill
 from c2c_lightning.evaluation.methods.base import Answering, of_receiver

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from c2c_lightning.communication import Communicator, Message
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.decoding import Prefill, decode
 from c2c_lightning.evaluation.methods.base import Answering, read_prompts, sharer_at
 from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.models import Message
 
 SHARER_PROMPT = (
     "Someone else has to answer the question below. Write one sentence of background knowledge that helps "

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.methods import C2C, C2CAfterText, Receiver, Sharer
 from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
-from tests.communication import tiny
 from tests.evaluation.analyses.every_analysis import ANALYSES
 from tests.evaluation.asking import EXEMPLARS, MORE_TEXTS, PROMPTS, TEXTS, TOLD
+from tests.models import tiny
 
 
 @pytest.fixture(scope="session")

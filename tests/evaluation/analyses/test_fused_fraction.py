@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.evaluation.analyses.fused_fraction import PartlyFused
 from c2c_lightning.evaluation.methods import C2C, Receiver
+from c2c_lightning.models.alignment import UNALIGNED
 from tests.evaluation.asking import ask, part_of, prefilled
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.evaluation.analyses import FusionWeights
 from c2c_lightning.evaluation.observing import read_caches
 from c2c_lightning.fuser import GateConfig
-from tests.communication import tiny
+from c2c_lightning.models.alignment import UNALIGNED
 from tests.evaluation.asking import observe, one_by_one, part_of
+from tests.models import tiny
 
 
 def test_weights_and_update_sizes_are_means_over_real_aligned_tokens(questions):

@@ -10,8 +10,8 @@ from c2c_lightning.evaluation.analyses import LayerAblation
 from c2c_lightning.evaluation.analyses.layer_ablation import OnlyLayer, WithoutLayer, closed_gates
 from c2c_lightning.evaluation.methods import C2C, Receiver
 from c2c_lightning.fuser import GateConfig
-from tests.communication import tiny
 from tests.evaluation.asking import prefilled
+from tests.models import tiny
 
 
 def test_only_one_layer_is_what_a_gate_fixed_to_it_gives(communicator, questions):

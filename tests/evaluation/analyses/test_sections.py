@@ -8,11 +8,11 @@ import torch
 from c2c_lightning.evaluation.analyses import Analysis, EffectiveRank, FusionWeights
 from c2c_lightning.evaluation.observing import Observer
 from c2c_lightning.fuser import GateConfig
-from tests.communication import tiny
 from tests.evaluation.analyses.every_analysis import ANALYSES
 from tests.evaluation.asking import observe
 from tests.evaluation.invented import results as invented_results
 from tests.evaluation.invented import right
+from tests.models import tiny
 
 
 @pytest.mark.parametrize("name", ANALYSES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from c2c_lightning.communication.alignment import UNALIGNED
 from c2c_lightning.evaluation.analyses import TransformationOracle
+from c2c_lightning.models.alignment import UNALIGNED
 from tests.evaluation.asking import observe, one_by_one, part_of
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from lm_eval.api.instance import Instance
 
-from c2c_lightning.communication import Communicator, collate
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.harness.model import C2CLM
+from c2c_lightning.models import collate
 
 TASKS = Path(__file__).parent / "tasks"
 PAIR = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communication import load_aligner
+from c2c_lightning.communicator import load_aligner
 from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
 from tests.evaluation.harness.some_requests import PAIR, user
 

@@ -8,7 +8,7 @@ import torch
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from c2c_lightning.communication import Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.harness.context import conversation, to_context
 from c2c_lightning.evaluation.harness.model import C2CLM

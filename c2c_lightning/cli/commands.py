@@ -1,0 +1,106 @@
+"""The command line: which command is meant, and what a user got wrong in one message."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from jsonargparse import set_parsing_settings
+
+from c2c_lightning.cli.parser import CommandParser, user_message
+from c2c_lightning.errors import UserError, meant
+
+# Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
+COMMANDS = {
+    "fit": ("c2c_lightning.cli.fit:run", "train a fuser"),
+    "fit-shared": ("c2c_lightning.cli.fit_shared:fit_shared", "train fusers that share models and data side by side"),
+    "validate": ("c2c_lightning.cli.fit:run", "validate a checkpoint"),
+    "sweep": ("c2c_lightning.cli.sweep:run", "search over configurations, on this machine or a cluster"),
+    "test": ("c2c_lightning.cli.test:run", "say what a fuser's cache communication gave, with controls"),
+    "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
+    "convert": ("c2c_lightning.formats.conversion:convert", "import a published fuser, or export one of ours"),
+    "report": ("c2c_lightning.evaluation.comparison:compare_runs", "lay several evaluations side by side"),
+    "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
+}
+LIGHTNING = ("fit", "validate", "test")
+OWN_PARSER = ("sweep",)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command; what the user can get wrong ends in one message and exit code 1."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    # Lightning advertises its own tracker and registry at every start.
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: not re.search("litlogger|litmodels", record.getMessage()))
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        run(args)
+    except KeyboardInterrupt:  # where nothing was begun yet that could be resumed
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            from lightning.pytorch.utilities.exceptions import MisconfigurationException  # takes seconds
+
+            if not isinstance(error, MisconfigurationException):
+                raise
+            message = str(error)
+        sys.exit(f"error: {message}")
+
+
+def run(args: Sequence[str] | None) -> None:
+    """Hands the arguments, or what was typed, to the command that they name."""
+    typed = list(sys.argv[1:] if args is None else args)
+    words = [arg for arg in typed if not arg.startswith("-")]
+    # An option of the command line itself may come first: --config mine.yaml fit
+    command = next((word for word in words if word in COMMANDS), words[0] if words else None)
+    if command is None:
+        print(overview())
+        sys.exit(not {"-h", "--help"} & set(typed))
+    if command not in COMMANDS:
+        raise UserError(
+            f"{command!r} is none of the commands {', '.join(COMMANDS)}. {meant(command, COMMANDS)}".strip()
+        )
+    module, _, name = COMMANDS[command][0].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if command in LIGHTNING:
+        function(args)
+    elif command in OWN_PARSER:
+        function(typed[typed.index(command) + 1 :])
+    else:
+        call(command, function, typed[typed.index(command) + 1 :])
+
+
+def call(command: str, function: Callable, args: list[str]) -> None:
+    """Calls a function with the arguments that its signature and docstring describe."""
+    parser = CommandParser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
+    parser.add_function_arguments(function)
+    if args and not args[0].startswith("-"):
+        args = [f"--{next(iter(inspect.signature(function).parameters))}", *args]
+    parsed = parser.parse_args(joined(args))
+    function(**parser.instantiate_classes(parsed).as_dict())
+
+
+def joined(args: list[str]) -> list[str]:
+    """The arguments with several values of one option as one list: `--runs a b` as `--runs a,b`."""
+    found: list[str] = []
+    for arg in args:
+        if found and not arg.startswith("--") and ("=" in found[-1] or not found[-1].startswith("--")):
+            found[-1] += f",{arg}"
+        else:
+            found.append(arg)
+    return found
+
+
+def overview() -> str:
+    """What can be done, a line for each command."""
+    lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["python -m c2c_lightning COMMAND ...; COMMAND --help says more", *lines])

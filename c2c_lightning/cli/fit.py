@@ -1,0 +1,160 @@
+"""`fit` and `validate`: LightningCLI wiring and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse.util import import_object
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from c2c_lightning.cli.lightning_parser import Parser
+from c2c_lightning.data import InstructionData
+from c2c_lightning.errors import UserError
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, new_folder
+from c2c_lightning.tracking import MLflowTracker, noted_tracking
+from c2c_lightning.training import (
+    C2CModule,
+    GateMap,
+    Interruption,
+    Progress,
+    RunRecord,
+    find_checkpoint,
+    run_folder,
+)
+from c2c_lightning.training.allocation import keep_freed_memory
+
+VALIDATE_EVERY = 100
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 5,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": VALIDATE_EVERY,
+    "enable_model_summary": False,  # the module says what is trained and what is frozen
+}
+
+
+class C2CCLI(LightningCLI):
+    """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Tokenizers and alignment are the model's; data that read prompts otherwise would be wrong.
+        parser.link_arguments("model.aligner", "data.init_args.aligner", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolves and checks `--ckpt_path` before anything is built.
+
+        The base class takes hyper-parameters out of the checkpoint here, over what the user typed.
+        """
+        config = self.config.get(self.config.get("subcommand") or "", {})
+        if config.get("ckpt_path") is not None:
+            folder = config.trainer.default_root_dir
+            runs = [Path(folder)] if folder else sorted(RUNS.glob("*"))
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs, reads_shards(config.trainer.strategy)))
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            return
+        # A gate that is all but closed hands back gradients too small for a normal float, with which a CPU is
+        # slow: they took half of the backward pass. Now, as threads take the setting over when they begin.
+        torch.set_flush_denormal(True)
+        keep_freed_memory()
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
+        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or new_folder()
+        self.resumes = resumed is not None and folder.resolve() == resumed.resolve()
+        if (folder / CONFIG_FILE).exists() and not self.resumes:
+            self.refuse(folder)
+        trainer.default_root_dir = str(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
+        for key in ("accumulate_grad_batches", "val_check_interval"):
+            if trainer[key] is not None and trainer[key] <= 0:
+                raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
+        if trainer.max_steps == -1 and trainer.max_epochs is None:
+            trainer.max_epochs = 1
+
+    def refuse(self, folder: Path) -> None:
+        """Says that a folder is not free for a run that begins."""
+        raise UserError(
+            f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
+            "or name another folder."
+        )
+
+    def loggers(self) -> list[Logger]:
+        """Those that are configured, or else MLflow's."""
+        config = self.config_init[self.subcommand].trainer
+        if config.logger is None or config.logger is True:
+            folder = Path(config.default_root_dir)
+            # What made the run beforehand, such as a sweep, has left word of it.
+            return [MLflowTracker(run_name=folder.name, **noted_tracking(folder))]
+        return config.logger if isinstance(config.logger, list) else [config.logger] if config.logger else []
+
+    def instantiate_trainer(self, callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> L.Trainer:
+        if self.subcommand is None:
+            return super().instantiate_trainer(**kwargs)
+        config = self.config_init[self.subcommand].trainer
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=config.logger or False, **kwargs)
+        folder = Path(config.default_root_dir)
+        if "logger" not in kwargs:
+            kwargs["logger"] = self.loggers() or False
+        callbacks = [*(config.callbacks or []), GateMap(), Progress(), Interruption(), *callbacks]
+        # Rich's bar would count to epoch -2 when only max_steps is set.
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar())
+        if config.logger is not False:
+            callbacks.append(LearningRateMonitor("step"))
+        if config.enable_checkpointing is not False:
+            interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
+            callbacks.append(
+                ModelCheckpoint(
+                    folder / CHECKPOINTS,
+                    filename="step={step}",
+                    auto_insert_metric_name=False,
+                    monitor="step",
+                    mode="max",
+                    save_top_k=3,
+                    save_last=True,
+                    every_n_train_steps=max(1, interval // config.accumulate_grad_batches),
+                    enable_version_counter=False,
+                )
+            )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+WIRING: dict[str, Any] = {
+    "model_class": C2CModule,
+    "datamodule_class": InstructionData,
+    "subclass_mode_data": True,
+    "save_config_callback": RunRecord,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 42,
+    "parser_class": Parser,
+    "parser_kwargs": {"parser_mode": "omegaconf+"},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
+
+
+def run(args: Sequence[str] | None) -> None:
+    C2CCLI(**WIRING, args=args)
+
+
+def reads_shards(strategy: Any) -> bool:
+    """Whether a strategy, as it stands in a configuration, resumes sharded checkpoints."""
+    path = getattr(strategy, "class_path", None)
+    return path is not None and issubclass(import_object(path), ModelParallelStrategy)

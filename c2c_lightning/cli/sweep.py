@@ -1,0 +1,140 @@
+"""`sweep`: what the command line takes, and what `fit` would say of a sweep's configurations.
+
+Ray and all that trains are imported where they are needed, so that a typo in a sweep file is told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+from jsonargparse import ActionConfigFile
+
+from c2c_lightning.cli.parser import CommandParser, user_message
+from c2c_lightning.errors import UserError
+from c2c_lightning.files import write_whole
+from c2c_lightning.runs import RUNS, make_folder, new_folder
+from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep
+from c2c_lightning.sweep.space import Space
+
+if TYPE_CHECKING:
+    from c2c_lightning.training import C2CModule
+
+SWEEPS = RUNS / "sweeps"
+# What may be another when a sweep is resumed: it changes how much and where, but not what is compared.
+MAY_CHANGE = {"trials", "resources", "concurrent", "retries", "engine", "together"}
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs a sweep, or resumes one."""
+    # Spelled out, or argparse would take a word after it for the folder, be it another option.
+    bare = [arg == "--resume" and after.startswith("-") for arg, after in zip(args, [*args[1:], "-"])]
+    args = ["--resume=last" if is_bare else arg for arg, is_bare in zip(args, bare)]
+    ours, others = own_options().parse_known_args(args)
+    resumed = find_sweep(ours.resume) if ours.resume else None
+    sweep, name = read_sweep(["--config", str(resumed / SWEEP_FILE), *others] if resumed else others)
+    space = Space(sweep.space)
+
+    from c2c_lightning.sweep.check import check_configurations
+    from c2c_lightning.sweep.driver import complete, run_sweep
+
+    sweep = complete(sweep, space)
+    if resumed is not None:
+        refuse_changes(sweep, resumed)
+    check_configurations(sweep, space, build)
+    folder = resumed or new_folder(SWEEPS, name)
+    make_folder(folder, "the sweep's folder")
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
+            run_sweep(sweep, folder, ours.address)
+    except Timeout as error:
+        raise UserError(f"sweep {folder} is being run by another process.") from error
+
+
+def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:
+    """A sweep as its file and what is typed state it, and the file's name."""
+    description = "Searches over configurations; see sweeps/ for examples."
+    parser = CommandParser(prog="c2c_lightning sweep", description=description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a sweep file")
+    parser.add_class_arguments(Sweep)
+    parser.add_argument("--resume", nargs="?", help="resume the newest sweep, or the one of this folder")
+    parser.add_argument(
+        "--address", help="of a Ray cluster that this machine is part of: auto, or head:6379; default $RAY_ADDRESS"
+    )
+    parsed = parser.parse_args(list(args))
+    # Not by the parser's own instantiate_classes: a sampled value may name a class, and stays a configuration.
+    settings = parsed.as_dict()
+    settings["asha"] = Asha(**settings["asha"]) if settings["asha"] else None
+    settings["resources"] = Resources(**settings["resources"])
+    name = Path(str(parsed.config[-1])).stem if parsed.config else "sweep"
+    return Sweep(**{field.name: settings[field.name] for field in fields(Sweep)}), name
+
+
+def own_options() -> argparse.ArgumentParser:
+    """What is not part of a sweep file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume")
+    parser.add_argument("--address")
+    return parser
+
+
+def find_sweep(name: str) -> Path:
+    """The folder of a sweep that was begun: a path, or `last` for the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name != "last":
+        if not (Path(name) / SWEEP_FILE).exists():
+            raise UserError(f"--resume {name}: no sweep was begun there ({SWEEP_FILE} is missing).")
+        return Path(name)
+    begun = sorted(SWEEPS.glob(f"*/{SWEEP_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not begun:
+        raise UserError(f"--resume: no sweep was begun in {SWEEPS}/: leave --resume out, or name the sweep's folder.")
+    return begun[-1].parent
+
+
+def refuse_changes(sweep: Sweep, folder: Path) -> None:
+    """Raises a UserError if a sweep that is resumed would compare what cannot be compared."""
+    before = yaml.safe_load((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    now = yaml.safe_load(yaml.safe_dump(asdict(sweep)))
+    for key in now.keys() - MAY_CHANGE:
+        if now[key] != before.get(key):
+            raise UserError(
+                f"--resume {folder}: it was begun with {key} {before.get(key)}, but now {key} is {now[key]}. Give the "
+                "same to go on, or begin another sweep without --resume."
+            )
+
+
+def build(config: Mapping[str, Any]) -> C2CModule:
+    """The module of a configuration as `fit` builds it, with its data, but without weights and trainer.
+
+    Raises:
+        UserError: the configuration is refused: what `fit` would say.
+    """
+    from c2c_lightning.cli.fit import WIRING
+    from c2c_lightning.cli.fit_shared import TrialCLI
+
+    for part in ("fabric", "pytorch"):  # every build would say what its seed is
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(dict(config), file, sort_keys=False)
+        file.flush()
+        try:
+            return TrialCLI(**WIRING, run=False, args=["--config", file.name]).model
+        except SystemExit as error:  # how a parser refuses
+            message = str(error.code).removeprefix("error: ").replace(file.name, "the configuration")
+            raise UserError(message) from error
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            raise UserError(message) from error

@@ -1,0 +1,113 @@
+"""`test`: LightningCLI wiring of an evaluation and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningCLI
+
+from c2c_lightning.cli.lightning_parser import Parser
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation import analyses, benchmarks, controls, methods
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.datamodule import BenchmarkData
+from c2c_lightning.evaluation.module import Evaluation
+from c2c_lightning.evaluation.progress import EvaluationProgress
+from c2c_lightning.evaluation.record import EvaluationRecord
+from c2c_lightning.evaluation.settings import digest
+from c2c_lightning.runs import RUNS, newest_fuser, run_of
+from c2c_lightning.tracking import MLflowTracker, noted_tracking
+
+TRAINER_DEFAULTS = {
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # every question goes to one rank, and none twice
+    "inference_mode": False,  # the transformation oracle is trained in the end
+}
+
+
+# What a configuration may name.
+KINDS = (benchmarks.Benchmark, methods.Method, Analysis)
+
+
+class EvaluationParser(Parser):
+    """Knows the classes that an evaluation is made of."""
+
+    classes = tuple(
+        known
+        for part in (benchmarks, methods, controls, analyses)
+        for known in vars(part).values()
+        if isinstance(known, type) and issubclass(known, KINDS) and not inspect.isabstract(known)
+    )
+
+
+class EvaluationCLI(LightningCLI):
+    """`test` with an `Evaluation` on `BenchmarkData`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"test": LightningCLI.subcommands()["test"]}
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        config.verbose = False  # Lightning's own table of results has neither intervals nor controls
+        if config.ckpt_path is not None:
+            raise UserError(f"--ckpt_path {config.ckpt_path}: name the checkpoint to test as --model.fuser.")
+        for key, whole in (("limit_test_batches", "1.0"), ("fast_dev_run", "False"), ("overfit_batches", "0.0")):
+            value = config.trainer[key]
+            if value is not None and str(value) != whole:
+                raise UserError(
+                    f"trainer.{key} is {value}: a report on part of the batches would mislead. Give the benchmark a "
+                    "limit instead."
+                )
+        if config.model.methods == [] and not config.model.controls:
+            raise UserError("model.methods and model.controls are empty, so nothing is asked: name a method.")
+        if config.model.fuser == "last":
+            config.model.fuser = str(newest_fuser())
+        settings = yaml.safe_load(self._subcommand_parsers[self.subcommand].dump(config, skip_none=False))
+        self.save_config_kwargs["settings"] = digest(settings)
+        if config.trainer.default_root_dir is None:
+            folder = run_of(config.model.fuser) or RUNS / "evaluations"
+            config.trainer.default_root_dir = str(folder / f"evaluation-{self.save_config_kwargs['settings'][:8]}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand is None:
+            return super().instantiate_trainer(**kwargs)
+        config = self.config_init[self.subcommand]
+        trainer, folder = config.trainer, Path(config.trainer.default_root_dir)
+        if trainer.logger is None or trainer.logger is True:
+            tracker = MLflowTracker(run_name=folder.name, **noted_tracking(folder))
+            run = run_of(config.model.fuser)
+            trained = noted_tracking(run) if run else {}
+            if trained.get("tracking_uri") == tracker.tracking_uri:
+                # In MLflow's UI the evaluation stands under the run that trained the fuser.
+                tracker.tags = {"mlflow.parentRunId": trained["run_id"]}
+            kwargs["logger"] = tracker
+        callbacks = list(trainer.callbacks or [])
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(EvaluationProgress())
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+WIRING: dict[str, Any] = {
+    "model_class": Evaluation,
+    "datamodule_class": BenchmarkData,
+    "save_config_callback": EvaluationRecord,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 42,
+    "parser_class": EvaluationParser,
+    "parser_kwargs": {"parser_mode": "omegaconf+"},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
+
+
+def run(args: Sequence[str] | None) -> None:
+    EvaluationCLI(**WIRING, args=args)

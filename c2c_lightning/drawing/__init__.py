@@ -1,0 +1,1 @@
+"""What all figures have in common: colours, fonts, forest plots, axes. It imports nothing of ours."""

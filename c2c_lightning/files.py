@@ -1,0 +1,113 @@
+"""Reading back what was written, checked against a schema, and writing a file as a whole or not at all.
+
+Every file of ours that is read again (configs of fusers, sweep states, answers, results, recipes) is read here, so a
+damaged one ends in one message that names the file, the place in it and the remedy. pydantic does the checking.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from c2c_lightning.errors import UserError, first_line
+
+T = TypeVar("T")
+
+
+def read_json(file: Path, schema: type[T], what: str, remedy: str = "") -> T:
+    """A JSON file, checked.
+
+    Args:
+        file: to read.
+        schema: any type that pydantic can check: a TypedDict, a dataclass, `dict[str, list[int]]`.
+        what: the file is to the user, such as "fuser", for the message.
+        remedy: a sentence that says what to do about a damaged one.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or does not have the schema's shape; where and why.
+    """
+    return check_json(read_bytes(file, what), schema, f"{what} {file}", remedy)
+
+
+def read_yaml(file: Path, schema: type[T], what: str, remedy: str = "") -> T:
+    """A YAML file, checked; arguments and errors as of `read_json`."""
+    try:
+        value = yaml.safe_load(read_bytes(file, what).decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError
+        raise UserError(f"{what} {file} is no YAML: {first_line(error)}. {remedy}".rstrip()) from error
+    return checked(value, schema, f"{what} {file}", remedy)
+
+
+def check_json(text: str | bytes, schema: type[T], where: str, remedy: str = "") -> T:
+    """A JSON text, checked; `where` begins the message."""
+    try:
+        return _adapter(schema).validate_json(text)
+    except ValidationError as error:
+        raise UserError(_message(error, where, remedy)) from error
+
+
+def checked(value: Any, schema: type[T], where: str, remedy: str = "") -> T:
+    """A value that was parsed already, checked; `where` begins the message."""
+    try:
+        return _adapter(schema).validate_python(value)
+    except ValidationError as error:
+        raise UserError(_message(error, where, remedy)) from error
+
+
+def read_bytes(file: Path, what: str) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: it is not there, is a folder, or may not be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what} {file} cannot be read: {error.strerror or error}.") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be there as a whole or not at all, also after a power cut.
+
+    Raises:
+        UserError: the disk is full, or the folder may not be written to.
+    """
+    # In the same folder: a rename is atomic only within one file system. Two processes must not share a part file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text that is there as a whole or not at all."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter:
+    return TypeAdapter(schema)
+
+
+def _message(error: ValidationError, where: str, remedy: str) -> str:
+    """The first thing that is wrong: its place, the value found there, and what was expected."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    found = "" if isinstance(first["input"], bytes | str) and not place else f", not {first['input']!r:.80}"
+    return f"{where} is damaged: {place + ': ' if place else ''}{first['msg']}{found}. {remedy}".rstrip()

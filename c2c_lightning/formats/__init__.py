@@ -1,0 +1,1 @@
+"""Files of fusers: our own folder, the published format, and the way between them."""

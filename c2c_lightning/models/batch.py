@@ -1,0 +1,159 @@
+"""Aligned prompts and responses as padded tensors.
+
+Dimensions: B conversations, N receiver prompt tokens, S sharer prompt tokens, R response tokens.
+Prompts are padded on the left so that they all end together, responses on the right after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2c_lightning.models.alignment import UNALIGNED, AlignedPrompt
+
+
+@dataclass
+class SharerPrompt:
+    """A batch of prompts as one sharer reads them.
+
+    Attributes:
+        ids: (B, S) left-padded.
+        mask: (B, S) 1 for real tokens.
+        positions: (B, N - 1) column of `ids` opposite each receiver token but the last, UNALIGNED where
+            there is none.
+        aligned: (T,) places among the B * (N - 1) of those receiver tokens that have one opposite. Found where the
+            batch is made, and not on a GPU, which would have to be waited for.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    aligned: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.aligned = (self.positions != UNALIGNED).flatten().nonzero()[:, 0]
+
+
+@dataclass
+class Batch:
+    """A batch of conversations.
+
+    Attributes:
+        prompt_ids: (B, N) left-padded; the last column is the last prompt token, which is not fused.
+        prompt_mask: (B, N) 1 for real tokens.
+        sharers: the prompts as each sharer reads them.
+        response_ids: (B, R) right-padded, R at least 1.
+        response_mask: (B, R) 1 for supervised tokens.
+        supervised: (2, T) rows and columns of the supervised tokens.
+        references: the responses as text, where the data says that exact answers are meaningful.
+        epoch: which pass over the data this batch belongs to.
+        index: its place in that pass, counted over all ranks.
+        skipped: records that are missing from it, counted by reason.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    sharers: list[SharerPrompt]
+    response_ids: Tensor
+    response_mask: Tensor
+    references: list[str] | None = None
+    epoch: int = 0
+    index: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    supervised: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.supervised = self.response_mask.nonzero().T
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, which need not have all of it yet: memory that is pinned is copied meanwhile."""
+        return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU can read by itself; called by `DataLoader`."""
+        return each_tensor(self, Tensor.pin_memory)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_supervised(self) -> Tensor:
+        return self.response_mask.sum()
+
+
+def collate(
+    prompts: Sequence[AlignedPrompt],
+    responses: Sequence[list[int]] | None = None,
+    pad_ids: Sequence[int] = (0,),
+) -> Batch:
+    """Pads a batch.
+
+    Args:
+        prompts: aligned conversations.
+        responses: supervised token ids; None for generation.
+        pad_ids: padding ids of the receiver, then of every sharer.
+    """
+    responses = responses if responses is not None else [[] for _ in prompts]
+    prompt_ids, prompt_mask = pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
+    # One column at least: a batch with nothing to supervise goes through the receiver like any other.
+    response_ids, response_mask = pad(responses, pad_ids[0], left=False, least=1)
+    sharers = []
+    for i, pad_id in enumerate(pad_ids[1:]):
+        ids, mask = pad([p.sharer_ids[i] for p in prompts], pad_id, left=True)
+        positions = torch.full((len(prompts), prompt_ids.shape[1] - 1), UNALIGNED)
+        for row, prompt in enumerate(prompts):
+            opposite = torch.from_numpy(prompt.positions[i])
+            shift = ids.shape[1] - len(prompt.sharer_ids[i])
+            columns = torch.where(opposite == UNALIGNED, UNALIGNED, opposite + shift)
+            positions[row, positions.shape[1] - len(opposite) :] = columns
+        sharers.append(SharerPrompt(ids, mask, positions))
+    return Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
+
+
+def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
+    """Every receiver prompt with the sharers' reading of another question.
+
+    The control for what a cache says of its own question. The two prompts are matched from their
+    ends; where the other one is shorter, its first token stands opposite the rest.
+
+    Args:
+        batch: the questions to answer.
+        other: for each of them the question whose caches are fused; None for the next one in the batch.
+    """
+    if other is None:
+        rolled = [SharerPrompt(*(t.roll(-1, dims=0) for t in (s.ids, s.mask, s.positions))) for s in batch.sharers]
+        other = replace(batch, prompt_mask=batch.prompt_mask.roll(-1, dims=0), sharers=rolled)
+    real = other.prompt_mask[:, :-1]
+    shorter_by = real.shape[1] - (batch.prompt_mask.shape[1] - 1)
+    columns = torch.arange(shorter_by, real.shape[1], device=real.device)
+    opposite = torch.maximum(columns, real.argmax(1, keepdim=True))
+    sharers = [SharerPrompt(s.ids, s.mask, s.positions.gather(1, opposite)) for s in other.sharers]
+    return replace(batch, sharers=sharers)
+
+
+def each_tensor(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a batch, or of a part of one, with what a function makes of each tensor."""
+    twin = copy(part)
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            setattr(twin, name, function(value))
+        elif isinstance(value, list):
+            setattr(twin, name, [each_tensor(v, function) if isinstance(v, SharerPrompt) else v for v in value])
+    return twin
+
+
+def pad(rows: Sequence[list[int]], pad_id: int, left: bool, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T), T the longest row's and at least `least`, and their mask, 1 for real tokens."""
+    width = max([least, *map(len, rows)])
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, at] = torch.tensor(row, dtype=ids.dtype)
+        mask[i, at] = 1
+    return ids, mask

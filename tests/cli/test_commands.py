@@ -1,0 +1,179 @@
+"""The command line: what is typed wins, and what is wrong gets one message."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2c_lightning.cli.commands import main
+from c2c_lightning.cli.fit import C2CCLI, WIRING
+
+PROJECT = Path(__file__).parents[2]
+BASE = f"--config={PROJECT / 'conf' / 'base.yaml'}"
+RECEIVER = PROJECT / "c2c_lightning" / "nano" / "receiver"
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def parsed(*args: str) -> C2CCLI:
+    return C2CCLI(**WIRING, run=False, args=[BASE, *args])
+
+
+def message(*args: str) -> str:
+    """What the command says when it refuses."""
+    with pytest.raises(SystemExit) as refused:
+        main(args)
+    assert isinstance(refused.value.code, str), "an exit code of 1 comes with a message"
+    assert refused.value.code.startswith("error: ")
+    return refused.value.code
+
+
+def test_later_files_win_over_earlier_ones_and_what_is_typed_over_files(workspace):
+    (workspace / "mine.yaml").write_text("model: {gate: {init: 0.5, sparsity: 0.1}}\n")
+    gate = parsed("--config=mine.yaml", "--model.gate.sparsity=0.2").model.gate
+    assert (gate.init, gate.sparsity) == (0.5, 0.2)
+    assert gate.kind == "learned"
+
+
+def test_a_file_may_be_named_before_the_command(workspace):
+    (workspace / "mine.yaml").write_text("fit: {model: {receiver: ./nowhere, sharers: [./nowhere]}}\n")
+    assert "'./nowhere': no such folder" in message("--config=mine.yaml", "fit", "--data=NanoData")
+    assert "'./nowhere': no such folder" in message("--config", "mine.yaml", "fit", "--data=NanoData")
+
+
+def test_a_typed_value_reaches_what_is_interpolated_from_it(workspace):
+    (workspace / "mine.yaml").write_text(
+        'model: {optimizer: {lr: 1.0e-4, gate_lr: "${model.optimizer.lr}"}}\ntrainer: {max_steps: 7}\n'
+    )
+    assert parsed("--config=mine.yaml").model.optimizer.gate_lr == 1e-4
+    assert parsed("--config=mine.yaml", "--model.optimizer.lr=0.25").model.optimizer.gate_lr == 0.25
+
+
+def test_a_layer_map_and_a_list_of_layers_can_be_typed():
+    model = parsed("--model.layer_map={0: 5, 3: 1}", "--model.layers=[0, 3]").model
+    model.configure_model()
+    assert model.communicator.layer_maps == [{0: 5, 3: 1}]
+    assert parsed("--model.layers=every:2").model.layers == "every:2"
+
+
+def test_a_fuser_of_ones_own_is_named_by_its_import_path(workspace, monkeypatch):
+    (workspace / "mine.py").write_text(
+        "from c2c_lightning.fuser import C2CFuser\n\n\nclass MyFuser(C2CFuser):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(workspace)
+    model = parsed("--model.fuser=mine.MyFuser", "--model.fuser.init_args.hidden=8").model
+    model.configure_model()
+    assert type(model.communicator.fusers[0]).__name__ == "MyFuser"
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("--model.recever=x", "model.receiver"),
+        ("--model.gate.nois=gumbel", "model.gate.noise"),
+        ("--trainer.max_stepz=3", "trainer.max_steps"),
+        ("--model.fuser.init_args.hiden=3", "hidden"),
+        ("--data.init_args.batch_sise=3", "batch_size"),
+        ("--data=NanoDat", "NanoData"),
+        ("--model.fuser=RigdeFuser", "RidgeFuser"),
+        ("--model.fuser=c2c_lightning.fuser.RigdeFuser", "RidgeFuser"),
+    ],
+)
+def test_a_misspelt_name_gets_the_one_that_was_meant(argument, meant):
+    assert f"Did you mean {meant}?" in message("fit", BASE, argument)
+
+
+def test_a_misspelt_key_in_a_file_gets_the_one_that_was_meant(workspace):
+    (workspace / "mine.yaml").write_text("model: {gate: {kynd: open}}\n")
+    assert "Did you mean model.gate.kind?" in message("fit", BASE, "--config=mine.yaml")
+
+
+def test_a_misspelt_command_gets_the_one_that_was_meant():
+    assert "Did you mean fit?" in message("fti", BASE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--model.receiver=./nowhere"], "'./nowhere': no such folder"),
+        (["--model.sharers=[]"], "model.sharers is empty"),
+        (["--data.init_args.batch_size=0"], "data.batch_size is 0: it must be at least 1"),
+        (["--model.gate.noise=gumble"], "gumble"),
+        (["--model.layers=first:x"], "model.layers is 'first:x'"),
+        (["--model.layer_map={0: 9}"], "sharer layer 9"),
+        (["--model.fuser.init_args.num_layers=2"], "num_layers is 2"),
+        (["--model.gate.kind=fixed", "--model.gate.open_layers=[]"], "nothing to train"),
+        (["--model.optimizer.lr=0"], "model.optimizer.lr is 0.0: it must be positive"),
+        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt: no such file"),
+        (["--ckpt_path=last"], "there is no run in"),
+        (["--ckpt_path=."], "neither a run with a checkpoint nor a sharded one"),
+        (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0"),
+        (["--trainer.devices=0"], "devices"),
+        (["--model.optimizer.lr=.nan"], "model.optimizer.lr is nan"),
+        (["--model.dtype=float17"], "float17"),
+        (["--data=InstructionData", "--data.init_args.path=nowhere.jsonl"], "'nowhere.jsonl': no such file"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_wrong_input_gets_one_message(arguments, says):
+    assert says in message("fit", BASE, *arguments)
+
+
+def test_a_model_folder_without_tokenizer_or_chat_template_is_refused(workspace):
+    for name in ("bare", "silent"):
+        shutil.copytree(RECEIVER, workspace / name)
+    for file in (workspace / "bare").glob("*token*"):
+        file.unlink()
+    (workspace / "silent" / "chat_template.jinja").unlink()
+    assert "'bare' has no tokenizer" in message("fit", BASE, "--model.receiver=bare")
+    assert "'silent' has no chat template" in message("fit", BASE, "--model.receiver=silent")
+
+
+def test_an_empty_dataset_is_refused(workspace):
+    (workspace / "empty.jsonl").touch()
+    said = message("fit", BASE, "--data=InstructionData", "--data.init_args.path=empty.jsonl")
+    assert "'empty.jsonl' has no records" in said
+
+
+def test_a_corrupt_or_foreign_checkpoint_is_refused(workspace):
+    (workspace / "corrupt.ckpt").write_bytes(b"\x80\x02 not a checkpoint")
+    assert "damaged or no checkpoint" in message("fit", BASE, "--ckpt_path=corrupt.ckpt")
+    torch.save({"state_dict": {}}, workspace / "foreign.ckpt")
+    assert "not written by c2c_lightning" in message("fit", BASE, "--ckpt_path=foreign.ckpt")
+
+
+def test_a_stream_needs_to_be_told_when_to_stop(workspace):
+    (workspace / "data.jsonl").write_text('{"question": "Who?", "answer": "Nobody."}\n' * 4)
+    arguments = ["--data=InstructionData", "--data.init_args.path=data.jsonl", "--data.init_args.streaming=true"]
+    said = message("fit", BASE, *arguments, "--trainer.max_steps=-1", "--trainer.max_epochs=1")
+    assert "set trainer.max_steps" in said
+
+
+def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("c2c_lightning.cli.commands.run", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["fit"])
+    assert end.value.code == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("c2c_lightning.training.module.load_aligner", lambda *_: int("not ours"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["fit", BASE])
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(workspace):
+    (workspace / "mine").mkdir()
+    (workspace / "mine" / "config.yaml").touch()
+    assert "mine already holds a run" in message("fit", BASE, "--trainer.default_root_dir=mine")
