@@ -70,8 +70,8 @@ class Source:
             elif name.startswith((".", "/", "~")) or name.endswith(JSON_LINES + PARQUET) or name.count("/") > 1:
                 raise UserError(f"{self.prefix}path {name!r}: no such file or folder.")
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Changes when a file of the data does, or the code that reads it."""
+    def versions(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of every file of the data, and of the code that reads it."""
         files = [Path(__file__), Path(records.__file__)]
         for name, path in self._paths():
             if path.exists():

@@ -35,7 +35,7 @@ class StoredExamples(Sequence[Example]):
     def of(cls, source: Source) -> StoredExamples:
         """All examples of a source, read once for as long as its files stay the same."""
         # As text: `datasets` takes a list for shards, and would read the source once for each.
-        kwargs = {"source": source, "fingerprint": json.dumps(source.fingerprint())}
+        kwargs = {"source": source, "versions": json.dumps(source.versions())}
         try:
             stored = cls(datasets.Dataset.from_generator(_stored_rows, gen_kwargs=kwargs))
         except DatasetGenerationError as error:
@@ -81,7 +81,7 @@ class StoredExamples(Sequence[Example]):
         return self.table.data.column(name).to_numpy()[self.places]
 
 
-def _stored_rows(source: Source, fingerprint: str) -> Iterator[dict[str, Any]]:
+def _stored_rows(source: Source, versions: str) -> Iterator[dict[str, Any]]:
     record, last = -1, None
     tally = MalformedTally(str(source.path), logging.DEBUG)  # named when the table is used
     for example in source.examples(tally):

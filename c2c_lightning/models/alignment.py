@@ -38,7 +38,7 @@ class Span:
 
 
 @dataclass
-class Reading:
+class ReadText:
     """A prompt as one model reads it.
 
     `sections` alternate: template, content, template, content, ..., template. `section` and `ends`
@@ -200,7 +200,7 @@ def stripped(content: str) -> list[str]:
     return [content, *(way(content, characters) for way, characters in ways)]
 
 
-def read(tokenizer: Tokenizer, text: str, spans: list[Span]) -> Reading:
+def read(tokenizer: Tokenizer, text: str, spans: list[Span]) -> ReadText:
     """Tokenizes `text` as the model naturally would and places every token in its section."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts, ends = np.array(encoded.offset_mapping).T
@@ -218,10 +218,12 @@ def read(tokenizer: Tokenizer, text: str, spans: list[Span]) -> Reading:
     group = np.cumsum(np.r_[True, ~shares]) - 1
     size = np.bincount(group)[group]
     still_to_come = np.searchsorted(group, group, side="right") - 1 - np.arange(len(group))
-    return Reading(encoded.input_ids, section, (ends - origin[section]) * CHARACTER - CHARACTER * still_to_come // size)
+    return ReadText(
+        encoded.input_ids, section, (ends - origin[section]) * CHARACTER - CHARACTER * still_to_come // size
+    )
 
 
-def match(receiver: Reading, sharer: Reading, by_characters: bool = True) -> np.ndarray:
+def match(receiver: ReadText, sharer: ReadText, by_characters: bool = True) -> np.ndarray:
     """For every receiver token the position of the sharer token opposite, or UNALIGNED.
 
     In template sections, and everywhere if not `by_characters`, the j-th token of a section stands
@@ -239,7 +241,7 @@ def match(receiver: Reading, sharer: Reading, by_characters: bool = True) -> np.
     return opposite
 
 
-def reread(receiver_tokenizer: Tokenizer, receiver: Reading, tokenizer: Tokenizer, sharer: Reading) -> Reading:
+def reread(receiver_tokenizer: Tokenizer, receiver: ReadText, tokenizer: Tokenizer, sharer: ReadText) -> ReadText:
     """The sharer's template around the receiver's content tokens, each decoded and encoded again."""
     ids, section = [], []
     for s in range(int(max(receiver.section.max(), sharer.section.max())) + 1):
@@ -250,7 +252,7 @@ def reread(receiver_tokenizer: Tokenizer, receiver: Reading, tokenizer: Tokenize
             part = [sharer.ids[i] for i in np.flatnonzero(sharer.section == s)]
         ids += part
         section += [s] * len(part)
-    return Reading(ids, np.array(section), np.arange(len(ids)))
+    return ReadText(ids, np.array(section), np.arange(len(ids)))
 
 
 def reencode(receiver_tokenizer: Tokenizer, token: int, tokenizer: Tokenizer) -> int:

@@ -33,7 +33,7 @@ from transformers import (
 from c2c_lightning.nano.world import RELATIONS, SEED, Fact, facts, invent_name, people
 
 IGNORE = -100
-Example = dict[str, torch.Tensor]
+Sample = dict[str, torch.Tensor]
 
 # The sharer's template is plain text: one line asks, the next line answers.
 SHARER_TEMPLATE = (
@@ -100,21 +100,21 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 class Stream(IterableDataset):
-    """Endless examples from `sample(rng)`."""
+    """Endless samples from `sample(rng)`."""
 
-    def __init__(self, sample: Callable[[random.Random], Example], seed: int):
+    def __init__(self, sample: Callable[[random.Random], Sample], seed: int):
         self.sample, self.seed = sample, seed
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Sample]:
         rng = random.Random(self.seed)
         while True:
             yield self.sample(rng)
 
 
-def sharer_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Random], Example]:
+def sharer_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Random], Sample]:
     known = [fact for part in facts() for fact in part]
 
-    def sample(rng: random.Random) -> Example:
+    def sample(rng: random.Random) -> Sample:
         fact = rng.choice(known)
         if rng.random() < 0.2:
             ids = [*tokenizer(fact.plain_statement).input_ids, tokenizer.eos_token_id]
@@ -132,7 +132,7 @@ def sharer_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Rando
     return sample
 
 
-def receiver_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Random], Example]:
+def receiver_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Random], Sample]:
     """Reading and the second hop, about people made up on the spot; the world's people never occur."""
     world = {name for part in people() for name in part}
 
@@ -146,7 +146,7 @@ def receiver_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Ran
         value = rng.choice(list(relation.second_hop))
         return Fact(who, relation, value, rng.choice(relation.questions).format(name=who))
 
-    def sample(rng: random.Random) -> Example:
+    def sample(rng: random.Random) -> Sample:
         asked = fact(rng, name(rng))
         text = asked.question
         if rng.random() < 0.85:
@@ -161,16 +161,16 @@ def receiver_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Ran
     return sample
 
 
-def collate(examples: list[Example]) -> Example:
+def collate(samples: list[Sample]) -> Sample:
     """Right-padded; `labels` (B, N) are the ids without the padding."""
-    ids = [e["ids"] for e in examples]
+    ids = [s["ids"] for s in samples]
     batch = {"ids": pad_sequence(ids, batch_first=True), "labels": pad_sequence(ids, True, IGNORE)}
-    if "early" in examples[0]:
-        batch["early"] = pad_sequence([e["early"] for e in examples], True, IGNORE)
+    if "early" in samples[0]:
+        batch["early"] = pad_sequence([s["early"] for s in samples], True, IGNORE)
     else:
         # The receiver learns its response only: its prompts hold facts that nothing could predict.
-        for row, example in enumerate(examples):
-            batch["labels"][row, : int(example["prompt"])] = IGNORE
+        for row, sample in enumerate(samples):
+            batch["labels"][row, : int(sample["prompt"])] = IGNORE
     return batch
 
 
@@ -181,7 +181,7 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.model, self.lr, self.steps = model, lr, steps
 
-    def training_step(self, batch: Example) -> torch.Tensor:
+    def training_step(self, batch: Sample) -> torch.Tensor:
         out = self.model(input_ids=batch["ids"], output_hidden_states="early" in batch)
         loss = self._cross_entropy(out.logits[:, :-1], batch["labels"][:, 1:])
         if "early" in batch:
