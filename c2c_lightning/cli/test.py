@@ -16,11 +16,10 @@ from c2c_lightning.cli.lightning_parser import Parser
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation import analyses, benchmarks, controls, methods
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.datamodule import BenchmarkData
-from c2c_lightning.evaluation.module import Evaluation
-from c2c_lightning.evaluation.progress import EvaluationProgress
+from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgress
+from c2c_lightning.evaluation.asking.questions import BenchmarkData
+from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.record import EvaluationRecord
-from c2c_lightning.evaluation.settings import digest
 from c2c_lightning.runs import RUNS, newest_fuser, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.answers import Answer, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, answer_file
 from c2c_lightning.evaluation.findings import C2C, FINDINGS, Findings
 from c2c_lightning.runs import RESULTS_FILE
 

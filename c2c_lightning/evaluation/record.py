@@ -33,10 +33,10 @@ from rich.table import Table
 
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.findings import findings
 from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
 from c2c_lightning.evaluation.headline import gain_as_told
-from c2c_lightning.evaluation.module import Evaluation
 from c2c_lightning.evaluation.reading_guide import reading_guide
 from c2c_lightning.evaluation.report import write_report
 from c2c_lightning.evaluation.section import Section

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.evaluation.answers import Answer
-from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.observing import Observer, read_caches
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import Answering, TextToText
-from c2c_lightning.evaluation.observing import Observer, read_caches
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.models.cache import read_stack
 
 TEXTS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from c2c_lightning.evaluation.answers import Answer
+from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.reading import Row
 from c2c_lightning.evaluation.controls import CalibratedReceiver, MeanUpdate, ShuffledChoices, WrongQuestion, ZeroUpdate

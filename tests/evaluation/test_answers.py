@@ -1,6 +1,6 @@
 """Answers outlive the process that gave them."""
 
-from c2c_lightning.evaluation.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 
 
 def answer(name: str, **values) -> Answer:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.answers import answer_file
+from c2c_lightning.evaluation.asking.answers import answer_file
 from c2c_lightning.evaluation.comparison import compare_runs
 from c2c_lightning.evaluation.findings import findings
 from c2c_lightning.evaluation.finished import load_evaluations

@@ -10,9 +10,12 @@ import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.answers import Answer
+from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
+from c2c_lightning.evaluation.asking.observing import read_caches
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.controls import (
     CalibratedReceiver,
     MeanUpdate,
@@ -21,7 +24,6 @@ from c2c_lightning.evaluation.controls import (
     ZeroCache,
     ZeroUpdate,
 )
-from c2c_lightning.evaluation.decoding import decode, letter_token_ids
 from c2c_lightning.evaluation.methods import (
     C2C,
     C2CAfterText,
@@ -31,8 +33,6 @@ from c2c_lightning.evaluation.methods import (
     Sharer,
     TextToText,
 )
-from c2c_lightning.evaluation.observing import read_caches
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.models.cache import prefill, read_stack
 from tests.evaluation.asking import TEXTS, TOLD, ask, fused_stack, texts
 from tests.models import tiny

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from c2c_lightning.evaluation.asking.questions import Questions, derangement
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.item import Item
-from c2c_lightning.evaluation.questions import Questions, derangement
 
 ITEMS = [
     Item("a", "One?", ("B",), ("w", "x", "y", "z")),

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from c2c_lightning.cli.commands import main
-from c2c_lightning.evaluation.settings import digest
+from c2c_lightning.evaluation.asking.settings import digest
 from tests.evaluation.trained import FEW, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_named(few, fuser, tmp_path, file, damage, says):
 def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
     before = few.results["benchmarks"]
     monkeypatch.setattr(
-        "c2c_lightning.evaluation.methods.base.decode", lambda *_: pytest.fail("a model was asked again")
+        "c2c_lightning.evaluation.asking.methods.decode", lambda *_: pytest.fail("a model was asked again")
     )
     assert evaluate(fuser, few.folder, *FEW).results["benchmarks"] == before
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.data import NanoData
-from c2c_lightning.evaluation.answers import Answer, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, answer_file
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.models import Batch, exchange_questions
 from c2c_lightning.models.loading import PROJECT

@@ -21,9 +21,8 @@ from c2c_lightning.drawing.style import (
     styled,
 )
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
 from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
-from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate

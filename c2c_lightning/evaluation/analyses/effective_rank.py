@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.observing import Caches, Observer
+from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.fuser import PART_NAMES

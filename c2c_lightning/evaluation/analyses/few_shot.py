@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Prefill
+from c2c_lightning.evaluation.asking.methods import read_prompts
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.clock import StageClock
-from c2c_lightning.evaluation.decoding import Prefill
 from c2c_lightning.evaluation.item import Item
 from c2c_lightning.evaluation.methods import Answering
-from c2c_lightning.evaluation.methods.base import read_prompts
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.models import Message
 from c2c_lightning.models.cache import position_ids, prefill
 

@@ -15,13 +15,12 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.forest import ACCENT
 from c2c_lightning.drawing.style import CONTRAST, draw_series, new_figure, save, score_axis, styled
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.numbers import estimates, with_interval
-from c2c_lightning.evaluation.clock import StageClock
-from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.analyses.base import Analysis, estimates, with_interval
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Prefill
+from c2c_lightning.evaluation.asking.methods import cache_bytes
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C
-from c2c_lightning.evaluation.methods.c2c import cache_bytes
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate

@@ -17,10 +17,10 @@ from c2c_lightning.drawing.forest import ACCENT, INK, PALE
 from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.formatting import NOTHING
 from c2c_lightning.evaluation.methods import Answering
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 

@@ -22,12 +22,11 @@ from c2c_lightning.drawing.style import (
     styled,
 )
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.numbers import differences, estimates, with_interval
-from c2c_lightning.evaluation.clock import StageClock
-from c2c_lightning.evaluation.decoding import Prefill
+from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Prefill
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C, Method
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.forest import INK
 from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
-from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.numbers import with_interval
+from c2c_lightning.evaluation.analyses.base import Analysis, with_interval
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.evaluation.statistics import Estimate, accuracy

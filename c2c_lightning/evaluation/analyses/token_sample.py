@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.evaluation.observing import Caches
+from c2c_lightning.evaluation.asking.observing import Caches
 from c2c_lightning.models.alignment import UNALIGNED
 
 HELD_OUT = 0.25  # share of the questions

@@ -21,8 +21,8 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
 from c2c_lightning.evaluation.analyses.token_sample import TokenSample
+from c2c_lightning.evaluation.asking.observing import Observer
 from c2c_lightning.evaluation.formatting import percent
-from c2c_lightning.evaluation.observing import Observer
 from c2c_lightning.evaluation.results import BenchmarkResults
 from c2c_lightning.evaluation.section import Section
 from c2c_lightning.fuser import PART_NAMES

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from c2c_lightning.evaluation.analyses import EffectiveRank
-from c2c_lightning.evaluation.observing import read_caches
+from c2c_lightning.evaluation.asking.observing import read_caches
 from c2c_lightning.models.alignment import UNALIGNED
 from tests.evaluation.asking import observe, one_by_one, part_of
 

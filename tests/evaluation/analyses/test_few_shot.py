@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.analyses.few_shot import Enriched, EnrichedLayer, FewShot
+from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.methods import Receiver
 from tests.evaluation.asking import EXEMPLARS, ask, part_of, texts
 from tests.models import tiny

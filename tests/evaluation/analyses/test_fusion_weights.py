@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from c2c_lightning.evaluation.analyses import FusionWeights
-from c2c_lightning.evaluation.observing import read_caches
+from c2c_lightning.evaluation.asking.observing import read_caches
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models.alignment import UNALIGNED
 from tests.evaluation.asking import observe, one_by_one, part_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from c2c_lightning.evaluation.analyses import Analysis, EffectiveRank, FusionWeights
-from c2c_lightning.evaluation.observing import Observer
+from c2c_lightning.evaluation.asking.observing import Observer
 from c2c_lightning.fuser import GateConfig
 from tests.evaluation.analyses.every_analysis import ANALYSES
 from tests.evaluation.asking import observe

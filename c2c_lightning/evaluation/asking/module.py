@@ -11,14 +11,18 @@ import lightning as L
 import torch
 import torch.distributed
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torchmetrics import MeanMetric, Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.answers import Answer, AnswerFile, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile, answer_file
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches, save_measured
+from c2c_lightning.evaluation.asking.questions import Questions, is_measured, too_long
+from c2c_lightning.evaluation.asking.settings import questions_digest
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.clock import StageClock
 from c2c_lightning.evaluation.controls import (
     CalibratedReceiver,
     MeanUpdate,
@@ -27,8 +31,6 @@ from c2c_lightning.evaluation.controls import (
     ZeroCache,
     ZeroUpdate,
 )
-from c2c_lightning.evaluation.datamodule import is_measured
-from c2c_lightning.evaluation.lengths import too_long
 from c2c_lightning.evaluation.methods import (
     C2C,
     Answering,
@@ -40,10 +42,7 @@ from c2c_lightning.evaluation.methods import (
     Sharer,
     TextToText,
 )
-from c2c_lightning.evaluation.observing import Observer, load_measured, read_caches, save_measured
-from c2c_lightning.evaluation.questions import Questions
 from c2c_lightning.evaluation.results import BenchmarkResults, collect
-from c2c_lightning.evaluation.settings import questions_digest
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import make_folder
 
@@ -254,3 +253,14 @@ class Evaluation(L.LightningModule):
         of_ranks: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(of_ranks, answers)
         return [answer for answers in of_ranks for answer in answers]
+
+
+class EvaluationProgress(TQDMProgressBar):
+    """Lightning's bar, with the benchmark's name and pass in place of a DataLoader's number."""
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_test_batch_start(trainer, module, batch, batch_idx, dataloader_idx)
+        doing = "reading caches" if is_measured(dataloader_idx) else "answering"
+        self.test_progress_bar.set_description(f"{batch.benchmark.name}: {doing}")

@@ -15,7 +15,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.communicator import GREEDY
-from c2c_lightning.evaluation.clock import StageClock
+from c2c_lightning.evaluation.asking.clock import StageClock
 
 
 @dataclass

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.clock import StageClock
-from c2c_lightning.evaluation.decoding import Prefill, decode
-from c2c_lightning.evaluation.methods.base import Answering, read_prompts, sharer_at
-from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Prefill, decode
+from c2c_lightning.evaluation.asking.methods import Answering, cache_bytes, of_receiver, read_prompts, sharer_at
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.models import Message
 
 SHARER_PROMPT = (
@@ -106,3 +106,21 @@ def check_template(key: str, template: str, **placeholders: str) -> None:
     for name in placeholders:
         if f"{{{name}}}" not in template:
             raise UserError(f"{key} {template!r} lacks {{{name}}}.")
+
+
+class C2CAfterText(TextToText):
+    """Takes the arguments of `TextToText`."""
+
+    name = "c2c_after_text"
+    description = "the sharer writes a message; then C2C on message and question"
+
+    def read(self, communicator: Communicator, conversations: list[list[Message]], clock: StageClock) -> Prefill:
+        with clock("text"):
+            batch = communicator.collate(conversations)
+        with clock("receiver prefill"):
+            cache = communicator.receiver_cache(batch)
+        with clock("sharer prefill"):
+            stacks = communicator.sharer_stacks(batch)
+        with clock("fusion"):
+            communicator.fuse(cache, stacks, batch)
+        return of_receiver(communicator, batch, cache, cache_bytes(communicator, batch, stacks))

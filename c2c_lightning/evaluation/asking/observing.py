@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.evaluation.questions import Questions
+from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.files import whole
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED

@@ -1,0 +1,240 @@
+"""Controls: what part of C2C's gain needs no sharer, or not this question's cache.
+
+Dimensions: L fused layers, B questions, H kv heads, N prompt tokens but the last, D head_dim, E tokens
+counted from the prompt's end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import DynamicCache
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.methods import C2C, Derived
+from c2c_lightning.evaluation.asking.observing import Caches, Observer
+from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.item import Item
+from c2c_lightning.models import Batch, exchange_questions
+from c2c_lightning.models.cache import read_stack, write_stack
+
+
+def lacks_others(benchmark: Benchmark) -> str | None:
+    """The reason, if there is no other question whose cache could be taken."""
+    return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
+
+
+def lacks_choices(benchmark: Benchmark) -> str | None:
+    """The reason, if there are open questions."""
+    return None if benchmark.has_choices else "the questions have no lettered choices"
+
+
+class WrongQuestion(C2C):
+    """The receiver reads its own question, the sharer another one of the same benchmark.
+
+    Which one is drawn once, with the evaluation's seed, so that every question serves just one other.
+    """
+
+    name = "wrong_question"
+    description = "C2C with the sharer's cache of another question of the same benchmark"
+    control = generic = True
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return lacks_others(benchmark)
+
+    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
+        return exchange_questions(questions.batch(communicator), questions.partner_batch(communicator))
+
+
+class ZeroUpdate(C2C):
+    """All of C2C's way but the addition: it must answer as the receiver does, or the way itself changes answers."""
+
+    name = "zero_update"
+    description = "C2C with an update of zero"
+    control = generic = True
+
+    def fuse(
+        self,
+        communicator: Communicator,
+        cache: DynamicCache,
+        stacks: dict[int, Tensor],
+        batch: Batch,
+        questions: Questions,
+    ) -> None:
+        stack = read_stack(cache, communicator.fused_layers)
+        write_stack(cache, communicator.fused_layers, stack + torch.zeros_like(stack))
+
+
+class ZeroCache(C2C):
+    """The fuser sees zeros in place of the sharer's cache: what it adds by itself."""
+
+    name = "zero_cache"
+    description = "C2C with zeros in place of the sharer's cache"
+    control = generic = True
+
+    def sharer_stacks(self, communicator: Communicator, batch: Batch) -> dict[int, Tensor]:
+        stacks = {}
+        for i in communicator.open_sharers():
+            shape, (rows, tokens) = communicator.fusers[i].sharer, batch.sharers[i].positions.shape
+            size = (2, len(communicator.layer_maps[i]), rows, shape.num_kv_heads, tokens, shape.head_dim)
+            stacks[i] = torch.zeros(size, dtype=communicator.sharers[i].dtype, device=batch.prompt_ids.device)
+        return stacks
+
+
+class CalibratedReceiver(Derived):
+    """From each letter's log-probability its mean over the benchmark is taken away, and the highest letter wins.
+
+    A weak model prefers some letters whatever the question; a fuser may do no more than cure that. No right
+    answer is looked at (batch calibration, arXiv 2309.17249). It answers by probability in either answer mode.
+    """
+
+    name = "calibrated_receiver"
+    description = "the receiver alone, each letter's log-probability less its mean over the benchmark"
+    control = generic = True
+    needs = ("receiver",)
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return lacks_choices(benchmark)
+
+    def derive(
+        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
+    ) -> list[Answer]:
+        log_probs = [log_softmax(np.array(answer.letters)) for answer in answers["receiver"]]
+        by_number = defaultdict(list)
+        for row in log_probs:
+            by_number[len(row)].append(row)
+        # Of a question that is alone in its number of choices, the mean would be its own and leave nothing.
+        prior = {number: np.mean(rows, axis=0) if len(rows) > 1 else 0.0 for number, rows in by_number.items()}
+        derived = []
+        for item, answer, row in zip(items, answers["receiver"], log_probs):
+            letter = item.letters[int(np.argmax(row - prior[len(row)]))]
+            grade = benchmark.grade(item, letter)
+            derived.append(replace(answer, response=letter, extracted=grade.extracted, score=grade.score))
+        return derived
+
+
+class ShuffledChoices(C2C):
+    """C2C on shuffled choices; answers are translated back, so what has changed since C2C is position bias.
+
+    Not a generic control: it knows as much of the question as C2C does.
+    """
+
+    name = "shuffled_choices"
+    description = "C2C on the same choices in another order"
+    control = True
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return lacks_choices(benchmark)
+
+    def answer(self, communicator: Communicator, questions: Questions, clock: StageClock) -> list[Answer]:
+        shuffled, orders = questions.shuffled()
+        answers = []
+        for item, order, answer in zip(questions.items, orders, super().answer(communicator, shuffled, clock)):
+            said = answer.extracted
+            letters = [0.0] * len(order)
+            for new, old in enumerate(order):
+                letters[old] = answer.letters[new]
+            back = item.letters[order[item.letters.index(said)]] if said else None
+            answers.append(replace(answer, extracted=back, letters=letters))
+        return answers
+
+
+END = 256
+
+
+class MeanUpdate(C2C, Observer):
+    """What the fuser adds to the other questions' caches on average, added to each question's cache.
+
+    Averages are taken at each distance from the prompt's end, where chat templates and the request for a
+    letter stand; farther than END tokens, or where no other prompt reaches, over all tokens. A question's
+    own update is taken out of the mean, so that of itself it is told nothing.
+    """
+
+    name = "mean_update"
+    description = "C2C with the mean update of all other questions of the benchmark"
+    control = generic = True
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return lacks_others(benchmark)
+
+    def metric(self, communicator: Communicator) -> Metric:
+        fuser = communicator.fusers[0]
+        return UpdateSum(len(communicator.fused_layers), fuser.receiver.num_kv_heads, fuser.receiver.head_dim)
+
+    def fuse(
+        self,
+        communicator: Communicator,
+        cache: DynamicCache,
+        stacks: dict[int, Tensor],
+        batch: Batch,
+        questions: Questions,
+    ) -> None:
+        stack = read_stack(cache, communicator.fused_layers)
+        communicator.fuse(cache, stacks, batch)
+        mask = batch.prompt_mask[:, :-1].bool()
+        own = masked_update(read_stack(cache, communicator.fused_layers), stack, mask)
+        measured = {name: value.to(own.device) for name, value in self.measured[questions.benchmark.name].items()}
+        update = mean_of_others(measured, own, mask)
+        write_stack(cache, communicator.fused_layers, stack + update.to(stack.dtype))
+
+
+class UpdateSum(Metric):
+    """The sum of fused - receiver, and how many tokens it is of: of all tokens, and by distance from the end.
+
+    Computes `total` (2, L, H, D), `tokens`, `by_distance` (2, L, H, E, D) and `reach` (E).
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int):
+        super().__init__()
+        # In double precision, so that the sum hardly depends on how questions are spread over batches and ranks.
+        zeros = torch.zeros(2, num_layers, num_kv_heads, END, head_dim, dtype=torch.float64)
+        self.add_state("by_distance", zeros, dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros_like(zeros[:, :, :, 0]), dist_reduce_fx="sum")
+        self.add_state("reach", torch.zeros(END), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, caches: Caches) -> None:
+        by_token = masked_update(caches.fused, caches.receiver, caches.mask).sum(2, dtype=torch.float64)
+        near = min(END, caches.mask.shape[1])
+        self.by_distance[:, :, :, -near:] += by_token[:, :, :, -near:]
+        self.total += by_token.sum(3)
+        self.reach[-near:] += caches.mask[:, -near:].sum(0)
+        self.tokens += caches.mask.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("total", "tokens", "by_distance", "reach")}
+
+
+def masked_update(fused: Tensor, receiver: Tensor, mask_BN: Tensor) -> Tensor:
+    """(2, L, B, H, N, D) in single precision: what fusion added to real tokens, 0 for padding."""
+    return (fused.float() - receiver.float()) * mask_BN[:, None, :, None]
+
+
+def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) -> Tensor:
+    """For each of B questions the mean update of all others, (2, L, B, H, N, D).
+
+    Args:
+        measured: as `UpdateSum` computes it, on the device of `own`.
+        own: (2, L, B, H, N, D) the questions' own updates.
+        mask_BN: bool, False for padding.
+    """
+    near = min(END, mask_BN.shape[1])
+    others = measured["tokens"] - mask_BN.sum(1)
+    overall = (measured["total"].float()[:, :, None] - own.sum(4)) / others[:, None, None]
+    update = overall[:, :, :, :, None].repeat(1, 1, 1, 1, mask_BN.shape[1], 1)
+    reach_BE = (measured["reach"][-near:] - mask_BN[:, -near:].float())[:, None, :, None]
+    by_distance = measured["by_distance"].float()[:, :, None, :, -near:] - own[..., -near:, :]
+    update[..., -near:, :] = torch.where(reach_BE > 0, by_distance / reach_BE.clamp(min=1), update[..., -near:, :])
+    return update

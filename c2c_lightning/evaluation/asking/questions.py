@@ -1,0 +1,173 @@
+"""The questions of benchmarks in batches, dealt out to the ranks, and tokenized once for all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import lightning as L
+import numpy as np
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.item import Item
+from c2c_lightning.models import Batch
+
+
+class Questions:
+    """Items that are answered together.
+
+    Args:
+        benchmark: that they are of.
+        items: the questions.
+        partners: for each of them another question of the benchmark, whose cache the control fuses.
+        seed: of the order in which choices are shuffled.
+    """
+
+    def __init__(self, benchmark: Benchmark, items: Sequence[Item], partners: Sequence[Item], seed: int = 0):
+        self.benchmark, self.items, self.partners, self.seed = benchmark, list(items), list(partners), seed
+        self._batches: dict[str, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def without(self, done: set[str]) -> Questions:
+        """The questions whose ids are not among `done`; itself if there are none to leave out."""
+        left = [i for i, item in enumerate(self.items) if item.id not in done]
+        if len(left) == len(self.items):
+            return self
+        items, partners = [self.items[i] for i in left], [self.partners[i] for i in left]
+        return Questions(self.benchmark, items, partners, self.seed)
+
+    def batch(self, communicator: Communicator) -> Batch:
+        """The prompts as all models read them."""
+        return self._collate("own", self.items, communicator)
+
+    def partner_batch(self, communicator: Communicator) -> Batch:
+        """The partners' prompts as all models read them."""
+        return self._collate("partners", self.partners, communicator)
+
+    def shuffled(self) -> tuple[Questions, list[np.ndarray]]:
+        """The same questions with their choices in another order.
+
+        Returns:
+            The questions, and for each of them the old place of the choice at each new place.
+        """
+        items, orders = [], []
+        for item in self.items:
+            # Seeded by the question itself, so that the order does not depend on who is asked along with it.
+            rng = np.random.default_rng([self.seed, *item.id.encode()])
+            order = other_order(len(item.choices), rng)
+            old_places = [item.letters.index(letter) for letter in item.answers]
+            answers = tuple(item.letters[int(np.flatnonzero(order == place)[0])] for place in old_places)
+            items.append(replace(item, choices=tuple(item.choices[i] for i in order), answers=answers))
+            orders.append(order)
+        return Questions(self.benchmark, items, self.partners, self.seed), orders
+
+    def _collate(self, name: str, items: Sequence[Item], communicator: Communicator) -> Batch:
+        if name not in self._batches:
+            self._batches[name] = communicator.collate([self.benchmark.messages(item) for item in items])
+        return self._batches[name]
+
+
+def other_order(number: int, rng: np.random.Generator) -> np.ndarray:
+    """An order of `number` things that is not the one they have, where there is another."""
+    order = rng.permutation(number)
+    while number > 1 and (order == np.arange(number)).all():
+        order = rng.permutation(number)
+    return order
+
+
+def derangement(number: int, seed: int) -> np.ndarray:
+    """For each of `number` things another one, every one being somebody's: one random cycle through all."""
+    cycle = np.random.default_rng(seed).permutation(number)
+    other = np.empty(number, dtype=np.int64)
+    other[cycle] = np.roll(cycle, -1)
+    return other
+
+
+class BenchmarkData(L.LightningDataModule):
+    """Every benchmark's questions, twice: to be measured, and to be answered.
+
+    Args:
+        benchmarks: what to ask.
+        batch_size: questions that a device reads together.
+        seed: decides which other question's cache the control fuses, and how choices are shuffled.
+
+    Raises:
+        UserError: no benchmark, or two of the same name.
+    """
+
+    def __init__(self, benchmarks: list[Benchmark], batch_size: int = 16, seed: int = 0):
+        super().__init__()
+        names = [benchmark.name for benchmark in benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not benchmarks or twice:
+            problem = f"has {twice[0]} twice: give one of them another name" if twice else "is empty: name one"
+            raise UserError(f"data.benchmarks {problem}.")
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}: it must be at least 1.")
+        if seed < 0:
+            raise UserError(f"data.seed is {seed}: it must not be negative.")
+        self.benchmarks, self.batch_size, self.seed = benchmarks, batch_size, seed
+
+    def setup(self, stage: str) -> None:
+        for benchmark in self.benchmarks:  # what is wrong with the data is said before models are loaded
+            benchmark.items()
+
+    def test_dataloader(self) -> list[QuestionLoader]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        loaders = [QuestionLoader(b, self.batch_size, rank, world_size, self.seed) for b in self.benchmarks]
+        return [loader for loader in loaders for _ in ("measure", "answer")]
+
+
+def is_measured(dataloader_idx: int) -> bool:
+    """Whether a loader's questions are to be measured, and not to be answered."""
+    return dataloader_idx % 2 == 0
+
+
+class QuestionLoader:
+    """A benchmark's questions in batches of like length, the longest first.
+
+    Every rank gets the same number of batches, of which the last may be empty, and every question goes to
+    one rank.
+    """
+
+    def __init__(self, benchmark: Benchmark, batch_size: int, rank: int, world_size: int, seed: int):
+        self.benchmark, self.rank, self.world_size, self.seed = benchmark, rank, world_size, seed
+        self.global_batch = batch_size * world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.benchmark.items()) // self.global_batch)
+
+    def __iter__(self) -> Iterator[Questions]:
+        items = self.benchmark.items()
+        partners = derangement(len(items), self.seed)
+        lengths = [sum(len(m["content"]) for m in self.benchmark.messages(item)) for item in items]
+        places = np.argsort(-np.array(lengths), kind="stable")
+        for i in range(0, len(places), self.global_batch):
+            mine = places[i : i + self.global_batch][self.rank :: self.world_size]
+            yield Questions(self.benchmark, [items[k] for k in mine], [items[partners[k]] for k in mine], self.seed)
+
+
+TEMPLATE = 1000  # bytes that no chat template exceeds
+
+
+def too_long(benchmark: Benchmark, communicator: Communicator) -> set[str]:
+    """Ids of the questions that, with the response, are longer than one of the models can read."""
+    models = (communicator.receiver, *communicator.sharers)
+    configs = [model.config.get_text_config(decoder=True) for model in models]
+    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
+    ids = set()
+    for item in benchmark.items():
+        messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
+        # A token stands for a byte at least: most questions need not be tokenized.
+        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
+            continue
+        prompt = communicator.aligner.prompt(messages)
+        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
+        if any(length + response > room for length, room in zip(lengths, rooms)):
+            ids.add(item.id)
+    return ids
