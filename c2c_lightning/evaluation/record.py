@@ -67,8 +67,9 @@ class EvaluationRecord(L.Callback):
         then = module.folder / SETTINGS_FILE
         if then.exists() and then.read_text(encoding="utf-8").strip() != self.settings:
             raise UserError(
-                f"trainer.default_root_dir {module.folder} has answers of another fuser, or under other settings: name "
-                "another folder, or leave it out, for every evaluation has a folder of its own."
+                f"trainer.default_root_dir {module.folder} has answers of another fuser, or under other settings, or "
+                "of models that were changed since: name another folder, or leave it out, for every evaluation has a "
+                "folder of its own."
             )
         # Before the module repairs files that somebody may be writing to.
         if trainer.is_global_zero and module.folder.is_dir():

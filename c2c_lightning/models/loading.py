@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ PROJECT = Path(__file__).parents[2]
 CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
 
 
-def locate(name: str, what: str = "model") -> str:
+def locate(name: str | os.PathLike[str], what: str = "model") -> str:
     """A folder's path, or else `name` itself as a hub id.
 
     Paths are looked up from the working folder and then from the project's, so that the built-in pair
@@ -27,6 +28,7 @@ def locate(name: str, what: str = "model") -> str:
     Raises:
         UserError: `name` can only be meant as a path, and nothing is there.
     """
+    name = os.fspath(name)
     for folder in (Path(name).expanduser(), PROJECT / name):
         if folder.is_dir():
             return str(folder)

@@ -14,11 +14,9 @@ Dimensions: L layers, B batch, H kv heads, N tokens, D head_dim.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import final
 from weakref import WeakKeyDictionary
@@ -27,16 +25,13 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
-from xxhash import xxh3_128
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES
 from c2c_lightning.models.cache import prefill
+from c2c_lightning.models.identity import fingerprint_in_memory
 from c2c_lightning.models.loading import is_compiled, is_sharded
-from c2c_lightning.models.shards import Shards, add_tensor
-
-# Where a configuration came from, and not what is computed with it.
-ORIGIN = ("_name_or_path", "transformers_version")
+from c2c_lightning.models.shards import Shards
 
 
 @final  # so that a configuration gives its arguments and no class_path
@@ -102,7 +97,7 @@ class PromptStore:
                     "them together, so none can read a prompt back while another computes. Set model.prompt_store to "
                     "null, or trainer.strategy to ddp where the models fit on one device."
                 )
-            self._fingerprints[model] = fingerprint(model)
+            self._fingerprints[model] = fingerprint_in_memory(model)
         return self._fingerprints[model]
 
     @cached_property
@@ -125,15 +120,6 @@ class PromptStore:
             stack = {part: torch.cat([getattr(layer, part) for layer in layers]).cpu() for part in PART_NAMES}
             self.shards.put(key, stack)
         return stack
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Of a model's configuration, weights and buffers as they are in memory now."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in ORIGIN}
-    digest = xxh3_128(f"{type(model).__qualname__} {json.dumps(config, sort_keys=True, default=str)}".encode())
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        add_tensor(digest, name, tensor)
-    return digest.hexdigest()
 
 
 def circumstances(model: PreTrainedModel) -> str:

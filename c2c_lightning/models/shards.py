@@ -20,12 +20,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from xxhash import xxh3_128
+
+from c2c_lightning.models.identity import add_tensor
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +154,3 @@ def checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         add_tensor(digest, name, tensors[name])
     return digest.hexdigest()
-
-
-def add_tensor(digest: xxh3_128, name: str, tensor: Tensor) -> None:
-    """Adds a tensor's name, type, shape and bytes to a digest."""
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

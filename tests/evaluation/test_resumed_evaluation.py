@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import shutil
 import signal
@@ -10,9 +11,11 @@ import time
 
 import pytest
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.evaluation.asking.settings import digest
+from c2c_lightning.models.loading import PROJECT
 from tests.evaluation.trained import FEW, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -146,6 +149,25 @@ def test_answers_of_another_fuser_or_under_other_settings_are_not_taken_for_thes
             main(args)
         assert "has answers of another fuser, or under other settings" in refused.value.code
     assert {path: path.read_bytes() for path in few.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("model", ["receiver", "sharer"])
+def test_answers_of_a_model_that_was_overwritten_under_its_name_are_not_taken_for_these(fuser, tmp_path, model):
+    shutil.copytree(fuser, tmp_path / "fuser")
+    config = json.loads((fuser / "config.json").read_text())
+    shutil.copytree(PROJECT / "c2c_lightning" / "nano", tmp_path / "nano")
+    config |= {"receiver": str(tmp_path / "nano" / "receiver"), "sharers": [str(tmp_path / "nano" / "sharer")]}
+    (tmp_path / "fuser" / "config.json").write_text(json.dumps(config))
+    args = ["--model.methods=[{class_path: Sharer}]", "--model.controls=[]", FEW[1].replace("41", "4")]
+    before = evaluate(tmp_path / "fuser", tmp_path / "evaluation", *args)
+    weights = tmp_path / "nano" / model / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(SystemExit) as refused:
+        main(arguments(tmp_path / "fuser", before.folder, *args))
+    assert "or of models that were changed since" in refused.value.code
+    after = evaluate(tmp_path / "fuser", tmp_path / "again", *args)
+    changed = [answer.response for answer in after.answers("sharer").values()]
+    assert (changed == [answer.response for answer in before.answers("sharer").values()]) == (model == "receiver")
 
 
 def test_only_what_can_change_an_answer_changes_the_settings(fit, tmp_path):

@@ -11,7 +11,7 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import PromptStore, exchange_questions
 from c2c_lightning.models.cache import prefill
-from c2c_lightning.models.prompt_store import fingerprint
+from c2c_lightning.models.identity import fingerprint_in_memory
 
 NAMES = [["qwen3", "llama", "gemma3"], ["mistral", "qwen2"], ["gpt_neox", "phi"]]
 
@@ -183,7 +183,7 @@ def test_the_same_model_is_known_by_any_name(folder):
     model = tiny.build("llama")
     moved = copy.deepcopy(model)
     moved.name_or_path = moved.config.name_or_path = "elsewhere"
-    assert fingerprint(model) == fingerprint(moved) != fingerprint(tiny.model("qwen2"))
+    assert fingerprint_in_memory(model) == fingerprint_in_memory(moved) != fingerprint_in_memory(tiny.model("qwen2"))
 
 
 def test_what_was_computed_in_bf16_is_not_read_in_fp32(folder):

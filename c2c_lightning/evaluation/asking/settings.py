@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.formats.fuser_folder import fingerprint
+from c2c_lightning.formats.fuser_folder import fingerprint, read_fuser
+from c2c_lightning.models.identity import fingerprint_of_files
 
 CANNOT = {"model": ("fuser",), "data": ("batch_size",)}  # the fuser counts by its weights, not by its path
 
@@ -27,7 +28,11 @@ def digest(settings: dict[str, Any]) -> str:
         part: {key: value for key, value in settings[part].items() if key not in CANNOT[part]} for part in CANNOT
     }
     counted["precision"] = settings["trainer"]["precision"]
-    text = json.dumps([fingerprint(settings["model"]["fuser"]), counted, sources(counted)], sort_keys=True)
+    fuser = settings["model"]["fuser"]
+    config, _ = read_fuser(fuser)
+    # Receiver and sharers by what their folders hold: one that was trained on under its old name answers anew.
+    models = [fingerprint_of_files(name) for name in (config["receiver"], *config["sharers"])]
+    text = json.dumps([fingerprint(fuser), models, counted, sources(counted)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
