@@ -8,6 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On models as small as these a second thread gains little, and waits for long where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Of what fails unexpectedly, a test shows all.
+os.environ.setdefault("C2C_TRACEBACK", "1")
+
 import datasets
 import pytest
 

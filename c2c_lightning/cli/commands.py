@@ -6,15 +6,14 @@ import importlib
 import inspect
 import logging
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
 from jsonargparse import set_parsing_settings
 
-from c2c_lightning.cli.parser import CommandParser, user_message
-from c2c_lightning.errors import UserError, meant
+from c2c_lightning.cli.parser import CommandParser
+from c2c_lightning.errors import UserError, meant, told
 
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
 COMMANDS = {
@@ -33,7 +32,7 @@ OWN_PARSER = ("sweep",)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command; what the user can get wrong ends in one message and exit code 1."""
+    """Runs the command that the arguments, or what was typed, name; whatever goes wrong ends in one message."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -41,30 +40,25 @@ def main(args: Sequence[str] | None = None) -> None:
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: not re.search("litlogger|litmodels", record.getMessage()))
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    try:
-        run(args)
-    except KeyboardInterrupt:  # where nothing was begun yet that could be resumed
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            from lightning.pytorch.utilities.exceptions import MisconfigurationException  # takes seconds
-
-            if not isinstance(error, MisconfigurationException):
-                raise
-            message = str(error)
-        sys.exit(f"error: {message}")
-
-
-def run(args: Sequence[str] | None) -> None:
-    """Hands the arguments, or what was typed, to the command that they name."""
     typed = list(sys.argv[1:] if args is None else args)
     words = [arg for arg in typed if not arg.startswith("-")]
     # An option of the command line itself may come first: --config mine.yaml fit
     command = next((word for word in words if word in COMMANDS), words[0] if words else None)
     if command is None:
         print(overview())
-        sys.exit(not {"-h", "--help"} & set(typed))
+        return
+    with told(command):
+        run(command, typed, args)
+
+
+def run(command: str, typed: list[str], args: Sequence[str] | None) -> None:
+    """Hands the arguments to the command.
+
+    Args:
+        command: what the user named.
+        typed: all arguments.
+        args: the same, or None if they are the process's own, which is what LightningCLI expects then.
+    """
     if command not in COMMANDS:
         raise UserError(
             f"{command!r} is none of the commands {', '.join(COMMANDS)}. {meant(command, COMMANDS)}".strip()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from c2c_lightning.errors import UserError, meant
+from c2c_lightning.errors import meant, user_message
 
 UNKNOWN_NAME = re.compile(
     r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
@@ -53,15 +53,3 @@ class CommandParser(ArgumentParser):
             if isinstance(action.choices, dict):
                 names += [name for parser in action.choices.values() for name in parser._names()]
         return names
-
-
-def user_message(error: BaseException | None) -> str | None:
-    """What we said when we refused something, however often it was raised on from it; None for a bug.
-
-    A bug met while a refusal was handled has it as context, not as cause, and keeps its traceback.
-    """
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        error = error.__cause__
-    return None

@@ -17,8 +17,8 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile
 
-from c2c_lightning.cli.parser import CommandParser, user_message
-from c2c_lightning.errors import UserError
+from c2c_lightning.cli.parser import CommandParser
+from c2c_lightning.errors import UserError, user_message
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import RUNS, make_folder, new_folder
 from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from jsonargparse import auto_cli
 
+from c2c_lightning.errors import told
 from c2c_lightning.nano.build import build
 
-auto_cli({"build": build}, prog="python -m c2c_lightning.nano")
+with told("nano"):
+    auto_cli({"build": build}, prog="python -m c2c_lightning.nano")

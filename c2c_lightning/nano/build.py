@@ -285,6 +285,7 @@ def build(folder: Path = Path(__file__).parent, sharer_steps: int = 1500, receiv
         sharer_steps: optimizer steps of the sharer.
         receiver_steps: optimizer steps of the receiver.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after 20 minutes
     print(f"sharer: {sharer_steps} steps")
     build_sharer(folder / "sharer", sharer_steps)
     print(f"receiver: {receiver_steps} steps")

@@ -1,5 +1,6 @@
 """The command line: what is typed wins, and what is wrong gets one message."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from c2c_lightning.cli.fit import C2CCLI, WIRING
 
 PROJECT = Path(__file__).parents[2]
 BASE = f"--config={PROJECT / 'conf' / 'base.yaml'}"
+EVALUATION = str(PROJECT / "conf" / "eval" / "nano.yaml")
 RECEIVER = PROJECT / "c2c_lightning" / "nano" / "receiver"
 
 
@@ -158,7 +160,7 @@ def test_a_stream_needs_to_be_told_when_to_stop(workspace):
 
 
 def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch):
-    def interrupted(args):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("c2c_lightning.cli.commands.run", interrupted)
@@ -167,10 +169,43 @@ def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch):
     assert end.value.code == 130
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+def test_what_is_unforeseen_ends_in_one_line_and_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("c2c_lightning.training.module.load_aligner", lambda *_: int("not ours"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["fit", BASE])
+    monkeypatch.delenv("C2C_TRACEBACK")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", BASE])
+    said = ended.value.code
+    assert said.startswith("unexpected error in fit: ValueError: invalid literal for int() with base 10: 'not ours' (")
+    assert "C2C_TRACEBACK=1 shows the traceback" in said
+    assert "\n" not in said
+    kept = Path(re.search(r"(\S+) keeps it", said)[1])
+    assert kept.read_text().startswith("Traceback")
+    kept.unlink()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["convert", "file/in", "--out=x"], "file/in"),
+        (["consolidate", "file/in"], "file/in"),
+        (["report", "file/in"], "file/in"),
+        (["lm-eval", "--fuser=file/in", "--tasks=arc_easy"], "file/in"),
+        (["fit", BASE, f"--trainer.default_root_dir={'x' * 300}"], "File name too long"),
+        (["fit", BASE, "--trainer.default_root_dir=file/in"], "file/in"),
+        (["test", "--config", EVALUATION, "--model.fuser=file/in"], "file/in"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_path_that_cannot_be_is_said_in_one_message(command, says, workspace):
+    (workspace / "file").touch()
+    assert says in message(*command)
+
+
+def test_without_a_command_all_commands_are_listed(capsys):
+    main([])
+    assert "lm-eval" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(workspace):
