@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
@@ -26,10 +27,16 @@ class BatchMaker:
         self.aligner, self.max_length, self.exact_answers = aligner, max_length, exact_answers
         self.refused = MalformedTally("the models' chat templates")
 
-    def __call__(self, examples: list[Example]) -> Batch:
-        prompts, responses, references = [], [], []
+    def __call__(self, examples: Sequence[Example], partners: Sequence[Iterable[Example]] | None = None) -> Batch:
+        """A batch of examples.
+
+        Args:
+            examples: to tokenize.
+            partners: for each of them other questions, the best first; see `Batch.partners`.
+        """
+        prompts, responses, references, others = [], [], [], []
         skipped: Counter[str] = Counter()
-        for example in examples:
+        for i, example in enumerate(examples):
             self.refused.seen += 1
             try:
                 prompt, response, num_tokens = self._read(example)
@@ -45,13 +52,18 @@ class BatchMaker:
             prompts.append(prompt)
             responses.append(response)
             references.append(example.response)
+            if partners is not None:
+                others.append(self._first_readable(partners[i]))
         if not prompts:
             # A rank that has nothing to learn from must take part in the step all the same.
             prompts, responses = [self.aligner.prompt([{"role": "user", "content": "-"}])], [[]]
             references = [""]
+            others = [] if partners is None else prompts
         batch = collate(prompts, responses, self.aligner.pad_ids)
         batch.references = references if self.exact_answers else None
         batch.skipped = dict(skipped)
+        if others and None not in others:
+            batch.partners = collate(others, pad_ids=self.aligner.pad_ids)
         return batch
 
     def check(self, examples: Iterable[Example]) -> None:
@@ -71,6 +83,14 @@ class BatchMaker:
             )
         if reason:
             raise UserError(reason)
+
+    def _first_readable(self, examples: Iterable[Example]) -> AlignedPrompt | None:
+        for example in examples:
+            with suppress(UserError):
+                prompt = self.aligner.prompt(example.prompt)
+                if max(len(prompt.receiver_ids), *map(len, prompt.sharer_ids)) <= self.max_length:
+                    return prompt
+        return None
 
     def _read(self, example: Example) -> tuple[AlignedPrompt, list[int], int]:
         """Prompt and response, and how many tokens they have for the model that needs most."""

@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 
 from c2c_lightning.data.batch_maker import BatchMaker
 from c2c_lightning.data.loader import BatchStream, Loader
+from c2c_lightning.data.partners import Partners
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
@@ -141,7 +142,10 @@ class InstructionData(L.LightningDataModule):
 
     def val_dataloader(self) -> Loader | list:
         examples = self.val_examples()
-        return self._loader(examples, self.val_batch_size, None) if len(examples) else []
+        if not len(examples):
+            return []
+        partners = Partners(examples) if self.exact_answers else None  # only answers need the control
+        return self._loader(examples, self.val_batch_size, None, partners)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is not None and self.trainer.training:
@@ -149,7 +153,11 @@ class InstructionData(L.LightningDataModule):
         return batch
 
     def _loader(
-        self, examples: Sequence[Example] | Callable[[], Iterable[Example]], batch_size: int, seed: int | None
+        self,
+        examples: Sequence[Example] | Callable[[], Iterable[Example]],
+        batch_size: int,
+        seed: int | None,
+        partners: Partners | None = None,
     ) -> Loader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         global_batch = batch_size * world_size
@@ -157,7 +165,17 @@ class InstructionData(L.LightningDataModule):
 
         def stream(epoch: int, start: int) -> BatchStream:
             return BatchStream(
-                examples, make_batch, global_batch, rank, world_size, seed, self.buffer, self.bucket, epoch, start
+                examples,
+                make_batch,
+                global_batch,
+                rank,
+                world_size,
+                seed,
+                self.buffer,
+                self.bucket,
+                epoch,
+                start,
+                partners,
             )
 
         num_examples = None if callable(examples) else len(examples)

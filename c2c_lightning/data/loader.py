@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from c2c_lightning.data.batch_maker import BatchMaker
+from c2c_lightning.data.partners import Partners
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
@@ -77,6 +78,7 @@ class BatchStream(IterableDataset):
         bucket: make batches of examples of like length.
         epoch: changes the shuffled order.
         start: global batches of this epoch to leave out.
+        partners: of the examples, if they are a sequence; see `Batch.partners`.
     """
 
     def __init__(
@@ -91,11 +93,12 @@ class BatchStream(IterableDataset):
         bucket: bool,
         epoch: int,
         start: int,
+        partners: Partners | None = None,
     ):
         self.examples, self.make_batch, self.batch_size = examples, make_batch, batch_size
         self.rank, self.world_size, self.seed, self.bucket = rank, world_size, seed, bucket
         self.pool_size = -(-buffer // batch_size) * batch_size
-        self.epoch, self.start = epoch, start
+        self.epoch, self.start, self.partners = epoch, start, partners
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
@@ -112,7 +115,9 @@ class BatchStream(IterableDataset):
         for index, (examples, places) in enumerate(self._global_batches()):
             if index < self.start or (index - self.start) % num_turns != turn:
                 continue
-            batch = self.make_batch([examples[int(i)] for i in places[self.rank :: self.world_size]])
+            mine = places[self.rank :: self.world_size].tolist()
+            partners = None if self.partners is None else [self.partners.of(i) for i in mine]
+            batch = self.make_batch([examples[i] for i in mine], partners)
             batch.epoch, batch.index = self.epoch, index
             yield batch
 

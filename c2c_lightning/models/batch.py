@@ -54,6 +54,10 @@ class Batch:
         epoch: which pass over the data this batch belongs to.
         index: its place in that pass, counted over all ranks.
         skipped: records that are missing from it, counted by reason.
+        partners: for each conversation the prompt of another one, from elsewhere in the validation set, whose caches
+            the control `wrong_question` fuses: of another record and with another prompt, and, where there is such
+            a one, without a sentence in common. Without responses. Set in validation where `references` are; None
+            where the data have no other question.
     """
 
     prompt_ids: Tensor
@@ -65,6 +69,7 @@ class Batch:
     epoch: int = 0
     index: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    partners: Batch | None = None
     supervised: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,6 +147,8 @@ def each_tensor(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
     for name, value in vars(part).items():
         if isinstance(value, Tensor):
             setattr(twin, name, function(value))
+        elif isinstance(value, Batch):
+            setattr(twin, name, each_tensor(value, function))
         elif isinstance(value, list):
             setattr(twin, name, [each_tensor(v, function) if isinstance(v, SharerPrompt) else v for v in value])
     return twin

@@ -9,6 +9,8 @@ from typing import Any
 
 from c2c_lightning.data.records import Example
 
+LONG = {"prompt": "Repeat: " + "so " * 3000, "response": "long"}
+
 
 def pairs(num: int) -> list[dict[str, str]]:
     """Prompt/response records of various lengths, each with a response of its own."""

@@ -7,12 +7,10 @@ import pickle
 from collections import Counter
 
 import pytest
-from some_data import pairs, write_jsonl
+from some_data import LONG, pairs, write_jsonl
 
 from c2c_lightning.data import InstructionData
 from c2c_lightning.models import Aligner
-
-LONG = {"prompt": "Repeat: " + "so " * 3000, "response": "long"}
 
 
 def responses(examples) -> list[str]:
