@@ -19,9 +19,8 @@ from pathlib import Path
 import datasets
 from jsonargparse import auto_cli
 
-from c2c_lightning.communicator import load_aligner
 from c2c_lightning.data import InstructionData, NanoData
-from c2c_lightning.models import Aligner, Batch
+from c2c_lightning.models import Aligner, Batch, load_aligner
 
 GSM8K = Path(__file__).parents[1] / "tests" / "data" / "gsm8k" / "whole_test.jsonl.gz"
 RECEIVER, SHARER = "c2c_lightning/nano/receiver", "c2c_lightning/nano/sharer"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, meant
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import Batch
+from c2c_lightning.models import Batch, FrozenModels
 from c2c_lightning.models.batch import SharerPrompt
 
 
@@ -71,7 +71,7 @@ def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwarg
         hidden: width of the fuser.
         dtype: of the frozen models, `fp32` or `bf16`.
         device: where to.
-        **kwargs: see `Communicator`.
+        **kwargs: see `Fusers`.
     """
     receiver, _, sharer = pair.partition("+")
     models = [random_model(name, DTYPES[dtype], device) for name in (receiver, sharer)]
@@ -81,7 +81,8 @@ def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwarg
     def fuser(*shapes: Any) -> C2CFuser:
         return C2CFuser(*shapes, hidden=hidden, dropout=0.0)
 
-    communicator = Communicator(models[0], models[1:], aligner, **{"fuser": fuser, "gate": gate, **kwargs})
+    frozen = FrozenModels(models[0], models[1:], aligner)
+    communicator = Communicator.fresh(frozen, **{"fuser": fuser, "gate": gate, **kwargs})
     return communicator.to(device).train()
 
 

@@ -79,7 +79,7 @@ def seconds(communicator: Communicator, batches: list[Batch], folder: Path) -> t
     store.check([communicator.receiver, *communicator.sharers])
 
     def passed(kept: PromptStore | None, before: Callable[[], None] = lambda: None) -> float:
-        communicator.prompt_store = kept
+        communicator.models.store = kept
         taken = []
         for batch in batches:
             before()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import DynamicCache
 
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models import Batch, collate
 from c2c_lightning.models.cache import prefill
+from tests.models import tiny
 
 CLOSED = GateConfig(kind="fixed", open_layers=[])
 
@@ -159,7 +159,7 @@ def test_a_bf16_pair_is_trained_through_fp32_fusers():
     communicator = tiny.communicator("qwen3", "llama").train()
     exact, count = communicator(with_answers(communicator))
     models = [tiny.build(family).bfloat16() for family in ("qwen3", "llama")]
-    communicator.receiver, communicator.sharers[0] = models
+    communicator.models.receiver, communicator.models.sharers[0] = models
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = communicator(with_answers(communicator))
     assert abs(loss - exact) / count < 0.5

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import DynamicCache
 
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models import collate, exchange_questions
 from c2c_lightning.models.alignment import UNALIGNED
+from tests.models import tiny
 
 MAPS = {
     "terminal": lambda receiver, sharer: {receiver - k: sharer - k for k in range(1, min(receiver, sharer) + 1)},

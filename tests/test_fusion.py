@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import tiny
 import torch
 
-from c2c_lightning.communicator import Communicator, prefill_together
-from c2c_lightning.fuser import C2CFuser, GateConfig
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.fuser import C2CFuser, GateConfig, fuse_all
+from tests.models import tiny
 
 FAMILIES = ("qwen3", "llama", "gemma3")
 
@@ -22,10 +22,8 @@ def communicators() -> list[Communicator]:
     ):
         torch.manual_seed(seed)
         made.append(
-            Communicator(
-                first.receiver,
-                list(first.sharers),
-                first.aligner,
+            Communicator.fresh(
+                first.models,
                 fuser=partial(C2CFuser, hidden=16, dropout=dropout),
                 layers=layers,
                 gate=GateConfig(**gate),
@@ -42,7 +40,7 @@ def test_each_has_the_cache_that_it_would_have_alone_and_draws_what_it_would_alo
         torch.manual_seed(5)
         alone.append(communicator.prefill(batch))
     torch.manual_seed(5)
-    for ours, expected in zip(prefill_together(made, batch, made[0].read(batch)), alone):
+    for ours, expected in zip(fuse_all([communicator.fusers for communicator in made], made[0].read(batch)), alone):
         for mine, layer in zip(ours.layers, expected.layers):
             torch.testing.assert_close(mine.keys, layer.keys, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(mine.values, layer.values, atol=1e-5, rtol=1e-5)
@@ -59,7 +57,7 @@ def test_every_model_reads_a_batch_once_and_one_that_nobody_listens_to_not_at_al
     models = [made[0].receiver, *made[0].sharers]
     handles = [model.register_forward_hook(lambda *_, i=i: read.append(i)) for i, model in enumerate(models)]
     try:
-        prefill_together(made, batch, made[0].read(batch))
+        fuse_all([communicator.fusers for communicator in made], made[0].read(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -72,8 +70,8 @@ def test_a_cache_of_a_reading_can_be_gone_on_with_while_the_reading_stays_as_it_
     batch = communicator.collate(tiny.CONVERSATIONS)
     reading = communicator.read(batch)
     before = [layer.keys.clone() for layer in reading.receiver_cache().layers]
-    first = communicator.generate_ids(batch, reading=reading, max_new_tokens=5, do_sample=False)
-    again = communicator.generate_ids(batch, reading=reading, max_new_tokens=5, do_sample=False)
+    first = communicator.generate_ids(reading, max_new_tokens=5, do_sample=False)
+    again = communicator.generate_ids(reading, max_new_tokens=5, do_sample=False)
     assert torch.equal(first, again)
     assert torch.equal(first, communicator.generate_ids(batch, max_new_tokens=5, do_sample=False))
     after = [layer.keys for layer in reading.receiver_cache().layers]

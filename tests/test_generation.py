@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import GenerationConfig, TextStreamer
 
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models.cache import position_ids
+from tests.models import tiny
 
 CLOSED = GateConfig(kind="fixed", open_layers=[])
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -171,7 +171,7 @@ def test_a_receiver_whose_own_settings_name_a_cache_is_answered_for_all_the_same
     # Gemma's generation_config.json has it.
     communicator = tiny.communicator("gemma3", "qwen2")
     expected = new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY)
-    communicator.receiver = tiny.build("gemma3")
+    communicator.models.receiver = tiny.build("gemma3")
     communicator.receiver.generation_config.cache_implementation = "hybrid"
     assert new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY) == expected
 

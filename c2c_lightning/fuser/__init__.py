@@ -4,11 +4,13 @@ from c2c_lightning.fuser.ablations import ProjectingFuser, ReplacingFuser, Unwei
 from c2c_lightning.fuser.base import Fuser, FuserFactory, KVShape
 from c2c_lightning.fuser.c2c import C2CFuser
 from c2c_lightning.fuser.c2c_c import C2CCFuser
+from c2c_lightning.fuser.fusers import Fusers
 from c2c_lightning.fuser.gate import PART_NAMES, Gate, GateConfig
 from c2c_lightning.fuser.identical import IdenticalFuser
 from c2c_lightning.fuser.layer_map import LayerMap, Layers, map_layers
 from c2c_lightning.fuser.low_rank import LowRankFuser
 from c2c_lightning.fuser.ridge import RidgeFuser
+from c2c_lightning.fuser.together import fuse_all
 
 __all__ = [
     "PART_NAMES",
@@ -16,6 +18,7 @@ __all__ = [
     "C2CFuser",
     "Fuser",
     "FuserFactory",
+    "Fusers",
     "Gate",
     "GateConfig",
     "IdenticalFuser",
@@ -27,5 +30,6 @@ __all__ = [
     "ReplacingFuser",
     "RidgeFuser",
     "UnweightedFuser",
+    "fuse_all",
     "map_layers",
 ]

@@ -10,14 +10,45 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from c2c_lightning.fuser.base import Fuser, OpenPairs, pick
+from c2c_lightning.fuser.fusers import Fusers, Reading
 
 GATE = "gate."
+
+
+def fuse_all(runs: Sequence[Fusers], reading: Reading) -> list[Any]:
+    """The fused cache of each of several runs, all on one reading.
+
+    Fusers that draw random numbers draw them from the seed that torch was given last, as they would alone.
+    """
+    seed = torch.initial_seed()
+    stacks = [fusers.sharer_stacks(reading) for fusers in runs]
+    draw = [fusers.training and any(fusers[i].draws for i in stacks[k]) for k, fusers in enumerate(runs)]
+    fused: dict[int, Tensor] = {}
+    for k, fusers in enumerate(runs):
+        if draw[k]:
+            torch.manual_seed(seed)
+            fused[k] = fusers.fused_stack(reading, stacks[k])
+    rest = {k: fusers for k, fusers in enumerate(runs) if not draw[k]}
+    receivers = {k: reading.receiver_stack(fusers.fused_layers) for k, fusers in rest.items()}
+    fused |= receivers
+    for i in sorted({i for k in rest for i in stacks[k]}):
+        fusions, aligned = {}, reading.aligned(i)
+        for k, fusers in rest.items():
+            if i in stacks[k]:
+                rows = fusers.rows(i, receivers[k].device)
+                receiver, onto = (pick(stack[k], 1, rows) for stack in (receivers, fused))
+                fusions[k] = Fusion(fusers[i], stacks[k][i], receiver, onto, aligned)
+        for k, out in zip(fusions, fuse_together(list(fusions.values()))):
+            rows = rest[k].rows(i, out.device)
+            fused[k] = out if rows is None else fused[k].index_copy(1, rows, out)
+    return [reading.cache_with(fusers.fused_layers, fused[k]) for k, fusers in enumerate(runs)]
 
 
 @dataclass

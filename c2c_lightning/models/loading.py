@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.fuser import KVShape
+from c2c_lightning.models.alignment import Aligner, Alignment
 
 PROJECT = Path(__file__).parents[2]
 CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
@@ -70,6 +72,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_aligner(
+    receiver: str,
+    sharers: Sequence[str],
+    alignment: Alignment = "spans",
+    template_kwargs: dict[str, Any] | None = None,
+) -> Aligner:
+    """The aligner of models named by folder or hub id; reads their tokenizers only."""
+    return Aligner(load_tokenizer(receiver), [load_tokenizer(s) for s in sharers], alignment, template_kwargs)
 
 
 def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:

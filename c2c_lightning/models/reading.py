@@ -1,61 +1,222 @@
-"""What the frozen models make of a batch, computed once for any number of fusers."""
+"""Frozen models, and what they make of a batch of prompts: computed once for any number of fusers and methods.
+
+Dimensions: L layers, B batch, H kv heads, N prompt tokens but the last, D head_dim, R response tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from c2c_lightning.models.batch import Batch, exchange_questions
-from c2c_lightning.models.cache import branch, prefill, read_stack
+from c2c_lightning.errors import UserError
+from c2c_lightning.fuser import KVShape
+from c2c_lightning.models.alignment import Aligner, Message
+from c2c_lightning.models.batch import Batch, collate, exchange_questions
+from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.models.loading import kv_shape
 from c2c_lightning.models.prompt_store import PromptStore
 
 
-class Reading:
-    """The receiver's and the sharers' caches of a batch of prompts; a model reads it when first asked for.
+class FrozenModels(nn.Module):
+    """A receiver and its sharers, none of which is ever trained.
 
     Args:
-        receiver: frozen.
-        sharers: frozen.
-        batch: the prompts.
-        store: where to read back what was computed before; None to compute all.
+        receiver: the LM that answers.
+        sharers: the LMs whose caches are handed over.
+        aligner: reads conversations for these models.
+        store: where what they make of prompts is kept; None to compute it every time.
+
+    Raises:
+        UserError: a model whose cache cannot be fused.
     """
 
     def __init__(
         self,
         receiver: PreTrainedModel,
         sharers: Sequence[PreTrainedModel],
-        batch: Batch,
+        aligner: Aligner,
         store: PromptStore | None = None,
     ):
-        self.receiver, self.sharers, self.batch, self.store = receiver, sharers, batch, store
-        self._prefill = prefill if store is None else store.prefill
-        self._caches: dict[int, DynamicCache] = {}
+        super().__init__()
+        self.receiver, self.sharers = receiver, nn.ModuleList(sharers)
+        self.requires_grad_(False).eval()
+        self.aligner, self.store = aligner, store
+
+    def train(self, mode: bool = True) -> FrozenModels:
+        """Does nothing: frozen models stay in eval mode, without dropout, whatever is trained around them."""
+        return super().train(False)
+
+    @property
+    def receiver_shape(self) -> KVShape:
+        return kv_shape(self.receiver.config)
+
+    @property
+    def sharer_shapes(self) -> list[KVShape]:
+        return [kv_shape(sharer.config) for sharer in self.sharers]
+
+    def read(self, batch: Batch) -> Reading:
+        """What the models make of a batch; each of them reads it when first asked for."""
+        return Reading(self, batch)
+
+    def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
+        """A model's cache after reading left-padded prompts, or what the store has of it."""
+        return (prefill if self.store is None else self.store.prefill)(model, ids_BN, mask_BN)
+
+    def response_loss(self, cache: DynamicCache, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Next-token loss of the receiver on the responses, on top of a cache.
+
+        Args:
+            cache: of all prompt tokens but the last; the response is added to it.
+            batch: prompts and responses.
+
+        Returns:
+            The summed cross-entropy in nats, and the number of supervised tokens that it is summed over.
+        """
+        supervised = tuple(batch.supervised)
+        logits_TV = self.response_logits(cache, batch, supervised)
+        loss = F.cross_entropy(logits_TV.float(), batch.response_ids[supervised], reduction="sum")
+        return loss, batch.num_supervised
+
+    def response_logits(self, cache: DynamicCache, batch: Batch, at: tuple[Tensor, ...]) -> Tensor:
+        """Logits (T, V) that predict the response tokens at an index into (B, R).
+
+        Args:
+            cache: of all prompt tokens but the last; the response is added to it.
+            batch: prompts and responses.
+            at: T rows and T columns of `batch.response_ids`; no other logits are computed.
+        """
+        ids = torch.cat([batch.prompt_ids[:, -1:], batch.response_ids[:, :-1]], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask[:, :-1]], dim=1)
+        with logits_at(self.receiver, at):
+            logits_1TV = self.receiver(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids(mask)[:, -ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        return logits_1TV[0]
+
+    @torch.no_grad()
+    def respond(
+        self, cache: DynamicCache, batch: Batch, first_ids: Tensor | None = None, **generate_kwargs: Any
+    ) -> Any:
+        """The receiver's own `generate` on top of a cache.
+
+        Args:
+            cache: of all prompt tokens but the last; it is used up.
+            batch: the prompts; responses in it are ignored.
+            first_ids: (B, K) ids that the responses begin with; None for none.
+            **generate_kwargs: anything that transformers' `generate` takes.
+
+        Returns:
+            What `generate` returns; sequences begin with the padded prompts and `first_ids`.
+
+        Raises:
+            UserError: assisted decoding is asked for.
+        """
+        settings = generate_kwargs.get("generation_config") or self.receiver.generation_config
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if generate_kwargs.get(name) or getattr(settings, name, None):
+                # transformers' assisted decoding starts from an empty cache, and goes wrong on a filled one.
+                raise UserError(f"generate cannot take {name}: assisted decoding does not start from a fused cache.")
+        copies = max(
+            generate_kwargs.get(name) or getattr(settings, name, None) or 1
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        ids, mask = batch.prompt_ids, batch.prompt_mask
+        if first_ids is not None:
+            ids, mask = torch.cat([ids, first_ids], dim=1), torch.cat([mask, torch.ones_like(first_ids)], dim=1)
+        return self.receiver.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            **{"pad_token_id": self.aligner.receiver.pad_token_id, **generate_kwargs},
+        )
+
+    def collate(self, conversations: list[list[Message]]) -> Batch:
+        """Conversations as a batch on the receiver's device."""
+        prompts = [self.aligner.prompt(messages) for messages in conversations]
+        return collate(prompts, pad_ids=self.aligner.pad_ids).to(self.receiver.device)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Response ids (B, R) as text."""
+        return [text.strip() for text in self.aligner.receiver.batch_decode(ids, skip_special_tokens=True)]
+
+    def config(self) -> dict[str, Any]:
+        """What it takes to read conversations with the same models again, as a fuser's config.json has it."""
+        return {
+            "receiver": self.receiver.name_or_path,
+            "sharers": [sharer.name_or_path for sharer in self.sharers],
+            "alignment": self.aligner.alignment,
+            "template_kwargs": self.aligner.template_kwargs,
+        }
+
+
+class Reading:
+    """A batch of prompts as the receiver and the sharers have read it.
+
+    Args:
+        models: each reads the batch when it is first asked for.
+        batch: the prompts, and the responses to them if there are any.
+    """
+
+    def __init__(self, models: FrozenModels, batch: Batch):
+        self.models, self.batch = models, batch
+        self._sharer_caches: dict[int, DynamicCache] = {}
         self._stacks: dict[tuple[int, ...], Tensor] = {}
 
     def receiver_cache(self) -> DynamicCache:
         """The receiver's own cache of all prompt tokens but the last, to be written to."""
         return branch(self._receiver_cache)
 
+    def receiver_stack(self, layers: Sequence[int]) -> Tensor:
+        """The receiver's own KV stack (2, L, B, Hr, N, Dr) of some of its layers."""
+        return read_stack(self._receiver_cache, layers)
+
+    def cache_with(self, layers: Sequence[int], stack: Tensor) -> DynamicCache:
+        """The receiver's cache with a stack (2, L, B, Hr, N, Dr) in the place of these layers."""
+        cache = self.receiver_cache()
+        write_stack(cache, layers, stack)
+        return cache
+
     def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor:
-        """The KV stack (2, L, B, Hs, N - 1, Ds) of some of a sharer's layers opposite the receiver's tokens."""
+        """The KV stack (2, L, B, Hs, N, Ds) of some of a sharer's layers opposite the receiver's tokens."""
         key = (sharer, *layers)
         if key not in self._stacks:
             prompt = self.batch.sharers[sharer]
-            if sharer not in self._caches:
-                self._caches[sharer] = self._prefill(self.sharers[sharer], prompt.ids, prompt.mask)
-            self._stacks[key] = read_stack(self._caches[sharer], layers, prompt.positions.clamp(min=0))
+            if sharer not in self._sharer_caches:
+                self._sharer_caches[sharer] = self.models.prefill(self.models.sharers[sharer], prompt.ids, prompt.mask)
+            self._stacks[key] = read_stack(self._sharer_caches[sharer], layers, prompt.positions.clamp(min=0))
         return self._stacks[key]
+
+    def aligned(self, sharer: int) -> Tensor:
+        """Places among the B * N receiver tokens that have a token of this sharer opposite."""
+        return self.batch.sharers[sharer].aligned
+
+    def with_sharers_of(self, other: Reading) -> Reading:
+        """The reading in which the sharers have read other questions: what the receiver has read stays as it is."""
+        exchanged = Reading(self.models, exchange_questions(self.batch, other.batch))
+        exchanged._receiver_cache = self._receiver_cache
+        exchanged._sharer_caches = other._sharer_caches  # whichever is asked first has a sharer read for both
+        return exchanged
 
     @cached_property
     def exchanged(self) -> Reading:
-        """The reading in which every question has the sharers' caches of another one."""
-        other = Reading(self.receiver, self.sharers, exchange_questions(self.batch), self.store)
-        other._receiver_cache = self._receiver_cache  # the receiver reads the same
+        """The reading in which every question has the sharers' caches of the next one in the batch."""
+        other = Reading(self.models, exchange_questions(self.batch))
+        other._receiver_cache = self._receiver_cache
         return other
 
     @cached_property
     def _receiver_cache(self) -> DynamicCache:
-        return self._prefill(self.receiver, self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1])
+        ids, mask = self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1]
+        return self.models.prefill(self.models.receiver, ids, mask)

@@ -43,7 +43,7 @@ def fit_in_closed_form(communicator: Communicator, batches: Sequence[Batch]) -> 
 
     def loss(scale: float) -> float:
         rescale(scale)
-        return sum(communicator(reading.batch, reading=reading)[0].item() for reading in readings)
+        return sum(communicator(reading)[0].item() for reading in readings)
 
     found = minimize_scalar(
         lambda log_scale: loss(2**log_scale), bounds=SCALES, method="bounded", options={"xatol": 0.1}

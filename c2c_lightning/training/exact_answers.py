@@ -118,5 +118,5 @@ def greedy_answers(communicator: Communicator, reading: Reading, fuse: bool) -> 
     batch = reading.batch
     # An answer that runs past the longest reference is wrong whatever follows.
     limit = batch.response_ids.shape[1] + 1
-    ids = communicator.generate_ids(batch, fuse, reading=reading, max_new_tokens=limit, **GREEDY)
+    ids = communicator.generate_ids(reading, fuse, max_new_tokens=limit, **GREEDY)
     return communicator.decode(ids[:, batch.prompt_ids.shape[1] :])

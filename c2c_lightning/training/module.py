@@ -19,10 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from c2c_lightning.communicator import Communicator, load_aligner
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig, LayerMap, Layers
-from c2c_lightning.models import Batch, PromptStore, Reading, load_models
+from c2c_lightning.models import Batch, FrozenModels, PromptStore, Reading, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.nested import flatten
 from c2c_lightning.training.acceleration import Compiled, compile_parts, recompute_fusers
@@ -128,8 +128,9 @@ class C2CModule(L.LightningModule):
 
     def make_communicator(self, receiver: PreTrainedModel, sharers: list[PreTrainedModel]) -> None:
         """Puts fresh fusers between models."""
-        self.communicator = Communicator(
-            receiver, sharers, self.aligner, self.fuser, self.layer_map, self.layers, self.gate, self.prompt_store
+        models = FrozenModels(receiver, sharers, self.aligner, self.prompt_store)
+        self.communicator = Communicator.fresh(
+            models, fuser=self.fuser, layer_map=self.layer_map, layers=self.layers, gate=self.gate
         )
         # Counted now: of what is sharded later a device has a part.
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.communicator.fusers]
@@ -209,7 +210,7 @@ class C2CModule(L.LightningModule):
             self.closed_form.see(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.account(batch, *self.communicator(batch))
+        return self.account(batch, *self.communicator(self.communicator.read(batch)))
 
     def account(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
         """Notes what came out of a micro-batch, and says what is to become less: loss and penalty."""
@@ -265,7 +266,7 @@ class C2CModule(L.LightningModule):
             reading: of the batch.
             alone: see `ExactAnswers.update`.
         """
-        loss, supervised = self.communicator(reading.batch, reading=reading)
+        loss, supervised = self.communicator(reading)
         self.val_loss.update(loss / supervised.clamp(min=1), supervised)
         if reading.batch.references is not None:
             self.exact_answers.update(self.communicator, reading, alone)

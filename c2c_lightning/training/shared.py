@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from c2c_lightning.communicator import prefill_together
+from c2c_lightning.fuser import fuse_all
 from c2c_lightning.models import Batch, load_models
 from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
 from c2c_lightning.training.held_out import STATE
@@ -84,7 +84,7 @@ class SharedModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         modules = self.ongoing()
         communicators = [module.communicator for module in modules]
-        caches = prefill_together(communicators, batch, communicators[0].read(batch))
+        caches = fuse_all([communicator.fusers for communicator in communicators], communicators[0].read(batch))
         # One response after the other: as one large batch they would be rounded otherwise than alone.
         losses = [
             module.account(batch, *module.communicator.response_loss(cache, batch))

@@ -14,7 +14,7 @@ from benchmarks import compare, data, fuser, generate, scaling, train_step
 from benchmarks.floor import attention_flops, floor_flops, fuser_flops, prefill_flops, response_flops
 from benchmarks.pairs import MODELS, random_batch, random_communicator
 from benchmarks.rounds import ratio, taking_turns
-from c2c_lightning.communicator import load_aligner
+from c2c_lightning.models import load_aligner
 
 TINY = "qwen3-tiny+qwen2-tiny"
 

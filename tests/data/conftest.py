@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.communicator import load_aligner
-from c2c_lightning.models import Aligner
+from c2c_lightning.models import Aligner, load_aligner
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ import shutil
 from functools import partial
 
 import pytest
-import tiny
 import torch
 
 from c2c_lightning import Communicator
-from c2c_lightning.communicator import load_aligner, load_communicator
+from c2c_lightning.communicator import load_communicator
 from c2c_lightning.fuser import C2CFuser, GateConfig, IdenticalFuser
+from c2c_lightning.models import load_aligner
+from tests.models import tiny
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from c2c_lightning.cli.commands import main
-from c2c_lightning.communicator import Communicator, load_aligner, load_communicator
+from c2c_lightning.communicator import Communicator, load_communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.fuser_folder import read_fuser, write_fuser_folder
 from c2c_lightning.formats.published import read_published, write_published
 from c2c_lightning.fuser import C2CFuser, GateConfig
+from c2c_lightning.models import load_aligner
 from c2c_lightning.models.loading import kv_shape, load_config
 
 RECEIVER, SHARER = "c2c_lightning/nano/receiver", "c2c_lightning/nano/sharer"

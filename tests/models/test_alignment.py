@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-import tiny
 
 from c2c_lightning.models.alignment import UNALIGNED, Aligner
+from tests.models import tiny
 
 
 def user(content: str) -> list[dict]:

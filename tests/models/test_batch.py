@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import tiny
 import torch
 
 from c2c_lightning.models import AlignedPrompt, Aligner, collate, exchange_questions
 from c2c_lightning.models.alignment import UNALIGNED
+from tests.models import tiny
 
 
 def prompt(receiver: list[int], sharer: list[int], positions: list[int]) -> AlignedPrompt:

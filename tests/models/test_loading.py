@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from c2c_lightning.models.loading import kv_shape, load_model, load_tokenizer, locate
+from tests.models import tiny
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 

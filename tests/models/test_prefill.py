@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import DynamicCache
 
 from c2c_lightning.models.cache import position_ids, prefill
+from tests.models import tiny
 
 
 @pytest.fixture(params=tiny.FAMILIES)

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.models import PromptStore, exchange_questions
 from c2c_lightning.models.cache import prefill
 from c2c_lightning.models.identity import fingerprint_in_memory
+from tests.models import tiny
 
 NAMES = [["qwen3", "llama", "gemma3"], ["mistral", "qwen2"], ["gpt_neox", "phi"]]
 
@@ -227,7 +227,7 @@ def test_a_prompt_without_tokens_is_padding_and_a_batch_of_them_is_not_stored(fo
 
 def with_store(names, folder) -> Communicator:
     communicator = tiny.communicator(*names)
-    communicator.prompt_store = PromptStore(str(folder))
+    communicator.models.store = PromptStore(str(folder))
     return communicator
 
 
@@ -258,9 +258,9 @@ def test_losses_gradients_and_answers_are_those_without_it(folder, names):
 def test_questions_that_were_exchanged_are_read_back_too(folder):
     communicator = with_store(NAMES[0], folder)
     reading = communicator.read(communicator.collate(tiny.CONVERSATIONS))
-    communicator.prefill(reading.batch, reading=reading)
+    communicator.prefill(reading)
     with Prefills(communicator.receiver, *communicator.sharers) as prefills:
-        communicator.prefill(reading.exchanged.batch, reading=reading.exchanged)
+        communicator.prefill(reading.exchanged)
     assert prefills.count == 0
 
 
@@ -268,7 +268,7 @@ def test_other_alignments_read_the_receivers_shards_and_only_what_else_is_read_o
     spans = with_store(["qwen3", "llama"], folder)
     spans.prefill(spans.collate(tiny.CONVERSATIONS))
     published = with_store(["qwen3", "llama"], folder)
-    published.aligner = copy.copy(spans.aligner)
+    published.models.aligner = copy.copy(spans.aligner)
     published.aligner.alignment = "published"
     batch = published.collate(tiny.CONVERSATIONS)
     with Prefills(published.receiver) as of_receiver, Prefills(*published.sharers) as of_sharer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 
-from c2c_lightning.communicator import load_aligner
+from c2c_lightning.models import load_aligner
 from c2c_lightning.models.alignment import Aligner
+from tests.models import tiny
 
 PAIRS = [("chatml", "turns"), ("inst", "chatml"), ("turns", "bare"), ("bare", "inst")]
 CONTENTS = ["Which country is the capital Oslo in?", "北京是中国的首都。", "a 👨‍👩‍👧 दिल्ली", "def f(x):\n    return x"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 from transformers import PreTrainedTokenizerFast
 
 from c2c_lightning.models.alignment import Aligner
+from tests.models import tiny
 
 ANSWERS = ["Norway", "It is in Norway.\nOf course!", "北京 👍🏽", "Oslo  and  more", "user", "im_end", ">", "s"]
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import Aligner
+from c2c_lightning.models import Aligner, FrozenModels
 
 TEXT = [
     "The user asks where Ribigo lives, and the assistant says that Ribigo lives in Oslo.",
@@ -199,10 +199,8 @@ def communicator(receiver: str, *sharers: str, seed: int = 0, gate: GateConfig |
     aligner = Aligner(tokenizer(names[0]), [tokenizer(name) for name in names[1:]])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Communicator(
-            model(receiver),
-            [model(sharer) for sharer in sharers],
-            aligner,
+        return Communicator.fresh(
+            FrozenModels(model(receiver), [model(sharer) for sharer in sharers], aligner),
             fuser=partial(C2CFuser, hidden=16, dropout=0.0),
             gate=gate or GateConfig(kind="open"),
             **kwargs,

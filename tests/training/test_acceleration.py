@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-import tiny
 import torch
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, GateConfig
 from c2c_lightning.models.batch import collate
 from c2c_lightning.training.acceleration import compile_parts, recompute_fusers
+from tests.models import tiny
 
 
 def communicator(dropout: float = 0.0):

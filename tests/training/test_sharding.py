@@ -9,12 +9,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from c2c_lightning.communicator import load_aligner, load_communicator
+from c2c_lightning.communicator import load_communicator
 from c2c_lightning.fuser import C2CFuser
+from c2c_lightning.models import load_aligner
 from c2c_lightning.training.sharding import clip_gradients, renamed, shard, whole_state, wrap_policy
 
 MODELS = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
-BLOCKS = {f"receiver.model.layers.{i}" for i in range(4)} | {f"sharers.0.model.layers.{i}" for i in range(6)}
+BLOCKS = {f"models.receiver.model.layers.{i}" for i in range(4)} | {
+    f"models.sharers.0.model.layers.{i}" for i in range(6)
+}
 
 
 @pytest.fixture

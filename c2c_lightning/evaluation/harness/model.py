@@ -182,7 +182,7 @@ class C2CLM(TemplateLM):
         width = batch.prompt_ids.shape[1] + first_ids.shape[1]
         if kwargs["num_beams"] == 1:  # the criterion follows rows, and beams change theirs; the text is cut anyway
             kwargs["stopping_criteria"] = stop_sequences_criteria(self.tokenizer, until, width, len(batch))
-        ids = self.communicator.generate_ids(batch, self.fuse, first_ids, **kwargs)
+        ids = self.communicator.generate_ids(batch, self.fuse, first_ids=first_ids, **kwargs)
         texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, think_end_token=None) for text in texts]
 

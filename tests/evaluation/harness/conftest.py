@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from c2c_lightning.communicator import Communicator, load_aligner, load_communicator
+from c2c_lightning.communicator import Communicator, load_communicator
 from c2c_lightning.evaluation.harness.model import C2CLM
 from c2c_lightning.fuser import C2CFuser, GateConfig
+from c2c_lightning.models import load_aligner
 from tests.evaluation.harness.some_requests import PAIR, TASKS
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from c2c_lightning.communicator import load_aligner
 from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
+from c2c_lightning.models import load_aligner
 from tests.evaluation.harness.some_requests import PAIR, user
 
 

@@ -1,0 +1,125 @@
+"""The fusers of one run: one for each sharer, with the layers that they fuse.
+
+Dimensions: L fused layers, B batch, H kv heads, N prompt tokens but the last, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.fuser.base import FuserFactory, KVShape, pick
+from c2c_lightning.fuser.c2c import C2CFuser
+from c2c_lightning.fuser.gate import Gate, GateConfig
+from c2c_lightning.fuser.layer_map import LayerMap, Layers, map_layers
+
+
+class Reading(Protocol):
+    """What fusers need to know of a batch of prompts that frozen models have read."""
+
+    def receiver_stack(self, layers: Sequence[int]) -> Tensor:
+        """The receiver's own KV stack (2, L, B, Hr, N, Dr) of these layers."""
+
+    def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor:
+        """A sharer's KV stack (2, L, B, Hs, N, Ds), gathered opposite the receiver's tokens."""
+
+    def aligned(self, sharer: int) -> Tensor:
+        """Places among the B * N receiver tokens that have a token of this sharer opposite."""
+
+    def cache_with(self, layers: Sequence[int], stack: Tensor) -> Any:
+        """The receiver's cache with a stack in the place of these layers."""
+
+
+class Fusers(nn.ModuleList):
+    """One fuser for each sharer.
+
+    Args:
+        receiver: shape of the receiver's cache.
+        sharers: shapes of the sharers' caches.
+        fuser: makes a fuser from (sharer shape, receiver shape, gate).
+        layer_map: see `map_layers`.
+        layers: see `map_layers`.
+        gate: the layer-gating configuration, the same for every sharer.
+
+    Attributes:
+        layer_maps: for each sharer {receiver layer: sharer layer}.
+        fused_layers: the receiver layers that any sharer is mapped to, ascending.
+
+    Raises:
+        UserError: an impossible layer map or gate, or several sharers for a fuser that reads none.
+    """
+
+    def __init__(
+        self,
+        receiver: KVShape,
+        sharers: Sequence[KVShape],
+        fuser: FuserFactory = C2CFuser,
+        layer_map: LayerMap = "terminal",
+        layers: Layers = "all",
+        gate: GateConfig | None = None,
+    ):
+        super().__init__()
+        self.layer_map, self.layers, self.gate = layer_map, layers, gate or GateConfig()
+        self.layer_maps = [map_layers(layer_map, layers, receiver.num_layers, sharer.num_layers) for sharer in sharers]
+        for i, (sharer, mapped) in enumerate(zip(sharers, self.layer_maps)):
+            gates = Gate(self.gate, list(mapped), receiver.num_kv_heads, torch.initial_seed() + i)
+            self.append(fuser(sharer, receiver, gates))
+        if len(self) > 1 and self[0].for_one_sharer:
+            raise UserError(
+                f"fuser {type(self[0]).__name__} reads no sharer's cache, so it cannot be one of {len(self)}: "
+                "name one sharer."
+            )
+        self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
+
+    @property
+    def gates(self) -> list[Gate]:
+        return [fuser.gate for fuser in self]
+
+    def open_sharers(self) -> list[int]:
+        """The sharers of whose cache something is fused now."""
+        return [i for i, gate in enumerate(self.gates) if gate.active()]
+
+    def fuse(self, reading: Reading, sharer_stacks: dict[int, Tensor] | None = None) -> Any:
+        """The receiver's cache of a reading, fused: what the response goes on from.
+
+        Args:
+            reading: of a batch of prompts.
+            sharer_stacks: as `sharer_stacks` gives them; None for the reading's own.
+        """
+        return reading.cache_with(self.fused_layers, self.fused_stack(reading, sharer_stacks))
+
+    def fused_stack(self, reading: Reading, sharer_stacks: dict[int, Tensor] | None = None) -> Tensor:
+        """The receiver's stack (2, L, B, H, N, D) of `fused_layers` after fusion; see `fuse`."""
+        receiver = fused = reading.receiver_stack(self.fused_layers)
+        stacks = self.sharer_stacks(reading) if sharer_stacks is None else sharer_stacks
+        for i, sharer in stacks.items():
+            # Every fuser reads the receiver's own cache, and the updates of several sharers add up.
+            rows = self.rows(i, receiver.device)
+            out = self[i](sharer, pick(receiver, 1, rows), pick(fused, 1, rows), reading.aligned(i))
+            fused = out if rows is None else fused.index_copy(1, rows, out)
+        return fused
+
+    def sharer_stacks(self, reading: Reading) -> dict[int, Tensor]:
+        """For each sharer with an open gate its stack (2, L, B, Hs, N, Ds) of the mapped layers."""
+        return {i: reading.sharer_stack(i, list(self.layer_maps[i].values())) for i in self.open_sharers()}
+
+    def rows(self, sharer: int, device: torch.device) -> Tensor | None:
+        """Where the layers that a sharer is mapped to stand among `fused_layers`; None for all of them."""
+        mapped = list(self.layer_maps[sharer])
+        if mapped == self.fused_layers:
+            return None
+        return torch.tensor([self.fused_layers.index(layer) for layer in mapped], device=device)
+
+    def config(self) -> dict[str, Any]:
+        """What it takes to make these fusers again, as a fuser's config.json has it."""
+        return {
+            "layer_map": self.layer_map,
+            "layers": self.layers,
+            "gate": asdict(self.gate),
+            "fuser": {"class_path": self[0].class_path, "init_args": self[0].init_args},
+        }
