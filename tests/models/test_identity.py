@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import tiny
 from safetensors.torch import load_file, save_file
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models.identity import fingerprint_of_files
+from tests.models import tiny
 
 
 @pytest.fixture
