@@ -16,9 +16,6 @@ from c2c_lightning.fuser import Fusers, GateConfig
 from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.cache import write_stack
 
-# What a model's own generation_config may set, and greedy decoding must not have.
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-
 
 class OldNames(nn.Module):
     """Names that training and evaluation still use; each goes when nothing uses it any more."""

@@ -104,7 +104,8 @@ def collate(
         pad_ids: padding ids of the receiver, then of every sharer.
     """
     responses = responses if responses is not None else [[] for _ in prompts]
-    prompt_ids, prompt_mask = pad([p.receiver_ids for p in prompts], pad_ids[0], left=True)
+    # The last token is not fused: with a column of padding before it, a prompt of one token goes the way of the others.
+    prompt_ids, prompt_mask = pad([p.receiver_ids for p in prompts], pad_ids[0], left=True, least=2)
     # One column at least: a batch with nothing to supervise goes through the receiver like any other.
     response_ids, response_mask = pad(responses, pad_ids[0], left=False, least=1)
     sharers = []

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.models.decoding import generate
 from c2c_lightning.models.loading import kv_shape
 from c2c_lightning.models.prompt_store import PromptStore
 
@@ -107,40 +107,24 @@ class FrozenModels(nn.Module):
     def respond(
         self, cache: DynamicCache, batch: Batch, first_ids: Tensor | None = None, **generate_kwargs: Any
     ) -> Any:
-        """The receiver's own `generate` on top of a cache.
+        """The receiver's own `generate` on top of a cache; see `models.decoding`.
 
         Args:
             cache: of all prompt tokens but the last; it is used up.
             batch: the prompts; responses in it are ignored.
             first_ids: (B, K) ids that the responses begin with; None for none.
-            **generate_kwargs: anything that transformers' `generate` takes.
+            **generate_kwargs: anything that transformers' `generate` takes, if it works on a filled cache.
 
         Returns:
             What `generate` returns; sequences begin with the padded prompts and `first_ids`.
 
         Raises:
-            UserError: assisted decoding is asked for.
+            UserError: a setting does not work on a filled cache.
         """
-        settings = generate_kwargs.get("generation_config") or self.receiver.generation_config
-        for name in ("assistant_model", "prompt_lookup_num_tokens"):
-            if generate_kwargs.get(name) or getattr(settings, name, None):
-                # transformers' assisted decoding starts from an empty cache, and goes wrong on a filled one.
-                raise UserError(f"generate cannot take {name}: assisted decoding does not start from a fused cache.")
-        copies = max(
-            generate_kwargs.get(name) or getattr(settings, name, None) or 1
-            for name in ("num_beams", "num_return_sequences")
-        )
-        if copies > 1:
-            cache.batch_repeat_interleave(copies)
         ids, mask = batch.prompt_ids, batch.prompt_mask
         if first_ids is not None:
             ids, mask = torch.cat([ids, first_ids], dim=1), torch.cat([mask, torch.ones_like(first_ids)], dim=1)
-        return self.receiver.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            **{"pad_token_id": self.aligner.receiver.pad_token_id, **generate_kwargs},
-        )
+        return generate(self.receiver, self.aligner.receiver, ids, mask, cache, **generate_kwargs)
 
     def collate(self, conversations: list[list[Message]]) -> Batch:
         """Conversations as a batch on the receiver's device."""

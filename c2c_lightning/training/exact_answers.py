@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from c2c_lightning.communicator import GREEDY, Communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.models import Reading
+from c2c_lightning.models.decoding import GREEDY, generate
 from c2c_lightning.models.loading import is_sharded
 
 # A sharer alone may say anything, such as the sentence that it knows.
@@ -80,13 +81,8 @@ class ExactAnswers(nn.Module):
         answers = {"receiver": greedy_answers(communicator, reading, fuse=False)}
         for i, method in enumerate(self.sharers):
             prompt, tokenizer = reading.batch.sharers[i], communicator.aligner.sharers[i]
-            ids = communicator.sharers[i].generate(
-                input_ids=prompt.ids,
-                attention_mask=prompt.mask,
-                pad_token_id=tokenizer.pad_token_id,
-                max_new_tokens=SHARER_TOKENS,
-                **GREEDY,
-            )
+            sharer, limit = communicator.sharers[i], SHARER_TOKENS
+            ids = generate(sharer, tokenizer, prompt.ids, prompt.mask, max_new_tokens=limit, **GREEDY)
             texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
             answers[method] = [text.strip() for text in texts]
         return answers

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.communicator import GREEDY
 from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.models.decoding import GREEDY, end_ids, generate
 
 
 @dataclass
@@ -93,20 +93,19 @@ def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: 
     """
     model, tokenizer, width = prefill.model, prefill.tokenizer, prefill.ids.shape[1]
     recorder = Recorder(clock, [letter_token_ids(tokenizer, letter) for letter in letters])
-    positions = {} if prefill.position_ids is None else {"position_ids": prefill.position_ids}
     with clock("decode"):
-        sequences = model.generate(
-            input_ids=prefill.ids,
-            attention_mask=prefill.mask,
-            past_key_values=prefill.cache,
+        sequences = generate(
+            model,
+            tokenizer,
+            prefill.ids,
+            prefill.mask,
+            prefill.cache,
+            prefill.position_ids,
             max_new_tokens=max(limits),
-            pad_token_id=tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList([recorder]),
-            **positions,
             **GREEDY,
         )
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    ends = set(end_ids(model, tokenizer))
     log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
     responses, tokens, truncated, confidence = [], [], [], []
     for row, limit, log_probs in zip(sequences[:, width:].tolist(), limits, log_probs_BT):
