@@ -13,6 +13,8 @@ from c2c_lightning.models import AlignedPrompt, Aligner, Batch, collate
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT = ("too_long", "refused")  # the reasons why an example is missing from a batch
+
 
 class BatchMaker:
     """Tokenizes and aligns examples; leaves out those that cannot be used, and says so in the batch.

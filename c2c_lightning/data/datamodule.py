@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from c2c_lightning.data.batch_maker import BatchMaker
+from c2c_lightning.data.batch_maker import LEFT_OUT, BatchMaker
 from c2c_lightning.data.loader import BatchStream, Loader
 from c2c_lightning.data.partners import Partners
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
@@ -110,6 +111,7 @@ class InstructionData(L.LightningDataModule):
         self.buffer, self.num_workers, self.exact_answers = buffer, num_workers, exact_answers
         self.seed = (torch.initial_seed() if seed is None else seed) % 2**32
         self.aligner = aligner
+        self.left_out = dict.fromkeys(LEFT_OUT, 0)
 
     def train_examples(self) -> Sequence[Example] | Callable[[], Iterable[Example]]:
         """What to train on: a sequence, or (streaming) a function that yields it."""
@@ -150,7 +152,20 @@ class InstructionData(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is not None and self.trainer.training:
             self.trainer.train_dataloader.mark(batch)
+            if batch.epoch == 0:  # later epochs leave out the same
+                for reason, count in batch.skipped.items():
+                    self.left_out[reason] += count
         return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was left out so far, on all ranks together, so that a resumed run counts on from there."""
+        counts = torch.tensor(list(self.left_out.values()), device=self.trainer.strategy.root_device)
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        return {"left_out": dict(zip(self.left_out, counts.tolist()))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.trainer.is_global_zero:  # the ranks' counts are summed where they are shown
+            self.left_out |= state["left_out"]
 
     def _loader(
         self,

@@ -33,7 +33,6 @@ from c2c_lightning.training.sharding import clip_gradients, shard
 from c2c_lightning.training.trained_run import TrainedRun
 
 FUSERS = "communicator.fusers."
-LEFT_OUT = ("too_long", "refused")
 
 
 @dataclass
@@ -111,7 +110,6 @@ class C2CModule(L.LightningModule):
         self.seed = torch.initial_seed()
         self.val_loss = MeanMetric()
         self.exact_answers = ExactAnswers(len(sharers))
-        self.left_out = dict.fromkeys(LEFT_OUT, 0)
         self.label = ""  # see TrainedRun
         self._clock = 0.0
         self.validated_at: int | None = None
@@ -214,9 +212,6 @@ class C2CModule(L.LightningModule):
 
     def account(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
         """Notes what came out of a micro-batch, and says what is to become less: loss and penalty."""
-        if batch.epoch == 0:  # later epochs leave out the same
-            for reason, count in batch.skipped.items():
-                self.left_out[reason] += count
         self._window += torch.stack(
             [loss.detach(), supervised, batch.prompt_mask.sum() + batch.response_mask.sum()]
         ).to(self._window)
@@ -279,7 +274,7 @@ class C2CModule(L.LightningModule):
         for method, accuracy in self.exact_answers.compute(not self.trainer.sanity_checking).items():
             self.log(f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
         self.log("fuser/parameters", float(sum(self.fuser_sizes)))
-        for reason, count in self.left_out.items():
+        for reason, count in getattr(self.trainer.datamodule, "left_out", {}).items():
             self.log(f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")
         self.validated_at = self.global_step
 

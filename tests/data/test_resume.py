@@ -7,7 +7,7 @@ from itertools import islice
 import lightning as L
 import pytest
 import torch
-from some_data import pairs, write_jsonl
+from some_data import LONG, pairs, write_jsonl
 
 from c2c_lightning.data import InstructionData
 from c2c_lightning.data.loader import Loader
@@ -115,28 +115,42 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def fit(module: Recorder, data: InstructionData, ckpt_path: str | None = None) -> Recorder:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=3 * PER_EPOCH,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return module
+
+
 @ways
 @pytest.mark.parametrize("num_done", [1, 5, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH])
 def test_the_trainer_resumes_with_the_same_batches(make_data, streaming, num_done, tmp_path):
-    def fit(module: Recorder, ckpt_path: str | None = None) -> Recorder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=3 * PER_EPOCH,
-            val_check_interval=4,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=make_data(streaming=streaming), ckpt_path=ckpt_path)
-        return module
-
     file = str(tmp_path / "cut.ckpt")
-    whole = fit(Recorder(num_done, file))
+    whole = fit(Recorder(num_done, file), make_data(streaming=streaming))
     assert [(batch.epoch, batch.index) for batch in whole.given] == [divmod(i, PER_EPOCH) for i in range(3 * PER_EPOCH)]
-    assert places(fit(Recorder(), file).given) == places(whole.given[num_done:])
+    assert places(fit(Recorder(), make_data(streaming=streaming), file).given) == places(whole.given[num_done:])
     assert {answer for batch in whole.validated for answer in batch.references} == {
         f"answer {i}" for i in range(40, 50)
     }
+
+
+def test_a_resumed_run_has_left_out_as_many_examples_as_one_that_was_not_interrupted(make_data, tmp_path):
+    file = str(tmp_path / "cut.ckpt")
+    write_jsonl(tmp_path / "data.jsonl", [*pairs(32), *[LONG] * 8])
+    whole, resumed = (make_data(max_length=200, bucket=False) for _ in range(2))
+    saved_after = 4
+    module = Recorder(saved_after, file)
+    fit(module, whole)
+    early = sum(batch.skipped.get("too_long", 0) for batch in module.given[:saved_after])
+    assert 0 < early < 8, "some are left out before the cut, and some after it"
+    fit(Recorder(), resumed, file)
+    assert whole.left_out == resumed.left_out == {"too_long": 8, "refused": 0}
