@@ -19,7 +19,7 @@ from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgress
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
 from c2c_lightning.evaluation.asking.settings import digest
-from c2c_lightning.evaluation.record import EvaluationRecord
+from c2c_lightning.evaluation.report.record import EvaluationRecord
 from c2c_lightning.runs import RUNS, newest_fuser, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 

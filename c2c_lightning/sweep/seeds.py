@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from c2c_lightning.drawing.forest import ACCENT, INK, Row, draw_forest
-from c2c_lightning.evaluation.formatting import Interval, points_with_interval
+from c2c_lightning.evaluation.report.formatting import Interval, points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.sweep.labels import NOTHING, cut, is_share, short_keys, short_value, shown_score, shown_time
 from c2c_lightning.sweep.space import label

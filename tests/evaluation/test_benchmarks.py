@@ -25,7 +25,7 @@ from c2c_lightning.evaluation.benchmarks import (
     OpenBookQA,
     OwnQuestions,
 )
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 
 FILES = Path(__file__).parent / "benchmark_files"
 WHOLE_GSM8K = Path(__file__).parents[1] / "data" / "gsm8k" / "whole_test.jsonl.gz"

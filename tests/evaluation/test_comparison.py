@@ -10,10 +10,10 @@ import pytest
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import answer_file
-from c2c_lightning.evaluation.comparison import compare_runs
-from c2c_lightning.evaluation.findings import findings
-from c2c_lightning.evaluation.finished import load_evaluations
-from c2c_lightning.evaluation.statistics import compare
+from c2c_lightning.evaluation.report.comparison import compare_runs
+from c2c_lightning.evaluation.report.findings import findings
+from c2c_lightning.evaluation.report.finished import load_evaluations
+from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.runs import RESULTS_FILE
 from tests.evaluation.invented import Invented, results, right
 from tests.evaluation.page import Page, pipe_tables

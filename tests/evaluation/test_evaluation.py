@@ -15,7 +15,7 @@ from c2c_lightning.evaluation.analyses import Latency
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.methods import C2C, TextToText
-from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.report.results import BenchmarkResults
 from tests.evaluation.trained import CONFIG, FEW, Evaluated, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")

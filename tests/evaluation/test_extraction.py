@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from c2c_lightning.evaluation.extraction import extract_letter, without_thinking
+from c2c_lightning.evaluation.benchmarks.extraction import extract_letter, without_thinking
 
 ABCD, ALL = "ABCD", "ABCDEFGHIJ"
 

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from c2c_lightning.evaluation.findings import FINDINGS, findings
-from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT
-from c2c_lightning.evaluation.headline import headline
-from c2c_lightning.evaluation.reading_guide import reading_guide
-from c2c_lightning.evaluation.statistics import accuracy, compare, question_specific_gain
-from c2c_lightning.evaluation.wording import sections
+from c2c_lightning.evaluation.report.findings import FINDINGS, findings
+from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT
+from c2c_lightning.evaluation.report.headline import headline
+from c2c_lightning.evaluation.report.reading_guide import reading_guide
+from c2c_lightning.evaluation.report.statistics import accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.wording import sections
 from tests.evaluation.invented import BYTES_PER_TOKEN, MESSAGE_TOKENS, Invented, results, right
 
 N = 400

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from c2c_lightning.evaluation import grading
-from c2c_lightning.evaluation.item import Grade
+from c2c_lightning.evaluation.benchmarks import grading
+from c2c_lightning.evaluation.benchmarks.item import Grade
 
 
 def test_a_letter_is_right_if_it_is_any_of_the_answers():

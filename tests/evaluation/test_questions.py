@@ -5,7 +5,7 @@ import pytest
 
 from c2c_lightning.evaluation.asking.questions import Questions, derangement
 from c2c_lightning.evaluation.benchmarks import NanoWorld
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 
 ITEMS = [
     Item("a", "One?", ("B",), ("w", "x", "y", "z")),

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.findings import findings
-from c2c_lightning.evaluation.report import write_report
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.wording import sections
+from c2c_lightning.evaluation.report.findings import findings
+from c2c_lightning.evaluation.report.page import write_report
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.wording import sections
 from tests.evaluation.invented import results, right
 from tests.evaluation.page import Page, pipe_tables
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.statistics import accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.statistics import accuracy, compare, question_specific_gain
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_the_interval_of_a_difference_resamples_items_with_both_their_scores():
 
 
 def test_the_interval_covers_the_true_difference_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr("c2c_lightning.evaluation.statistics.RESAMPLES", 999)
+    monkeypatch.setattr("c2c_lightning.evaluation.report.statistics.RESAMPLES", 999)
     covered = []
     for seed in range(300):
         rng = np.random.default_rng(seed)

@@ -11,7 +11,8 @@ import lightning as L
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.formatting import (
+from c2c_lightning.evaluation.methods import Method
+from c2c_lightning.evaluation.report.formatting import (
     NOT_SIGNIFICANT,
     NOTHING,
     p_value,
@@ -19,10 +20,9 @@ from c2c_lightning.evaluation.formatting import (
     score,
     score_interval,
 )
-from c2c_lightning.evaluation.methods import Method
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.statistics import Estimate, accuracy, compare
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.statistics import Estimate, accuracy, compare
 
 
 class Analysis(L.Callback, ABC):

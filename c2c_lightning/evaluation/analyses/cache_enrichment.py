@@ -23,9 +23,9 @@ from c2c_lightning.drawing.style import (
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
 from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.statistics import Estimate
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.statistics import Estimate
 
 TEXT = """\
 No sharer here: the receiver alone reads {shots} exemplars before each question (`few_shot`). Then it answers on \

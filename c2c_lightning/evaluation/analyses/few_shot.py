@@ -21,7 +21,7 @@ from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import read_prompts
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.models import Message
 from c2c_lightning.models.cache import position_ids, prefill

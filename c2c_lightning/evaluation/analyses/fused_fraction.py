@@ -21,9 +21,9 @@ from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import cache_bytes
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.statistics import Estimate
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.statistics import Estimate
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED
 from c2c_lightning.models.batch import SharerPrompt

@@ -23,9 +23,9 @@ from c2c_lightning.drawing.forest import INK, PALE
 from c2c_lightning.drawing.style import PART_COLOURS, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
-from c2c_lightning.evaluation.formatting import NOTHING, percent
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.formatting import NOTHING, percent
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.fuser import PART_NAMES, Gate
 from c2c_lightning.models.alignment import UNALIGNED
 

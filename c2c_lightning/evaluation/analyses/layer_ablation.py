@@ -27,9 +27,9 @@ from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C, Method
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.statistics import Estimate
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.statistics import Estimate
 
 TEXT = """\
 Every fused layer is once left out (`without_layer_N`: its gates are closed, of keys and values and of all \

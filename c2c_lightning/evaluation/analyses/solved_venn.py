@@ -13,9 +13,9 @@ from matplotlib_venn.layout.venn3 import DefaultLayoutAlgorithm as Layout3
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.formatting import percent
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.formatting import percent
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
 
 METHODS = ("receiver", "sharer", "c2c")
 TEXT = """\

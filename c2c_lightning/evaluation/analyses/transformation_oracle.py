@@ -22,9 +22,9 @@ from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
 from c2c_lightning.evaluation.analyses.token_sample import TokenSample
 from c2c_lightning.evaluation.asking.observing import Observer
-from c2c_lightning.evaluation.formatting import percent
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.formatting import percent
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.fuser import PART_NAMES
 
 DRAWN = 250  # tokens of every kind in a picture

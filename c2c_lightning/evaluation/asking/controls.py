@@ -24,7 +24,7 @@ from c2c_lightning.evaluation.asking.methods import C2C, Derived
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.models import Batch, exchange_questions
 from c2c_lightning.models.cache import read_stack, write_stack
 

@@ -20,7 +20,7 @@ from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.models import Batch
 from c2c_lightning.models.cache import prefill
 

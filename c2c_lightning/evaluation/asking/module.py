@@ -42,7 +42,7 @@ from c2c_lightning.evaluation.methods import (
     Sharer,
     TextToText,
 )
-from c2c_lightning.evaluation.results import BenchmarkResults, collect
+from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import make_folder
 

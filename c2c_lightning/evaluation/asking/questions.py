@@ -12,7 +12,7 @@ import numpy as np
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.models import Batch
 
 

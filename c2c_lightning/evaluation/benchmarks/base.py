@@ -16,11 +16,11 @@ from typing import Any, Literal
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.columns import check_item
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
 from c2c_lightning.evaluation.benchmarks.reading import Row, is_local, read_rows, shared_part
-from c2c_lightning.evaluation.item import Grade, Item
 from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)

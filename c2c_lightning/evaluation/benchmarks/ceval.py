@@ -6,7 +6,7 @@ from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
 from c2c_lightning.evaluation.benchmarks.columns import record_id, text
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 
 
 class CEval(BySubject):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
-from c2c_lightning.evaluation.item import LETTERS, Item
+from c2c_lightning.evaluation.benchmarks.item import LETTERS, Item
 
 
 def column(record: dict[str, Any], name: str) -> Any:

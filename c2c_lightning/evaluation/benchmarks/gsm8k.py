@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
-from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.columns import record_id, text
-from c2c_lightning.evaluation.item import Grade, Item
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError, meant
-from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
 from c2c_lightning.evaluation.benchmarks.columns import record_id, text, texts
-from c2c_lightning.evaluation.extraction import without_thinking
-from c2c_lightning.evaluation.item import Grade, Item
+from c2c_lightning.evaluation.benchmarks.extraction import without_thinking
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item
 
 METRICS = {
     "f1": grading.f1,

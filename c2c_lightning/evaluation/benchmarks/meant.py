@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from c2c_lightning.evaluation.item import LETTERS
+from c2c_lightning.evaluation.benchmarks.item import LETTERS
 
 LETTER = re.compile(
     r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\W+)?([a-j])(?:\W+(.*))?",

@@ -7,8 +7,8 @@ from typing import Any
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
 from c2c_lightning.evaluation.benchmarks.columns import column, letter_at, record_id, text, texts
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.benchmarks.meant import all_meant
-from c2c_lightning.evaluation.item import Item
 
 CORRECTED = ("wrong_groundtruth", "multiple_correct_answers")
 UNCLEAR = ("bad_question_clarity", "bad_options_clarity", "expert")

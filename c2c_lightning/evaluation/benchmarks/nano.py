@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.benchmarks.reading import Row
-from c2c_lightning.evaluation.item import Item
 from c2c_lightning.nano import world
 
 

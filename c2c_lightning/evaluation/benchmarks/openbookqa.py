@@ -6,7 +6,7 @@ from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.columns import labelled_choices, record_id, text
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 
 
 class OpenBookQA(Benchmark):

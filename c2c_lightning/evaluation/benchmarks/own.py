@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation import grading
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.columns import column, record_id, text, texts
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item
 from c2c_lightning.evaluation.benchmarks.meant import by_text, meanings
-from c2c_lightning.evaluation.item import Grade, Item
 
 GRADINGS = {"exact": grading.exact, "math": grading.math, "f1": grading.f1}
 

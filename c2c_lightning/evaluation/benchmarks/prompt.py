@@ -27,7 +27,7 @@ import yaml
 
 from c2c_lightning.errors import UserError, meant
 
-SHIPPED = Path(__file__).parents[1] / "prompts"
+SHIPPED = Path(__file__).parent / "prompts"
 PLACEHOLDERS = {
     "message": ("question", "context", "choices", "letters"),
     "choice": ("letter", "text"),

@@ -10,7 +10,7 @@ from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.evaluation.methods import C2C, C2CAfterText, Receiver, Sharer
-from c2c_lightning.evaluation.results import BenchmarkResults, collect
+from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
 from tests.evaluation.analyses.every_analysis import ANALYSES
 from tests.evaluation.asking import EXEMPLARS, MORE_TEXTS, PROMPTS, TEXTS, TOLD
 from tests.models import tiny

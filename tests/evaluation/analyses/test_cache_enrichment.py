@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from c2c_lightning.evaluation.analyses import CacheEnrichment
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.results import BenchmarkResults
+from c2c_lightning.evaluation.report.results import BenchmarkResults
 
 
 def test_without_exemplars_there_is_no_enrichment(communicator, benchmark, tmp_path):

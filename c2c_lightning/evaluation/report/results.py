@@ -9,7 +9,7 @@ import numpy as np
 
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.item import Item
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.methods import Derived, Method
 
 

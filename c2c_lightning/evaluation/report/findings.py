@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.results import BenchmarkResults
-from c2c_lightning.evaluation.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"

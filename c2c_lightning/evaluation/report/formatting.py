@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.statistics import ALPHA
+from c2c_lightning.evaluation.report.statistics import ALPHA
 
 NOTHING = "–"
 NOT_SIGNIFICANT = "not significant"

@@ -9,8 +9,8 @@ import pandas as pd
 
 from c2c_lightning.drawing.forest import ACCENT, INK, PALE, Row, draw_forest
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.findings import C2C, TEXT_TO_TEXT, Findings
-from c2c_lightning.evaluation.formatting import (
+from c2c_lightning.evaluation.report.findings import C2C, TEXT_TO_TEXT, Findings
+from c2c_lightning.evaluation.report.formatting import (
     NOTHING,
     p_value,
     percent,
@@ -21,8 +21,8 @@ from c2c_lightning.evaluation.formatting import (
     size,
     verdict,
 )
-from c2c_lightning.evaluation.headline import headline
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.headline import headline
+from c2c_lightning.evaluation.report.section import Section
 
 ANSWER_MODES = {
     "logits": "the choice whose letter is the most probable beginning of the response",

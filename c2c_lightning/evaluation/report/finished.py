@@ -11,7 +11,7 @@ from pathlib import Path
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer, answer_file
-from c2c_lightning.evaluation.findings import C2C, FINDINGS, Findings
+from c2c_lightning.evaluation.report.findings import C2C, FINDINGS, Findings
 from c2c_lightning.runs import RESULTS_FILE
 
 KEYS = {"title", "facts", "benchmarks"}

@@ -17,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from c2c_lightning.evaluation.formatting import NOTHING, plain
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.formatting import NOTHING, plain
+from c2c_lightning.evaluation.report.section import Section
 
 NUMBER = re.compile(r"[<≈+−-]? ?\d")
 
@@ -43,7 +43,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(
-        loader=PackageLoader("c2c_lightning.evaluation"),
+        loader=PackageLoader("c2c_lightning.evaluation.report"),
         autoescape=lambda template: template is not None and template.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,13 +12,13 @@ import pandas as pd
 
 from c2c_lightning.drawing.forest import INK, PALE, Row, draw_forest
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings
-from c2c_lightning.evaluation.finished import FinishedEvaluation, load_evaluations
-from c2c_lightning.evaluation.formatting import NOTHING, p_value, plain, points_with_interval, score, verdict
-from c2c_lightning.evaluation.reading_guide import reading_guide
-from c2c_lightning.evaluation.report import write_report
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.statistics import compare
+from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings
+from c2c_lightning.evaluation.report.finished import FinishedEvaluation, load_evaluations
+from c2c_lightning.evaluation.report.formatting import NOTHING, p_value, plain, points_with_interval, score, verdict
+from c2c_lightning.evaluation.report.page import write_report
+from c2c_lightning.evaluation.report.reading_guide import reading_guide
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.runs import make_folder
 
 SHOWN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)

@@ -18,8 +18,8 @@ from rapidfuzz import fuzz
 from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text import squad
 
-from c2c_lightning.evaluation.extraction import extract_letter, without_thinking
-from c2c_lightning.evaluation.item import Grade
+from c2c_lightning.evaluation.benchmarks.extraction import extract_letter, without_thinking
+from c2c_lightning.evaluation.benchmarks.item import Grade
 
 # It warns that nobody stops it when it takes long; `_is_heavy` sees to that.
 logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c2c_lightning.evaluation.findings import C2C, RECEIVER, SHARER, Findings
-from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT, plain
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, Findings
+from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, plain
+from c2c_lightning.evaluation.report.section import Section
 
 WORDS = {
     RECEIVER: "the model that answers; it is frozen.",

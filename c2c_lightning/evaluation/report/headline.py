@@ -8,9 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION, Findings
-from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT, p_in_words, plain, points, points_with_interval, score
-from c2c_lightning.evaluation.section import Section
+from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION, Findings
+from c2c_lightning.evaluation.report.formatting import (
+    NOT_SIGNIFICANT,
+    p_in_words,
+    plain,
+    points,
+    points_with_interval,
+    score,
+)
+from c2c_lightning.evaluation.report.section import Section
 
 FEW = 50  # questions
 

@@ -34,13 +34,13 @@ from rich.table import Table
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
-from c2c_lightning.evaluation.findings import findings
-from c2c_lightning.evaluation.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
-from c2c_lightning.evaluation.headline import gain_as_told
-from c2c_lightning.evaluation.reading_guide import reading_guide
-from c2c_lightning.evaluation.report import write_report
-from c2c_lightning.evaluation.section import Section
-from c2c_lightning.evaluation.wording import sections
+from c2c_lightning.evaluation.report.findings import findings
+from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
+from c2c_lightning.evaluation.report.headline import gain_as_told
+from c2c_lightning.evaluation.report.page import write_report
+from c2c_lightning.evaluation.report.reading_guide import reading_guide
+from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.wording import sections
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking

@@ -1,0 +1,1 @@
+"""From graded answers to numbers, and from numbers to a page."""
