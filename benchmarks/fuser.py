@@ -84,7 +84,8 @@ class Compared:
         with torch.no_grad():
             for i, pair in enumerate(self.pairs):
                 for name, own in pair.named_parameters():
-                    own.copy_(self.fuser.get_parameter(name.replace("norm.weight", "norm"))[i].view_as(own))
+                    stacked = self.fuser.get_parameter(name.replace("norm.weight", "norm"))[i]
+                    own.copy_(stacked.mT if own.ndim == 2 else stacked.view_as(own))
 
     def autocast(self):
         return torch.autocast(self.device, torch.bfloat16) if self.dtype == "bf16" else nullcontext()

@@ -10,17 +10,19 @@ layers.
 Memory is what a step needs beyond models, fusers and optimizer: with T = batch * (prompt - 1) tokens, and per token and
 each of the 2 L (part, layer) pairs of L mapped layers, in numbers
 
-    7 M             kept by the fuser: what its three blocks and two heads read, and the blocks' inner activations
+    16 M            kept by the fuser: what its three blocks and two heads read, and of every block the normed input
+                    with and without the norm's weight, and the inner activations before and after GELU
     2 (Fs + Fr)     the stacks that it reads, and both together as its first layer's input
     3 Fr            its update, the same weighted, and the fused stack
     2 Fr            the receiver's own cache, and the fused one with the response behind it
     Fs              the sharer's own cache, of which the stack is a copy
     Q               keys or values repeated for every query head, as attention keeps them
-    4 Fr            with bf16 only: the gated update and its gradient, which are in fp32 as the gates are
+    4 Fr + 3 M      with bf16 only: the gated update and its gradient, which are in fp32 as the gates are, and what
+                    RMSNorm keeps in fp32 (found by measurement)
 
 M is the fuser's width, Fr and Fs are the models' features (kv heads * head_dim), and Q is the receiver's query heads *
-head_dim. To this come 2 M per token and pair that a block works on at a time in its backward pass (`block.CACHED`),
-beyond what goes meanwhile, and the logits with their gradient, in fp32. The gradients of the fusers' parameters come while
+head_dim. To this come 2 M per token and pair that a block works on in its backward pass, beyond what goes meanwhile, and
+the logits with their gradient, in fp32. The gradients of the fusers' parameters come while
 activations go, and count only where they are more than all of these. Responses are taken to be short beside prompts.
 Numbers are in the dtype of the networks (fp32, or bf16 under autocast).
 """
@@ -39,7 +41,6 @@ from benchmarks.pairs import MID, MODELS
 from benchmarks.rounds import Times, ratio, taking_turns
 from benchmarks.train_step import TrainStep
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.fuser.block import at_once
 
 
 def with_layers(pair: str, layers: int) -> str:
@@ -97,11 +98,11 @@ def predicted_memory(
     tokens, kept, working = batch * (prompt - 1), 0, 0
     for fuser, mapped in zip(communicator.fusers, communicator.layer_maps):
         own, other = fuser.receiver.features, fuser.sharer.features
-        per_pair = 7 * hidden + 2 * (other + own) + 3 * own + 2 * own + other + queries
-        per_pair += 4 * own if dtype == "bf16" else 0
+        per_pair = 16 * hidden + 2 * (other + own) + 3 * own + 2 * own + other + queries
+        per_pair += 4 * own + 3 * hidden if dtype == "bf16" else 0
         groups = 2 * len(mapped)
         kept += groups * per_pair
-        working = max(working, 2 * hidden * at_once(groups, tokens, hidden, communicator.receiver.device.type))
+        working = max(working, 2 * hidden * groups)
     gradients = sum(p.numel() for p in communicator.fusers.parameters()) * 4
     logits = 2 * batch * response * receiver.vocab_size * 4
     return max(tokens * (kept + working) * number + logits, gradients)

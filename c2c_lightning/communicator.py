@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.fuser_folder import import_fuser, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers, GateConfig
+from c2c_lightning.fuser.stacked import matrices, transposed
 from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.cache import write_stack
 
@@ -166,6 +167,8 @@ class Communicator(OldNames):
             layers=config["layers"],
             gate=gate,
         )
+        if config["format"] == 1:
+            state = transposed(state, matrices(communicator.fusers))
         try:
             communicator.fusers.load_state_dict(state)
         except RuntimeError as error:

@@ -23,7 +23,7 @@ from c2c_lightning.fuser import Fuser, FuserFactory, Gate, GateConfig, KVShape
 from c2c_lightning.fuser.closed_form import STATISTICS
 from c2c_lightning.models.loading import locate
 
-FORMAT = 1
+FORMAT = 2  # format 1 had matrices as (out, in); see fuser/stacked.py
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CHECKPOINT, CHECKPOINT_PREFIX = ".ckpt", "communicator.fusers."
 HUB_NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)+")
@@ -61,10 +61,10 @@ def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise UserError(f"fuser {name!r}: its {file} is damaged: {error}") from error
     config, state = parts
     missing = [key for key in KEYS if key not in config]
-    if config.get("format") != FORMAT or missing:
+    if config.get("format") not in (1, FORMAT) or missing:
         raise UserError(
             f"fuser {name!r}: its {CONFIG} has format {config.get('format')!r} and lacks {missing}; "
-            f"this version reads format {FORMAT}."
+            f"this version reads formats 1 and {FORMAT}."
         )
     if isinstance(config["layer_map"], dict):
         config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
@@ -126,7 +126,7 @@ def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"fuser '{file}': no such checkpoint file.")
     try:
         checkpoint = torch.load(file, weights_only=True, map_location="cpu")
-        config = {key: checkpoint["c2c"][key] for key in KEYS}
+        config = {"format": checkpoint["c2c"].get("format", 1), **{key: checkpoint["c2c"][key] for key in KEYS}}
         state = checkpoint["state_dict"]
     except Exception as error:  # zipfile, pickle and torch each have their own
         reason = type(error).__name__

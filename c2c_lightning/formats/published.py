@@ -39,6 +39,7 @@ from c2c_lightning.formats.published_files import (
 from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape
 from c2c_lightning.fuser.c2c import Dtype
 from c2c_lightning.fuser.layer_map import map_layers
+from c2c_lightning.fuser.stacked import matrices, transposed
 from c2c_lightning.models.loading import kv_shape, load_config
 
 PUBLISHED = "published"  # the key in our config.json
@@ -103,6 +104,7 @@ def read_published(
     expected = parameter_shapes(fuser, shapes)
     states = {i: read_state(folder / f"projector_{i}.pt", their_shapes(expected)) for i in specs}
     config = {
+        "format": 1,  # as theirs, matrices are (out, in)
         "receiver": receiver,
         "sharers": [sharer],
         "alignment": "published",
@@ -138,6 +140,8 @@ def write_published(folder: Path, config: Mapping[str, Any], state: Mapping[str,
         UserError: the published format has no such fuser, and why.
     """
     layer_map = publishable(config)
+    if config["format"] != 1:
+        state = transposed(state, [name for name in state if name.endswith(".weight")])
     kept = config.get(PUBLISHED) or native(config, layer_map, state)
     numbers = {layer: kept["projector_config"]["0"]["1"][str(layer)][0][1] for layer in layer_map}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +253,8 @@ def parameter_shapes(fuser: Mapping[str, Any], shapes: tuple[KVShape, KVShape]) 
     """The shapes of one group of our parameters, by our name."""
     with torch.device("meta"):
         made = C2CFuser(*shapes, Gate(GateConfig(parts="keys"), [0], 1), **fuser)
-    return {name: p[0].shape for name, p in made.named_parameters() if not name.startswith("gate.")}
+    parameters = transposed(dict(made.named_parameters()), matrices(made))
+    return {name: p[0].shape for name, p in parameters.items() if not name.startswith("gate.")}
 
 
 def their_name(name: str) -> str:

@@ -111,9 +111,9 @@ class C2CFuser(Fuser):
         dtype = getattr(torch, self.evaluate_in)
 
         def linear(layer: StackedLinear, x: Tensor) -> Tensor:
-            return F.linear(
-                x, layer.weight[row].to(dtype), None if layer.bias is None else layer.bias[row, 0].to(dtype)
-            )
+            # As (out, in) and contiguous: a matmul of the other layout is rounded otherwise on some processors.
+            weight_OF = layer.weight[row].mT.to(dtype).contiguous()
+            return F.linear(x, weight_OF, None if layer.bias is None else layer.bias[row, 0].to(dtype))
 
         def block(layer: StackedBlock, x: Tensor) -> Tensor:
             normed = F.rms_norm(x, x.shape[-1:], layer.norm[row, 0].to(dtype), EPS)

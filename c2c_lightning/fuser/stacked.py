@@ -1,20 +1,19 @@
 """Layers of many small networks side by side: one batched matmul where a loop would run G small ones.
 
 Dimensions: G groups (one small network each), T tokens, F features in, O out, M hidden, I intermediate. Every module
-takes `groups`, the rows of its parameters to use: None for all, or an index tensor (g,). The compiler is given plain
-operations, through which it finds a way of its own.
+takes `groups`, the rows of its parameters to use: None for all, or an index tensor (g,).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2c_lightning.fuser.block import EPS, Block
-from c2c_lightning.fuser.matmul import Linear
+EPS = 1e-6
 
 
 def rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
@@ -27,17 +26,17 @@ class StackedLinear(nn.Module):
     def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
         bound = 1 / math.sqrt(in_features)
-        self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features).uniform_(-bound, bound))
+        drawn_GOF = torch.empty(num_groups, out_features, in_features).uniform_(-bound, bound)
+        # As (G, F, O), so that its gradient comes laid out as it is. The gradient of a transposed matrix would be
+        # copied into place, which takes longer than the matmul where tokens are few.
+        self.weight = nn.Parameter(drawn_GOF.mT.contiguous())
         self.bias = nn.Parameter(torch.empty(num_groups, 1, out_features).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x_GTF: Tensor, groups: Tensor | None = None) -> Tensor:
-        weight_GOF = rows(self.weight, groups)
-        bias_G1O = None if self.bias is None else rows(self.bias, groups)
-        if not torch.compiler.is_compiling():
-            return Linear.apply(x_GTF, weight_GOF, bias_G1O)
-        if bias_G1O is None:
-            return torch.bmm(x_GTF, weight_GOF.mT)
-        return torch.baddbmm(bias_G1O, x_GTF, weight_GOF.mT)
+        weight_GFO = rows(self.weight, groups)
+        if self.bias is None:
+            return torch.bmm(x_GTF, weight_GFO)
+        return torch.baddbmm(rows(self.bias, groups), x_GTF, weight_GFO)
 
 
 class StackedBlock(nn.Module):
@@ -51,12 +50,18 @@ class StackedBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_GTM: Tensor, groups: Tensor | None = None) -> Tensor:
-        norm_G1M, w1_GIM, w2_GMI = (
-            rows(parameter, groups) for parameter in (self.norm, self.w1.weight, self.w2.weight)
-        )
-        dropout = self.dropout if self.training else 0.0
-        if not torch.compiler.is_compiling():
-            return Block.apply(x_GTM, norm_G1M, w1_GIM, w2_GMI, dropout)
-        normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * norm_G1M.to(x_GTM.dtype)
-        update_GTM = torch.bmm(F.gelu(torch.bmm(normed_GTM, w1_GIM.mT)), w2_GMI.mT)
-        return x_GTM + F.dropout(update_GTM, dropout)
+        # The norm's weight differs by group, which F.rms_norm cannot take.
+        normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * rows(self.norm, groups).to(x_GTM.dtype)
+        update_GTM = self.w2(F.gelu(self.w1(normed_GTM, groups)), groups)
+        return x_GTM + F.dropout(update_GTM, self.dropout, self.training)
+
+
+def matrices(fusers: nn.Module) -> set[str]:
+    """The parameters that are stacks of matrices (G, F, O), by name."""
+    return {f"{name}.weight" for name, module in fusers.named_modules() if isinstance(module, StackedLinear)}
+
+
+def transposed(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """A state with some of its stacks of matrices transposed: format 1 of saved fusers has them as (G, O, F)."""
+    turned = {name: state[name].mT.contiguous() for name in names if name in state and state[name].ndim == 3}
+    return {**state, **turned}

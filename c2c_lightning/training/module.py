@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
+from c2c_lightning.formats.fuser_folder import FORMAT
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig, LayerMap, Layers
 from c2c_lightning.models import Batch, FrozenModels, PromptStore, Reading, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
@@ -304,6 +305,11 @@ class C2CModule(L.LightningModule):
 
         Lightning would otherwise restore the old learning rate over the one that the user typed.
         """
+        if checkpoint.get("c2c", {}).get("format", 1) != FORMAT:
+            raise UserError(
+                "the checkpoint is of an earlier version, whose optimizer state was laid out otherwise, so it cannot be "
+                "resumed: go on with that version, or start without --ckpt_path. As a fuser it can still be loaded."
+            )
         now, then = flatten(self.settings(), "model"), flatten(checkpoint.get("c2c", {}), "model")
         fitting = self.trainer.state.fn == "fit"
         for key in now.keys() & then.keys():
@@ -317,7 +323,12 @@ class C2CModule(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
-        return {**self.communicator.config(), "dtype": self.dtype_name, "optimizer": asdict(self.optimizer)}
+        return {
+            "format": FORMAT,
+            **self.communicator.config(),
+            "dtype": self.dtype_name,
+            "optimizer": asdict(self.optimizer),
+        }
 
     def _new_window(self) -> None:
         """Loss, supervised tokens and all of the receiver's tokens since the last optimizer step."""

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from c2c_lightning import Communicator
 from c2c_lightning.communicator import load_communicator
@@ -137,7 +138,7 @@ def edited(saved: str, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2.*this version reads format 1"),
+        ({"format": 3}, "has format 3.*this version reads formats 1 and 2"),
         ({"gate": None}, r"lacks \['gate'\]"),
         ({"fuser": {"class_path": "nowhere.Fuser", "init_args": {}}}, "nowhere.Fuser, which cannot be imported"),
         ({"fuser": {"class_path": "Fuser", "init_args": {}}}, "Fuser, which cannot be imported"),
@@ -177,3 +178,16 @@ def test_a_folder_can_be_moved_and_saved_over(models, saved, tmp_path):
     loaded = Communicator.from_pretrained(str(tmp_path / "elsewhere"))
     loaded.save_pretrained(tmp_path / "elsewhere")
     assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).layer_maps == loaded.layer_maps
+
+
+def test_a_fuser_of_format_1_whose_matrices_lay_the_other_way_round_loads_as_it_was(models, tmp_path):
+    make(models).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["format"] == 2
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 1}))
+    state = load_file(tmp_path / "model.safetensors")
+    old = {name: t.mT.contiguous() if name.endswith(".weight") else t for name, t in state.items()}
+    save_file(old, tmp_path / "model.safetensors")
+    loaded = Communicator.from_pretrained(str(tmp_path)).fusers.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())

@@ -47,13 +47,13 @@ def stacks(fuser: C2CFuser) -> tuple[torch.Tensor, torch.Tensor]:
 def block(module, x, group, heads_block=False):
     """x + W2 gelu(W1 RMSNorm(x))."""
     normed = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * module.norm[group, 0]
-    inner = F.linear(normed, module.w1.weight[group])
+    inner = F.linear(normed, module.w1.weight[group].mT)
     inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
-    return x + F.linear(inner, module.w2.weight[group])
+    return x + F.linear(inner, module.w2.weight[group].mT)
 
 
 def linear(module, x, group):
-    return F.linear(x, module.weight[group], module.bias[group, 0])
+    return F.linear(x, module.weight[group].mT, module.bias[group, 0])
 
 
 def paper(fuser: C2CFuser, sharer, receiver, parts: str, gate) -> torch.Tensor:

@@ -153,12 +153,12 @@ def test_every_weight_learns_or_is_fitted(kind):
 
 
 def linear(module, x, row):
-    return F.linear(x, module.weight[row], module.bias[row, 0])
+    return F.linear(x, module.weight[row].mT, module.bias[row, 0])
 
 
 def block(module, x, row):
     normed = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * module.norm[row, 0]
-    return x + F.linear(F.gelu(F.linear(normed, module.w1.weight[row])), module.w2.weight[row])
+    return x + F.linear(F.gelu(F.linear(normed, module.w1.weight[row].mT)), module.w2.weight[row].mT)
 
 
 def two_routes(fuser, read, row):
