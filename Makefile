@@ -1,13 +1,14 @@
 # make fit        train a fuser on the built-in pair
 # make evaluate   say what the newest fuser's cache communication gave
-# make test       run the tests
+# make test       run the quick tests
+# make test-all   run all tests: also kills, clusters, whole sweeps and many processes
 # make ui         look at the runs in MLflow
 # make lint       check style and format
 # Each sets up .venv first, with the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: fit evaluate test ui lint
+.PHONY: fit evaluate test test-all ui lint
 
 fit: .venv/ready
 	@echo "== training a fuser on the built-in pair (about a minute on 2 cores)"
@@ -17,9 +18,16 @@ evaluate: .venv/ready
 	@echo "== evaluating the newest fuser on the built-in pair (about a minute on 2 cores)"
 	$(BIN)/python -m c2c_lightning test --config conf/eval/nano.yaml
 
+# By file, so that what the tests of a file share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: .venv/ready
-	@echo "== running the tests (some minutes on 2 cores)"
-	$(BIN)/python -m pytest
+	@echo "== running the quick tests (about 10 minutes on 2 idle cores)"
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/ready
+	@echo "== running all tests (about 20 minutes on 2 idle cores)"
+	$(PYTEST)
 
 ui: .venv/ready
 	@echo "== MLflow on mlflow.db; stop it with Ctrl-C"
