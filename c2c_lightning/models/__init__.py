@@ -2,7 +2,7 @@
 
 from c2c_lightning.models.alignment import AlignedPrompt, Aligner, Alignment, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
-from c2c_lightning.models.loading import load_aligner, load_models
+from c2c_lightning.models.loading import check_models, load_aligner, load_models
 from c2c_lightning.models.prompt_store import PromptStore
 from c2c_lightning.models.reading import FrozenModels, Reading
 
@@ -15,6 +15,7 @@ __all__ = [
     "Message",
     "PromptStore",
     "Reading",
+    "check_models",
     "collate",
     "exchange_questions",
     "load_aligner",

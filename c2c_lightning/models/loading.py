@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.quantizers import AutoHfQuantizer
 
-from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Alignment
+from c2c_lightning.models.checks import check_template, check_tokens, check_weights
 
 PROJECT = Path(__file__).parents[2]
 CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
@@ -39,38 +49,70 @@ def locate(name: str | os.PathLike[str], what: str = "model") -> str:
     return name
 
 
-def load_config(name: str) -> PreTrainedConfig:
-    return _load(AutoConfig, name, "config.json")
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The model's tokenizer, with a chat template and a padding token.
+def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
+    """A model's configuration.
 
     Raises:
-        UserError: there is no tokenizer, it has no chat template or no end of turn, or it cannot tell
-            which characters a token came from.
+        UserError: it cannot be read, or asks for a kind of quantisation that nobody here knows.
+    """
+    config = _load(AutoConfig, name, "config.json")
+    quantised = getattr(config, "quantization_config", None)
+    # transformers would load such weights as if they were plain ones, with a warning.
+    if quantised and not _try(AutoHfQuantizer.supports_quant_method, name, "quantization_config", quantised):
+        raise UserError(
+            f"model {str(name)!r} is quantised by {quantised.get('quant_method')!r} (config.json), which transformers "
+            "does not know: use its plain version."
+        )
+    return config
+
+
+def load_tokenizer(name: str | os.PathLike[str], template_kwargs: dict[str, Any] | None = None) -> Tokenizer:
+    """The model's tokenizer, with a chat template and a padding token.
+
+    Args:
+        name: folder or hub id.
+        template_kwargs: with which its chat template will be called; None for the defaults.
+
+    Raises:
+        UserError: there is no tokenizer, it has no end of turn, it cannot tell which characters a token came from, or
+            it has no chat template that says all messages in order.
     """
     folder = Path(locate(name))
     if folder.is_dir() and not any(folder.glob("*tok*")) and not any(folder.glob("vocab*")):
-        raise UserError(f"model {name!r} has no tokenizer in its folder (tokenizer.json).")
+        raise UserError(f"model {str(name)!r} has no tokenizer in its folder (tokenizer.json).")
     tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
     if not tokenizer.chat_template:
         raise UserError(
-            f"model {name!r} has no chat template, so nobody can say how it reads a conversation. "
+            f"model {str(name)!r} has no chat template, so nobody can say how it reads a conversation. "
             "Add chat_template.jinja to its folder, or use its instruction-tuned version."
         )
     if not tokenizer.is_fast:
         raise UserError(
-            f"model {name!r}: its tokenizer does not report which characters a token covers. "
+            f"model {str(name)!r}: its tokenizer does not report which characters a token covers. "
             "Convert it to a fast one (tokenizer.json)."
         )
     if tokenizer.eos_token is None:
         raise UserError(
-            f"model {name!r}: its tokenizer has no eos_token, so nobody can say where a turn ends. "
+            f"model {str(name)!r}: its tokenizer has no eos_token, so nobody can say where a turn ends. "
             "Name it in tokenizer_config.json."
         )
+    # transformers makes a new token of one that is not there, which no model ever says.
+    vocabulary = folder / "tokenizer.json"
+    added = [token.content for token in tokenizer.init_kwargs.get("added_tokens_decoder", {}).values()]
+    if vocabulary.exists() and tokenizer.eos_token not in added:
+        text = vocabulary.read_text(encoding="utf-8")
+        if not any(json.dumps(tokenizer.eos_token, ensure_ascii=plain) in text for plain in (True, False)):
+            raise UserError(
+                f"model {str(name)!r}: its tokenizer_config.json names {tokenizer.eos_token!r} as eos_token, which "
+                "its tokenizer.json does not have: name the token that ends a turn."
+            )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    try:
+        check_template(tokenizer, template_kwargs)
+    except Exception as error:  # of a template of any type, and of whatever it does
+        said = str(error).replace(f"the chat template of {tokenizer.name_or_path!r}", "its chat template")
+        raise UserError(f"model {str(name)!r}: {' '.join(said.split())[:300]}.") from error
     return tokenizer
 
 
@@ -81,14 +123,28 @@ def load_aligner(
     template_kwargs: dict[str, Any] | None = None,
 ) -> Aligner:
     """The aligner of models named by folder or hub id; reads their tokenizers only."""
-    return Aligner(load_tokenizer(receiver), [load_tokenizer(s) for s in sharers], alignment, template_kwargs)
+    tokenizers = [load_tokenizer(name, template_kwargs) for name in (receiver, *sharers)]
+    return Aligner(tokenizers[0], tokenizers[1:], alignment, template_kwargs)
 
 
-def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
-    """A frozen causal LM in eval mode; refused by `kv_shape` before its weights are read."""
+def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> PreTrainedModel:
+    """A frozen causal LM in eval mode; refused by `kv_shape` before its weights are read.
+
+    Raises:
+        UserError: a file cannot be read, a weight is missing, left over or not finite, or the cache cannot be fused.
+    """
+    if (name, dtype) in _checked:
+        return _checked.pop((name, dtype))
+    if dtype != "auto" and not (
+        isinstance(getattr(torch, dtype, None), torch.dtype) and getattr(torch, dtype).is_floating_point
+    ):
+        raise UserError(f"model.dtype is {dtype!r}: give auto, float32, bfloat16 or float16.")
     kv_shape(load_config(name))
-    model = _load(AutoModelForCausalLM, name, "model.safetensors", dtype=dtype)
-    model.name_or_path = name  # as it was given: a path of this machine means nothing on another
+    if Path(locate(name), "generation_config.json").exists():
+        _load(GenerationConfig, name, "generation_config.json")
+    model, read = _load(AutoModelForCausalLM, name, "model.safetensors", dtype=dtype, output_loading_info=True)
+    model.name_or_path = str(name)  # as it was given: a path of this machine means nothing on another
+    check_weights(model, read["missing_keys"], read["unexpected_keys"])
     return model
 
 
@@ -97,6 +153,33 @@ def load_models(
 ) -> tuple[PreTrainedModel, list[PreTrainedModel]]:
     """Receiver and sharers named by folder or hub id."""
     return load_model(receiver, dtype), [load_model(s, dtype) for s in sharers]
+
+
+_checked: dict[tuple[str, str], PreTrainedModel] = {}
+
+
+def check_models(
+    receiver: str,
+    sharers: Sequence[str],
+    alignment: Alignment = "spans",
+    template_kwargs: dict[str, Any] | None = None,
+    dtype: str = "auto",
+) -> None:
+    """Refuses models that cannot be used, with one message, before a run has a folder.
+
+    What is loaded for it is handed out by the next `load_model` of the same name and dtype.
+
+    Raises:
+        UserError: the first thing that is wrong with one of them, and what to do.
+    """
+    for name in (receiver, *sharers):
+        kv_shape(load_config(name))  # what tokenizers say of a config that cannot be read helps nobody
+    aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
+    for name, tokenizer in zip((receiver, *sharers), (aligner.receiver, *aligner.sharers)):
+        if (name, dtype) not in _checked:
+            model = load_model(name, dtype)
+            check_tokens(model, tokenizer)
+            _checked[name, dtype] = model
 
 
 def kv_shape(config: PreTrainedConfig) -> KVShape:
@@ -129,6 +212,10 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     if getattr(text, "num_kv_shared_layers", 0):
         raise refuse("some of its layers share another layer's cache, so they cannot be fused one by one")
     heads = text.num_attention_heads
+    for size in ("num_attention_heads", "num_hidden_layers", "hidden_size", "num_key_value_heads", "head_dim"):
+        value = getattr(text, size, None)
+        if value is not None and not isinstance(value, (list, tuple)) and not (isinstance(value, int) and value > 0):
+            raise refuse(f"its config.json has {size} {value!r}, which must be a positive number")
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     if getattr(text, "new_decoder_architecture", False):  # Falcon's caches a kv head once per query head
         kv_heads = heads
@@ -152,10 +239,22 @@ def is_compiled(module: nn.Module) -> bool:
     return any(part._compiled_call_impl is not None for part in module.modules())
 
 
-def _load(loader: type, name: str, files: str, **kwargs):
-    location = locate(name)
+def _load(loader: Any, name: str | os.PathLike[str], files: str, **kwargs: Any) -> Any:
+    # A model's own code is never run: transformers would ask on the terminal whether to.
+    return _try(loader.from_pretrained, name, files, locate(name), trust_remote_code=False, **kwargs)
+
+
+def _try(function: Callable[..., Any], name: str | os.PathLike[str], what: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls what reads a part of a model; whatever it raises becomes one message."""
     try:
-        return loader.from_pretrained(location, **kwargs)
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        kind = "folder" if Path(location).is_dir() else "hub id"
-        raise UserError(f"model {name!r} ({kind}): cannot read its {files}: {first_line(error)}") from error
+        return function(*args, **kwargs)
+    except Exception as error:  # the readers of transformers, tokenizers, safetensors, pickle and jinja2 have their own
+        kind = "folder" if Path(locate(name)).is_dir() else "hub id"
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise UserError(
+                f"model {str(name)!r} ({kind}) needs code of its own (auto_map in its {what}), which is never run here: "
+                "use a model of a kind that transformers knows."
+            ) from error
+        said = said if isinstance(error, (OSError, ValueError)) and said else f"{type(error).__name__}: {said}"
+        raise UserError(f"model {str(name)!r} ({kind}): cannot read its {what}: {said[:300]}") from error

@@ -18,6 +18,7 @@ from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.models.checks import check_tokens
 from c2c_lightning.models.decoding import generate
 from c2c_lightning.models.loading import kv_shape
 from c2c_lightning.models.prompt_store import PromptStore
@@ -33,7 +34,7 @@ class FrozenModels(nn.Module):
         store: where what they make of prompts is kept; None to compute it every time.
 
     Raises:
-        UserError: a model whose cache cannot be fused.
+        UserError: a model whose cache cannot be fused, or whose tokenizer has more tokens than it knows.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class FrozenModels(nn.Module):
         store: PromptStore | None = None,
     ):
         super().__init__()
+        for model, tokenizer in zip((receiver, *sharers), (aligner.receiver, *aligner.sharers)):
+            check_tokens(model, tokenizer)
         self.receiver, self.sharers = receiver, nn.ModuleList(sharers)
         self.requires_grad_(False).eval()
         self.aligner, self.store = aligner, store
