@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from c2c_lightning.cli.lightning_parser import Parser
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
+from c2c_lightning.models import check_models
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training import (
@@ -86,6 +87,8 @@ class C2CCLI(LightningCLI):
                 raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
+        model = config.model
+        check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, model.dtype)
 
     def refuse(self, folder: Path) -> None:
         """Says that a folder is not free for a run that begins."""

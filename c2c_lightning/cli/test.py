@@ -20,6 +20,8 @@ from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgres
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
 from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
+from c2c_lightning.formats.fuser_folder import read_fuser
+from c2c_lightning.models import check_models
 from c2c_lightning.runs import RUNS, newest_fuser, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 
@@ -70,6 +72,9 @@ class EvaluationCLI(LightningCLI):
             raise UserError("model.methods and model.controls are empty, so nothing is asked: name a method.")
         if config.model.fuser == "last":
             config.model.fuser = str(newest_fuser())
+        saved, _ = read_fuser(config.model.fuser)
+        names = {key: saved[key] for key in ("receiver", "sharers", "alignment", "template_kwargs")}
+        check_models(**names, dtype=config.model.dtype)
         settings = yaml.safe_load(self._subcommand_parsers[self.subcommand].dump(config, skip_none=False))
         self.save_config_kwargs["settings"] = digest(settings)
         if config.trainer.default_root_dir is None:

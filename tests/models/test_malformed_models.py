@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from c2c_lightning.cli.commands import main
+from c2c_lightning.communicator import load_communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.models import check_models
-from c2c_lightning.models.loading import load_model, load_tokenizer
+from c2c_lightning.models import check_models, load_aligner
+from c2c_lightning.models.loading import PROJECT, load_model, load_tokenizer
 from tests.models import tiny
 
 
@@ -205,3 +207,28 @@ def test_what_was_checked_is_loaded_once(pair):
     assert first.name_or_path == str(pair / "receiver")
     with pytest.raises(UserError, match="receiver"):  # and handed out once: nobody shares it
         load_model(str(pair / "receiver"))
+
+
+@pytest.fixture
+def fuser_folder(whole, tmp_path):
+    """Of a fuser between models that are named from the working folder."""
+    receiver, sharer = str(whole / "receiver"), str(whole / "sharer")
+    communicator = load_communicator(receiver, [sharer], load_aligner(receiver, [sharer]))
+    communicator.save_pretrained(tmp_path / "fuser")
+    edited("config.json", receiver="receiver", sharers=["sharer"])(tmp_path / "fuser")
+    return tmp_path / "fuser"
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_command_leaves_no_folder_behind_when_a_model_is_refused(pair, fuser_folder, monkeypatch, command):
+    edited("tokenizer_config.json", chat_template="x")(pair / "sharer")
+    (pair / "sharer" / "chat_template.jinja").unlink()
+    monkeypatch.chdir(pair)
+    before = set(pair.rglob("*"))
+    args = {
+        "fit": [f"--config={PROJECT / 'conf' / 'base.yaml'}", "--model.receiver=receiver", "--model.sharers=[sharer]"],
+        "test": [f"--config={PROJECT / 'conf' / 'eval' / 'nano.yaml'}", f"--model.fuser={fuser_folder}"],
+    }
+    with pytest.raises(SystemExit, match="its chat template leaves out"):
+        main([command, *args[command]])
+    assert set(pair.rglob("*")) == before
