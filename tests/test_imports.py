@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "tracking",
     },
     "sweep": {"drawing", "evaluation", "files", "fuser", "models", "nested", "runs", "tracking", "training"},
-    "cli": {"data", "evaluation", "files", "fuser", "runs", "sweep", "tracking", "training"},
+    "cli": {"data", "evaluation", "files", "formats", "fuser", "models", "runs", "sweep", "tracking", "training"},
 }
 ENTRANCES = {"__init__.py", "__main__.py"}
 MUST_NOT_KNOW = {
