@@ -6,6 +6,7 @@ Dimensions: L layers, B batch, H kv heads, N prompt tokens but the last, D head_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.fuser import KVShape
-from c2c_lightning.models.alignment import Aligner, Message
+from c2c_lightning.models.alignment import UNALIGNED, Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
 from c2c_lightning.models.checks import check_tokens
@@ -63,9 +64,17 @@ class FrozenModels(nn.Module):
     def sharer_shapes(self) -> list[KVShape]:
         return [kv_shape(sharer.config) for sharer in self.sharers]
 
-    def read(self, batch: Batch) -> Reading:
-        """What the models make of a batch; each of them reads it when first asked for."""
-        return Reading(self, batch)
+    def read(self, batch: Batch, receiver_cache: DynamicCache | None = None) -> Reading:
+        """What the models make of a batch; each of them reads it when first asked for.
+
+        Args:
+            batch: of prompts.
+            receiver_cache: of all prompt tokens but the last, if the receiver has read them already.
+        """
+        reading = Reading(self, batch)
+        if receiver_cache is not None:
+            reading._receiver_cache = receiver_cache
+        return reading
 
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
         """A model's cache after reading left-padded prompts, or what the store has of it."""
@@ -179,11 +188,13 @@ class Reading:
         """The KV stack (2, L, B, Hs, N, Ds) of some of a sharer's layers opposite the receiver's tokens."""
         key = (sharer, *layers)
         if key not in self._stacks:
-            prompt = self.batch.sharers[sharer]
-            if sharer not in self._sharer_caches:
-                self._sharer_caches[sharer] = self.models.prefill(self.models.sharers[sharer], prompt.ids, prompt.mask)
-            self._stacks[key] = read_stack(self._sharer_caches[sharer], layers, prompt.positions.clamp(min=0))
+            positions = self.batch.sharers[sharer].positions.clamp(min=0)
+            self._stacks[key] = read_stack(self._sharer_cache(sharer), layers, positions)
         return self._stacks[key]
+
+    def sharer_cache(self, sharer: int) -> DynamicCache:
+        """A sharer's own cache of all tokens of its prompts, to be written to."""
+        return branch(self._sharer_cache(sharer))
 
     def aligned(self, sharer: int) -> Tensor:
         """Places among the B * N receiver tokens that have a token of this sharer opposite."""
@@ -196,12 +207,25 @@ class Reading:
         exchanged._sharer_caches = other._sharer_caches  # whichever is asked first has a sharer read for both
         return exchanged
 
+    def opposite_only(self, chosen_BN: Tensor) -> Reading:
+        """The reading in which only the receiver's chosen tokens have a sharer's token opposite."""
+        sharers = [replace(s, positions=s.positions.where(chosen_BN, UNALIGNED)) for s in self.batch.sharers]
+        partly = Reading(self.models, replace(self.batch, sharers=sharers))
+        partly._receiver_cache, partly._sharer_caches = self._receiver_cache, self._sharer_caches
+        return partly
+
     @cached_property
     def exchanged(self) -> Reading:
         """The reading in which every question has the sharers' caches of the next one in the batch."""
         other = Reading(self.models, exchange_questions(self.batch))
         other._receiver_cache = self._receiver_cache
         return other
+
+    def _sharer_cache(self, sharer: int) -> DynamicCache:
+        if sharer not in self._sharer_caches:
+            prompt = self.batch.sharers[sharer]
+            self._sharer_caches[sharer] = self.models.prefill(self.models.sharers[sharer], prompt.ids, prompt.mask)
+        return self._sharer_caches[sharer]
 
     @cached_property
     def _receiver_cache(self) -> DynamicCache:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,15 +33,36 @@ TOLD = TextToText(**PROMPTS)
 
 def part_of(questions: Questions, places: Sequence[int]) -> Questions:
     items = [questions.items[i] for i in places]
-    return Questions(questions.benchmark, items, items)
+    return Questions(questions.benchmark, items, items[::-1])
 
 
 def one_by_one(questions: Questions) -> list[Questions]:
     return [part_of(questions, [i]) for i in range(len(questions))]
 
 
+@contextmanager
+def reads(*models: torch.nn.Module) -> Iterator[list[torch.nn.Module]]:
+    """Every time that one of the models reads prompts of several tokens, as against writing a response's next one."""
+    noted: list[torch.nn.Module] = []
+
+    def note(model: torch.nn.Module, _: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[1] > 1:
+            noted.append(model)
+
+    handles = [model.register_forward_pre_hook(note, with_kwargs=True) for model in models]
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def clock() -> StageClock:
+    return StageClock(torch.device("cpu"))
+
+
 def ask(method: Answering, communicator: Communicator, questions: Questions) -> list[Answer]:
-    return method.answer(communicator, questions, StageClock(torch.device("cpu")))
+    return method.answer(questions.read(communicator.models), communicator.fusers, questions, clock())
 
 
 def texts(answers: list[Answer]) -> list[str]:
@@ -50,14 +72,14 @@ def texts(answers: list[Answer]) -> list[str]:
 @torch.no_grad()
 def prefilled(method: Answering, communicator: Communicator, questions: Questions) -> torch.Tensor:
     """The receiver's whole stack after a method's prefill, padding blanked."""
-    start = method.prefill(communicator, questions, StageClock(torch.device("cpu")))
-    stack = read_stack(start.cache, range(communicator.receiver.config.num_hidden_layers))
+    start = method.prefill(questions.read(communicator.models), communicator.fusers, questions, clock())
+    stack = read_stack(start.cache, range(communicator.models.receiver_shape.num_layers))
     return stack * start.mask[:, None, :-1, None]
 
 
 def fused_stack(method: Answering, communicator: Communicator, questions: Questions) -> torch.Tensor:
     """The same of the fused layers only."""
-    return prefilled(method, communicator, questions)[:, communicator.fused_layers]
+    return prefilled(method, communicator, questions)[:, communicator.fusers.fused_layers]
 
 
 def observe(observer: Observer, communicator: Communicator, batches: Sequence[Questions]) -> Any:

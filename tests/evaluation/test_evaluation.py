@@ -161,6 +161,10 @@ def fit_and_test(fit, monkeypatch, tmp_path):
         (["--trainer.fast_dev_run=true"], "fast_dev_run is True"),
         (["--model.methods=[]", "--model.controls=[]"], "nothing is asked"),
         (["--model.methods=[{class_path: Sharer, init_args: {index: 3}}]"], "names sharer 3, but the fuser has 1"),
+        (["--model.methods=[{class_path: TextToText, init_args: {sharer: 1}}]"], "names sharer 1, but the fuser has 1"),
+        (["--trainer.callbacks=[{class_path: Latency, init_args: {methods: [c3c]}}]"], "methods of Latency has 'c3c'"),
+        (["--trainer.callbacks=[{class_path: LayerAblation, init_args: {layers: [7]}}]"], "LayerAblation has [7]"),
+        (["--trainer.callbacks=[{class_path: TransformationOracle, init_args: {sharer: 2}}]"], "Oracle is 2"),
         (["--data.benchmarks=[]"], "data.benchmarks is empty"),
         (["--data.benchmarks=[{class_path: NanoWorld}, {class_path: NanoWorld}]"], "nano twice"),
         (["--model.methods=[{class_path: C2C}, {class_path: C2C}]"], "'c2c' twice"),
@@ -170,11 +174,12 @@ def fit_and_test(fit, monkeypatch, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_wrong_input_gets_one_message(fuser, tmp_path, args, says):
+def test_wrong_input_gets_one_message_and_leaves_nothing_behind(fuser, tmp_path, args, says):
     with pytest.raises(SystemExit) as refused:
         main(arguments(fuser, tmp_path / "evaluation", *args))
     assert str(refused.value.code).startswith("error: ")
     assert says in refused.value.code
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_the_frozen_models_and_the_fuser_are_left_as_they_were(fuser, tmp_path, monkeypatch):

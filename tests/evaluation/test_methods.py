@@ -11,10 +11,9 @@ import torch
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
 from c2c_lightning.evaluation.asking.observing import read_caches
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.evaluation.controls import (
     CalibratedReceiver,
@@ -34,7 +33,7 @@ from c2c_lightning.evaluation.methods import (
     TextToText,
 )
 from c2c_lightning.models.cache import prefill, read_stack
-from tests.evaluation.asking import TEXTS, TOLD, ask, fused_stack, texts
+from tests.evaluation.asking import PROMPTS, TEXTS, TOLD, ask, clock, fused_stack, observe, part_of, reads, texts
 from tests.models import tiny
 
 
@@ -72,7 +71,7 @@ def test_receiver_and_c2c_answer_as_generate_does(communicator, open_questions):
 
 
 def test_the_sharer_answers_in_its_own_template_and_tokens(communicator, open_questions):
-    sharer, tokenizer = communicator.sharers[0], communicator.aligner.sharers[0]
+    sharer, tokenizer = communicator.models.sharers[0], communicator.models.aligner.sharers[0]
     for item, answer in zip(open_questions.items, ask(Sharer(), communicator, open_questions)):
         ids = tokenizer.apply_chat_template(
             open_questions.benchmark.messages(item), add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -83,7 +82,7 @@ def test_the_sharer_answers_in_its_own_template_and_tokens(communicator, open_qu
 
 
 def test_in_text_to_text_the_receiver_reads_what_the_sharer_wrote(communicator, open_questions):
-    sharer, tokenizer = communicator.sharers[0], communicator.aligner.sharers[0]
+    sharer, tokenizer = communicator.models.sharers[0], communicator.models.aligner.sharers[0]
     for item, answer in zip(open_questions.items, ask(TOLD, communicator, open_questions)):
         asked = [{"role": "user", "content": f"Tell me: {item.question}"}]
         ids = tokenizer.apply_chat_template(
@@ -124,6 +123,34 @@ def test_together_and_one_at_a_time_questions_get_the_same_answers(communicator,
         assert (alone[0].handed_over, alone[0].receiver_tokens) == (answer.handed_over, answer.receiver_tokens)
 
 
+def test_all_methods_controls_and_measurements_ask_the_models_eight_times_together(communicator, lettered):
+    questions, mean_update = part_of(lettered, range(4)), MeanUpdate()
+    methods = [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(**PROMPTS), WrongQuestion(), ZeroUpdate(), ZeroCache()]
+    receiver, sharer = communicator.models.receiver, communicator.models.sharers[0]
+    with reads(receiver, sharer) as read:
+        mean_update.measured[lettered.benchmark.name] = observe(mean_update, communicator, [questions])
+        for method in [*methods, mean_update, ShuffledChoices()]:
+            ask(method, communicator, questions)
+    # The questions, with shuffled choices, and behind a message; the sharer also the partners, and asked for a message.
+    assert (read.count(receiver), read.count(sharer)) == (3, 5)
+
+
+@torch.no_grad()
+def test_what_several_methods_share_counts_for_each_as_if_it_were_alone(communicator, lettered):
+    questions, spans = part_of(lettered, range(4)), {}
+    read_caches(communicator, questions)
+    for method in (Receiver(), Sharer(), C2C(), TOLD, C2CAfterText(**PROMPTS)):
+        stages = clock()
+        method.prefill(questions.read(communicator.models), communicator.fusers, questions, stages)
+        spans[method.name] = [span for span in stages.spans if span[0] not in ("tokenization", "text", "fusion")]
+    receiver, sharer, c2c, told, after = spans.values()
+    assert [stage for stage, *_ in c2c] == ["receiver prefill", "sharer prefill", "sharer prefill"]
+    assert c2c[:2] == receiver + sharer  # and then finds the tokens opposite
+    assert [stage for stage, *_ in told] == ["sharer prefill", "sharer decode", "receiver prefill"]
+    assert after[:3] == told
+    assert receiver[0][2] - receiver[0][1] > 1e-4  # seconds: read, and not only looked up
+
+
 def test_with_an_update_of_zero_c2c_is_the_receiver(communicator, lettered):
     alone, zero = (ask(method, communicator, lettered) for method in (Receiver(), ZeroUpdate()))
     assert [a.letters for a in alone] == [z.letters for z in zero]
@@ -143,9 +170,11 @@ def test_the_wrong_question_is_read_by_the_sharer_and_not_by_the_receiver(commun
 
 @torch.no_grad()
 def test_a_zero_cache_is_what_the_fuser_adds_to_nothing(communicator, open_questions):
-    batch = open_questions.batch(communicator)
-    own = read_stack(prefill(communicator.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]), [0, 1, 2, 3])
-    own = own[:, communicator.fused_layers]
+    batch = open_questions.read(communicator.models).batch
+    own = read_stack(
+        prefill(communicator.models.receiver, batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]), [0, 1, 2, 3]
+    )
+    own = own[:, communicator.fusers.fused_layers]
     fuser = communicator.fusers[0]
     shape = (*own.shape[:3], fuser.sharer.num_kv_heads, own.shape[4], fuser.sharer.head_dim)
     nothing = fuser(torch.zeros(shape), own, aligned=batch.sharers[0].aligned)
@@ -178,10 +207,10 @@ def test_the_mean_update_is_that_of_all_other_questions(communicator, open_quest
 
 
 def test_a_letter_is_scored_by_the_first_token_of_the_response(communicator, lettered):
-    benchmark, tokenizer = lettered.benchmark, communicator.aligner.receiver
+    benchmark, tokenizer = lettered.benchmark, communicator.models.aligner.receiver
     for item, answer in zip(lettered.items, ask(C2C(), communicator, lettered)):
         out = communicator.generate_ids(
-            communicator.collate([benchmark.messages(item)]),
+            communicator.models.collate([benchmark.messages(item)]),
             max_new_tokens=1,
             do_sample=False,
             output_logits=True,
@@ -194,17 +223,17 @@ def test_a_letter_is_scored_by_the_first_token_of_the_response(communicator, let
 
 
 def test_shuffled_choices_are_answered_in_the_letters_that_the_question_had(communicator, lettered):
-    shuffled, orders = lettered.shuffled()
-    there = ask(C2C(), communicator, shuffled)
+    shuffled, orders = zip(*(shuffled_choices(item, lettered.seed) for item in lettered.items))
+    there = ask(C2C(), communicator, Questions(lettered.benchmark, shuffled, lettered.partners))
     back = ask(ShuffledChoices(), communicator, lettered)
-    for item, other, order, new, old in zip(lettered.items, shuffled.items, orders, there, back):
+    for item, other, order, new, old in zip(lettered.items, shuffled, orders, there, back):
         assert other.choices[other.letters.index(new.extracted)] == item.choices[item.letters.index(old.extracted)]
         assert [old.letters[i] for i in order] == new.letters
         assert old.score == new.score == float(old.extracted in item.answers)
 
 
 def answer(name: str, letters: list[float] | None = None, **values) -> Answer:
-    given = [name, "", None, 0.0, -1.0, letters, False, 0.1, 0.2, 3, 0, 0]
+    given = [name, "", -1.0, letters, False, 0.1, 0.2, 3, 0, 0]
     return replace(Answer(*given), **values)
 
 
@@ -247,17 +276,18 @@ def test_no_router_is_better_than_the_oracle(open_questions):
 
 @torch.no_grad()
 def test_each_response_keeps_to_its_own_limit_and_tells_how_sure_it_was(communicator, open_questions):
-    start = Receiver().prefill(communicator, open_questions, StageClock(torch.device("cpu")))
+    reading = open_questions.read(communicator.models)
+    start = Receiver().prefill(reading, communicator.fusers, open_questions, clock())
     limits = [1, 2, 3, 4]
-    decoded = decode(start, limits, StageClock(torch.device("cpu")))
-    end = communicator.receiver.generation_config.eos_token_id
+    decoded = decode(start, limits, clock())
+    end = communicator.models.receiver.generation_config.eos_token_id
     for row, (item, limit) in enumerate(zip(open_questions.items, limits)):
-        batch = communicator.collate([open_questions.benchmark.messages(item)])
-        out = communicator.receiver.generate(batch.prompt_ids, max_new_tokens=limit, do_sample=False)
+        batch = communicator.models.collate([open_questions.benchmark.messages(item)])
+        out = communicator.models.receiver.generate(batch.prompt_ids, max_new_tokens=limit, do_sample=False)
         said = out[0, batch.prompt_ids.shape[1] :].tolist()
         assert decoded.tokens[row] == len(said)
         assert decoded.truncated[row] == (end not in said)
-        logits = communicator.receiver(out).logits[0, batch.prompt_ids.shape[1] - 1 : -1]
+        logits = communicator.models.receiver(out).logits[0, batch.prompt_ids.shape[1] - 1 : -1]
         log_probs = logits.log_softmax(-1)[range(len(said)), said]
         assert decoded.confidence[row] == pytest.approx(log_probs.mean().item(), abs=1e-4)
 

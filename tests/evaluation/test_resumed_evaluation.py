@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.evaluation.asking.settings import digest
+from c2c_lightning.evaluation.benchmarks import NanoWorld
+from c2c_lightning.evaluation.benchmarks.item import Grade
 from c2c_lightning.models.loading import PROJECT
 from tests.evaluation.trained import FEW, arguments, command, environment, evaluate, same_findings
 
@@ -74,19 +77,48 @@ def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("answers/nano/c2c.jsonl", b"no answer\n", "c2c.jsonl:42 is no answer"),
-        ("answers/nano/c2c.jsonl", b'{"id": "x"}\n', "c2c.jsonl:42 is no answer"),
-        ("measured/nano/mean_update.pt", None, "mean_update.pt is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"no answer\n", "c2c.jsonl:42 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"[" * 9000 + b"\n", "c2c.jsonl:42 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b'{"id": "x"}\n', "c2c.jsonl:42 is damaged"),
+        (
+            "answers/nano/c2c.jsonl",
+            lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": [1]', whole),
+            "c2c.jsonl:1 is damaged: id",
+        ),
+        ("answers/nano/c2c.jsonl", lambda whole: whole.replace(b'"score": 1.0', b'"score": "A"'), "damaged: score"),
+        ("answers/nano/c2c.jsonl", lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": "?"', whole), "no such question"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole.replace(b"null", b"[-1.0]"), "another number of letters than 0"),
+        ("answers/nano/c2c.jsonl", None, "c2c.jsonl cannot be read: Is a directory"),
+        ("measured/nano/mean_update.pt", lambda whole: whole[: len(whole) // 2], "mean_update.pt is damaged"),
+        ("settings.sha256", lambda whole: b"\xff" + whole, "has answers of another fuser"),
+        ("questions-nano.sha256", lambda whole: b"\xff" + whole, "has answers to other questions"),
     ],
 )
 def test_a_damaged_file_is_named(few, fuser, tmp_path, file, damage, says):
     folder = tmp_path / "damaged"
     shutil.copytree(few.folder, folder)
-    whole = (folder / file).read_bytes()
-    (folder / file).write_bytes(whole[: len(whole) // 2] if damage is None else whole + damage)
+    if damage is None:
+        (folder / file).unlink()
+        (folder / file).mkdir()
+    else:
+        (folder / file).write_bytes(damage((folder / file).read_bytes()))
     with pytest.raises(SystemExit) as refused:
         main(arguments(fuser, folder, *FEW))
     assert says in refused.value.code
+
+
+def test_kept_responses_are_graded_again_by_a_mended_grader(few, fuser, tmp_path, monkeypatch):
+    folder = tmp_path / "graded"
+    shutil.copytree(few.folder, folder)
+    before = few.findings()["methods"]
+    monkeypatch.setattr(NanoWorld, "grade", lambda benchmark, item, response: Grade("mended", 0.0))
+    mended = evaluate(fuser, folder, *FEW)
+    assert before["c2c"]["accuracy"]["value"] > 0.5
+    for method in ("receiver", "sharer", "c2c", "routing", "wrong_question"):
+        assert mended.findings()["methods"][method]["accuracy"]["value"] == 0
+    assert {answer.extracted for answer in mended.answers("c2c").values()} == {"mended"}
+    monkeypatch.undo()
+    assert same_findings(few, evaluate(fuser, folder, *FEW))
 
 
 def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):

@@ -36,6 +36,9 @@ class Analysis(L.Callback, ABC):
         """The further ways to answer that it compares."""
         return []
 
+    def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
+        """Raises UserError if it cannot be made of these models and methods; called before anything is written."""
+
     @abstractmethod
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         """What it has to say about a benchmark, its figures saved in `folder`; None for nothing."""

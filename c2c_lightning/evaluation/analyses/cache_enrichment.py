@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -63,8 +62,7 @@ class CacheEnrichment(Analysis):
 
     def methods(self, communicator: Communicator) -> list[FewShot]:
         layers = range(communicator.fusers[0].receiver.num_layers) if self.by_layer else ()
-        readings = WeakKeyDictionary()
-        of_layers = [EnrichedLayer(layer, self.shots, self.seed, readings) for layer in layers]
+        of_layers = [EnrichedLayer(layer, self.shots, self.seed) for layer in layers]
         return [FewShot(self.shots, self.seed), Enriched(self.shots, self.seed), *of_layers]
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:

@@ -21,7 +21,6 @@ from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.fuser import PART_NAMES
-from c2c_lightning.models.alignment import UNALIGNED
 
 TEXT = """\
 The effective rank of a matrix is the exponential of the entropy of its singular values, scaled to sum to 1 \
@@ -43,19 +42,18 @@ class EffectiveRank(Analysis, Observer):
     name = "effective_rank"
 
     def metric(self, communicator: Communicator) -> Metric:
-        fuser = communicator.fusers[0]
-        sizes = {name: (len(communicator.fused_layers), fuser.receiver.features) for name in ("receiver", "fused")}
-        for i in communicator.open_sharers():
-            sizes[f"sharer_{i}"] = (len(communicator.layer_maps[i]), communicator.fusers[i].sharer.features)
+        fusers = communicator.fusers
+        sizes = {name: (len(fusers.fused_layers), fusers[0].receiver.features) for name in ("receiver", "fused")}
+        for i in fusers.open_sharers():
+            sizes[f"sharer_{i}"] = (len(fusers.layer_maps[i]), fusers[i].sharer.features)
         return EffectiveRanks(sizes)
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
+        fusers = communicator.fusers
         ranks_2L = {name: ranks.numpy() for name, ranks in self.measured[results.benchmark.name].items()}
         several = sum(name.startswith("sharer") for name in ranks_2L) > 1
         layers = {
-            name: list(communicator.layer_maps[int(name.split("_")[1])])
-            if name.startswith("sharer")
-            else communicator.fused_layers
+            name: list(fusers.layer_maps[int(name.split("_")[1])]) if name.startswith("sharer") else fusers.fused_layers
             for name in ranks_2L
         }
         named = {name if several else name.removesuffix("_0"): name for name in ranks_2L}
@@ -65,9 +63,9 @@ class EffectiveRank(Analysis, Observer):
             for label in order:
                 ranks = ranks_2L[named[label]][p]
                 by_layer = dict(zip(layers[named[label]], (f"{rank:.1f}" for rank in ranks)))
-                cells = [by_layer.get(layer, "") for layer in communicator.fused_layers]
+                cells = [by_layer.get(layer, "") for layer in fusers.fused_layers]
                 columns[f"{part}, {label}"] = [f"{ranks.mean():.1f}", *cells]
-        table = pd.DataFrame({"receiver layer": ["mean", *map(str, communicator.fused_layers)], **columns})
+        table = pd.DataFrame({"receiver layer": ["mean", *map(str, fusers.fused_layers)], **columns})
         figure = draw({label: (layers[named[label]], ranks_2L[named[label]]) for label in order})
         return Section(
             "Effective rank of the caches",
@@ -117,7 +115,7 @@ class EffectiveRanks(Metric):
     def update(self, caches: Caches) -> None:
         stacks = {"receiver": (caches.receiver, caches.mask), "fused": (caches.fused, caches.mask)}
         for i, stack in caches.sharers.items():
-            stacks[f"sharer_{i}"] = (stack, caches.mask & (caches.batch.sharers[i].positions != UNALIGNED))
+            stacks[f"sharer_{i}"] = (stack, caches.opposite(i))
         for name, (stack, mask_BN) in stacks.items():
             gram = getattr(self, name)
             for part in range(len(PART_NAMES)):

@@ -5,17 +5,15 @@ Dimensions: B questions, N few-shot prompt tokens, N0 direct prompt tokens, H kv
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import read_prompts
@@ -23,8 +21,9 @@ from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.methods import Answering
-from c2c_lightning.models import Message
-from c2c_lightning.models.cache import position_ids, prefill
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import Message, Reading
+from c2c_lightning.models.cache import branch, position_ids, prefill
 
 SHOTS = 5
 
@@ -47,14 +46,23 @@ class FewShot(Answering):
     def why_not(self, benchmark: Benchmark) -> str | None:
         return None if benchmark.exemplar_items() else "the benchmark has no exemplars"
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        aligner, benchmark = communicator.aligner, questions.benchmark
-        with clock("tokenization"):
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        aligner, benchmark = reading.models.aligner, questions.benchmark
+
+        def render() -> list[str]:
             texts = []
             for item in questions.items:
                 exemplars = choose(benchmark.exemplar_items(), item.subject, self.shots, self.seed)
                 texts.append(aligner.render(aligner.receiver, conversation(benchmark, exemplars, item)))
-        return read_prompts(communicator.receiver, aligner.receiver, texts, clock, "receiver prefill")
+            return texts
+
+        receiver, key = reading.models.receiver, ("few-shot", self.shots, self.seed)
+        return read_prompts(receiver, aligner.receiver, render, questions, clock, "receiver prefill", key)
+
+    def shared(self, few_shot: Prefill, reading: Reading, questions: Questions, clock: StageClock) -> SharedTokens:
+        """Which tokens of the few-shot prompts are of the direct prompts."""
+        find = partial(SharedTokens.find, few_shot, reading.batch.prompt_ids, reading.batch.prompt_mask)
+        return questions.once(clock, "tokenization", ("shared", self.shots, self.seed), find)
 
 
 class Enriched(FewShot):
@@ -66,11 +74,10 @@ class Enriched(FewShot):
         super().__init__(shots, seed)
         self.description = "the same cache with everything but the question's own tokens masked"
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        start = super().prefill(communicator, questions, clock)
-        batch = questions.batch(communicator)
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        start = super().prefill(reading, fusers, questions, clock)
         start.position_ids = position_ids(start.mask)
-        start.mask = SharedTokens.find(start, batch.prompt_ids, batch.prompt_mask).mask_BN
+        start.mask = self.shared(start, reading, questions, clock).mask_BN
         return start
 
 
@@ -81,68 +88,28 @@ class EnrichedLayer(FewShot):
         layer: of the receiver.
         shots: how many exemplars.
         seed: of their choice.
-        readings: what methods for other layers have read; weak in its keys, so that nothing is kept for long.
     """
 
-    def __init__(self, layer: int, shots: int, seed: int, readings: MutableMapping[Questions, Readings]):
+    def __init__(self, layer: int, shots: int, seed: int):
         super().__init__(shots, seed)
-        self.layer, self.readings = layer, readings
+        self.layer = layer
         self.name = name_of(f"enriched_layer_{layer}", shots, seed)
         self.description = f"the receiver with layer {layer} of the question's cache after {shots} exemplars"
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        if questions not in self.readings:
-            self.readings[questions] = self.read(communicator, questions, clock)
-        readings, batch = self.readings[questions], questions.batch(communicator)
-        return Prefill(
-            communicator.receiver,
-            communicator.aligner.receiver,
-            batch.prompt_ids,
-            batch.prompt_mask,
-            readings.enriched(self.layer),
-            position_ids=readings.positions_BN0,
-        )
-
-    def read(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Readings:
-        """Reads questions after exemplars, and alone at the same positions."""
-        few_shot = super().prefill(communicator, questions, clock)
-        batch = questions.batch(communicator)
-        ids, mask = batch.prompt_ids, batch.prompt_mask
-        shared = SharedTokens.find(few_shot, ids, mask)
-        with clock("receiver prefill"):
-            direct = prefill(communicator.receiver, ids[:, :-1], mask[:, :-1], shared.positions_BN0[:, :-1])
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        few_shot = super().prefill(reading, fusers, questions, clock)
+        receiver, ids, mask = reading.models.receiver, reading.batch.prompt_ids, reading.batch.prompt_mask
+        shared = self.shared(few_shot, reading, questions, clock)
+        positions_BN0 = shared.positions_BN0
+        # The question alone, at the positions that it has behind the exemplars.
+        direct = partial(prefill, receiver, ids[:, :-1], mask[:, :-1], positions_BN0[:, :-1])
+        cache = branch(questions.once(clock, "receiver prefill", ("moved", self.shots, self.seed), direct))
         # Both prompts end with the question; its last token is in neither cache.
-        width = ids.shape[1] - 1
-        own = [
-            (layer.keys[:, :, -width:].clone(), layer.values[:, :, -width:].clone()) for layer in few_shot.cache.layers
-        ]
-        return Readings(direct, own, shared.positions_BN0, shared.is_question_BN0)
-
-
-@dataclass
-class Readings:
-    """The same questions' tokens in the cache, read alone and after exemplars.
-
-    Attributes:
-        direct: the cache of the direct prompts' tokens but the last.
-        few_shot: for each layer keys and values (B, H, N0 - 1, D), what the few-shot cache ends with.
-        positions_BN0: where the direct prompts' tokens stand in the few-shot prompts.
-        is_question_BN0: bool, which of them are the question's.
-    """
-
-    direct: DynamicCache
-    few_shot: list[tuple[Tensor, Tensor]]
-    positions_BN0: Tensor
-    is_question_BN0: Tensor
-
-    def enriched(self, layer: int) -> DynamicCache:
-        """A direct cache of its own, to be used up, with one layer of the question's tokens from the other."""
-        cache = deepcopy(self.direct)
-        into, (keys, values) = cache.layers[layer], self.few_shot[layer]
-        is_question = self.is_question_BN0[:, None, :-1, None]
-        into.keys = torch.where(is_question, keys, into.keys)
-        into.values = torch.where(is_question, values, into.values)
-        return cache
+        into, rich, width = cache.layers[self.layer], few_shot.cache.layers[self.layer], ids.shape[1] - 1
+        is_question = shared.is_question_BN0[:, None, :-1, None]
+        into.keys = torch.where(is_question, rich.keys[:, :, -width:], into.keys)
+        into.values = torch.where(is_question, rich.values[:, :, -width:], into.values)
+        return Prefill(receiver, few_shot.tokenizer, ids, mask, cache, position_ids=positions_BN0)
 
 
 @dataclass

@@ -24,7 +24,8 @@ from c2c_lightning.evaluation.methods import C2C
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate
-from c2c_lightning.models import Batch
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import Batch, Reading
 from c2c_lightning.models.alignment import UNALIGNED
 from c2c_lightning.models.batch import SharerPrompt
 
@@ -90,23 +91,22 @@ class PartlyFused(C2C):
         self.name = f"{end}_{percentage}"
         self.description = f"C2C on the {'first' if end == 'front' else 'last'} {percentage}% of each prompt"
 
-    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
-        batch = questions.batch(communicator)
+    def chosen(self, batch: Batch) -> Tensor:
+        """(B, N) bool, the receiver's tokens that are fused."""
         real_BN = batch.prompt_mask[:, :-1].bool()
         length_B1 = real_BN.sum(1, keepdim=True)
         fused_B1 = (length_B1 * self.percentage + 50) // 100
         place_BN = real_BN.cumsum(1) - 1  # of a real token among the real ones
-        fused_BN = place_BN < fused_B1 if self.end == "front" else place_BN >= length_B1 - fused_B1
-        sharers = [
-            replace(sharer, positions=torch.where(fused_BN, sharer.positions, UNALIGNED)) for sharer in batch.sharers
-        ]
-        return replace(batch, sharers=sharers)
+        return place_BN < fused_B1 if self.end == "front" else place_BN >= length_B1 - fused_B1
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        start = super().prefill(communicator, questions, clock)
-        batch = self.prompts(communicator, questions)
-        heard = replace(batch, sharers=[replace(sharer, mask=opposite(sharer)) for sharer in batch.sharers])
-        start.handed_over = cache_bytes(communicator, heard, communicator.open_sharers())
+    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+        return fusers.fused_stack(reading.opposite_only(self.chosen(reading.batch)), stacks)
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        start = super().prefill(reading, fusers, questions, clock)
+        partly = reading.opposite_only(self.chosen(reading.batch)).batch
+        heard = replace(partly, sharers=[replace(sharer, mask=opposite(sharer)) for sharer in partly.sharers])
+        start.handed_over = cache_bytes(reading.models.read(heard), fusers, fusers.open_sharers())
         return start
 
 

@@ -26,8 +26,7 @@ from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.formatting import NOTHING, percent
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.section import Section
-from c2c_lightning.fuser import PART_NAMES, Gate
-from c2c_lightning.models.alignment import UNALIGNED
+from c2c_lightning.fuser import PART_NAMES, Fusers, Gate
 
 GATES_TEXT = """\
 A gate is open at evaluation if its logit is positive; a layer whose gate is closed is left as the receiver \
@@ -48,22 +47,24 @@ class FusionWeights(Analysis, Observer):
     name = "fusion_weights"
 
     def metric(self, communicator: Communicator) -> Metric:
-        return FusionMeans(communicator)
+        return FusionMeans(communicator.fusers)
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         measured = self.measured[results.benchmark.name]
-        gates = communicator.gates
+        fusers, gates = communicator.fusers, communicator.fusers.gates
         is_open = torch.cat([gate.is_open().flatten() for gate in gates])
         text = [GATES_TEXT.format(open=int(is_open.sum()), all=len(is_open)), UPDATE_TEXT]
         figures = {
             "Gates at evaluation": save(draw_gates(gates), folder, "gates"),
-            "Size of the update": save(draw_updates(communicator, measured["update"].numpy()), folder, "update_size"),
+            "Size of the update": save(
+                draw_updates(fusers.fused_layers, measured["update"].numpy()), folder, "update_size"
+            ),
         }
         weights = {i: measured[f"weight_{i}"].numpy() for i in range(len(gates)) if f"weight_{i}" in measured}
         if weights:
             text.append(WEIGHTS_TEXT)
             figures["Mean weight of every head"] = save(draw_weights(gates, weights), folder, "weights")
-        table = layer_table(communicator, measured["update"].numpy(), weights)
+        table = layer_table(fusers, measured["update"].numpy(), weights)
         return Section("Gates, weights and updates", "\n\n".join(text), {"Gates and updates": table}, figures)
 
 
@@ -71,18 +72,18 @@ class FusionMeans(Metric):
     """Means over real tokens with a sharer token opposite, over all batches and ranks.
 
     Args:
-        communicator: says which layers, heads and gates there are.
+        fusers: say which layers, heads and gates there are.
     """
 
     full_state_update = False
 
-    def __init__(self, communicator: Communicator):
+    def __init__(self, fusers: Fusers):
         super().__init__()
-        self.layers = communicator.fused_layers
+        self.layers = fusers.fused_layers
         self.groups = {}
         self.sizes = {}
-        for i in communicator.open_sharers():
-            fuser = communicator.fusers[i]
+        for i in fusers.open_sharers():
+            fuser = fusers[i]
             gate, heads = fuser.gate, fuser.receiver.num_kv_heads
             self.groups[i] = [p * len(gate.receiver_layers) + layer for p, layer in gate.active()]
             self.sizes[i] = (len(gate.parts), len(gate.receiver_layers), heads)
@@ -95,7 +96,7 @@ class FusionMeans(Metric):
     def update(self, caches: Caches) -> None:
         spoken_to_BN = torch.zeros_like(caches.mask)
         for i in caches.sharers:
-            aligned_BN = caches.mask & (caches.batch.sharers[i].positions != UNALIGNED)
+            aligned_BN = caches.opposite(i)
             spoken_to_BN |= aligned_BN
             if i in caches.weights:
                 weight_GTH = caches.weights[i][:, aligned_BN]
@@ -120,10 +121,10 @@ class FusionMeans(Metric):
         return means
 
 
-def layer_table(communicator: Communicator, update_2L: np.ndarray, weights: dict[int, np.ndarray]) -> pd.DataFrame:
+def layer_table(fusers: Fusers, update_2L: np.ndarray, weights: dict[int, np.ndarray]) -> pd.DataFrame:
     """A row for every fused layer: open gates, size of the update, mean weight."""
-    gates, rows = communicator.gates, []
-    for at, layer in enumerate(communicator.fused_layers):
+    gates, rows = fusers.gates, []
+    for at, layer in enumerate(fusers.fused_layers):
         row = {"receiver layer": str(layer)}
         for p, part in enumerate(PART_NAMES):
             states = []
@@ -173,12 +174,12 @@ def draw_gates(gates: list[Gate]) -> Figure:
 
 
 @styled
-def draw_updates(communicator: Communicator, update_2L: np.ndarray) -> Figure:
+def draw_updates(layers: list[int], update_2L: np.ndarray) -> Figure:
     """A line for keys and one for values over the fused layers."""
     figure = new_figure(3.4)
     axis = figure.subplots()
     for part, marker, sizes in zip(PART_NAMES, "os", update_2L):
-        axis.plot(communicator.fused_layers, sizes, color=PART_COLOURS[part], marker=marker, label=part)
+        axis.plot(layers, sizes, color=PART_COLOURS[part], marker=marker, label=part)
     axis.set_xlabel("receiver layer")
     axis.set_ylabel("update, relative to receiver's own")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -87,13 +87,18 @@ class Latency(Analysis):
                 raise UserError(f"{key} of Latency is {value}: give at least 1.")
         self.names, self.questions, self.batch_size, self.repeats = methods, questions, batch_size, repeats
 
+    def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
+        strangers = sorted(set(self.names or ()) - set(asked))
+        if strangers:
+            raise UserError(f"methods of Latency has {strangers[0]!r}: the evaluation has {', '.join(asked)}.")
+
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         methods = self.chosen(results)
         if not methods:
             return None
         sizes = sorted({1, min(self.batch_size, len(results.items))})
         timings = {size: self.measure(communicator, results, methods, size) for size in sizes}
-        device = communicator.receiver.device
+        device = communicator.models.receiver.device
         text = TEXT.format(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
             questions=min(self.questions, len(results.items)),
@@ -107,16 +112,7 @@ class Latency(Analysis):
         )
 
     def chosen(self, results: BenchmarkResults) -> list[Answering]:
-        """The methods that are timed.
-
-        Raises:
-            UserError: one was asked for that is not among the evaluation's.
-        """
-        strangers = sorted(set(self.names or ()) - set(results.methods))
-        if strangers:
-            raise UserError(
-                f"methods of Latency has {strangers[0]!r}: the evaluation has {', '.join(results.methods)}."
-            )
+        """The methods that are timed."""
         methods = [results.methods[name] for name in self.names or METHODS if name in results.answers]
         return [method for method in methods if isinstance(method, Answering)]
 
@@ -142,11 +138,12 @@ class Latency(Analysis):
 
 
 def time_one(method: Answering, communicator: Communicator, questions: Questions) -> Timing:
-    """Has a method answer some questions, and times it."""
-    device = communicator.receiver.device
+    """Has a method answer some questions, of which the models have read nothing yet, and times it."""
+    questions.forget()
+    reading, device = questions.read(communicator.models), communicator.models.receiver.device
     wait(device)
     begun, clock = time.perf_counter(), StageClock(device)
-    _, decoded = method.respond(communicator, questions, clock)
+    _, decoded = method.respond(reading, communicator.fusers, questions, clock)
     wait(device)
     total = time.perf_counter() - begun
     stages = clock.seconds()

@@ -30,6 +30,8 @@ from c2c_lightning.evaluation.methods import C2C, Method
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import Reading
 
 TEXT = """\
 Every fused layer is once left out (`without_layer_N`: its gates are closed, of keys and values and of all \
@@ -65,12 +67,11 @@ class LayerAblation(Analysis):
             UserError: a layer that is not fused was asked for.
         """
         if self.layers is None:
-            return sorted({g.receiver_layers[layer] for g in communicator.gates for _, layer in g.active()})
-        strangers = sorted(set(self.layers) - set(communicator.fused_layers))
+            return sorted({g.receiver_layers[layer] for g in communicator.fusers.gates for _, layer in g.active()})
+        fused = communicator.fusers.fused_layers
+        strangers = sorted(set(self.layers) - set(fused))
         if strangers:
-            raise UserError(
-                f"layers of LayerAblation has {strangers}, but the fuser's receiver layers are {communicator.fused_layers}."
-            )
+            raise UserError(f"layers of LayerAblation has {strangers}, but the fuser's receiver layers are {fused}.")
         return self.layers
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
@@ -117,13 +118,13 @@ class WithoutLayer(C2C):
         self.layer = layer
         self.name, self.description = f"without_layer_{layer}", f"C2C without fusion in layer {layer}"
 
-    def closed(self, communicator: Communicator) -> set[int]:
+    def closed(self, fusers: Fusers) -> set[int]:
         """The layers that are not fused."""
         return {self.layer}
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        with closed_gates(communicator, self.closed(communicator)):
-            return super().prefill(communicator, questions, clock)
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        with closed_gates(fusers, self.closed(fusers)):
+            return super().prefill(reading, fusers, questions, clock)
 
 
 class OnlyLayer(WithoutLayer):
@@ -133,23 +134,23 @@ class OnlyLayer(WithoutLayer):
         super().__init__(layer)
         self.name, self.description = f"only_layer_{layer}", f"C2C with fusion in layer {layer} only"
 
-    def closed(self, communicator: Communicator) -> set[int]:
-        return set(communicator.fused_layers) - {self.layer}
+    def closed(self, fusers: Fusers) -> set[int]:
+        return set(fusers.fused_layers) - {self.layer}
 
 
 @contextmanager
-def closed_gates(communicator: Communicator, layers: Collection[int]) -> Iterator[None]:
+def closed_gates(fusers: Fusers, layers: Collection[int]) -> Iterator[None]:
     """Within it, the gates of some receiver layers are closed, for every part, head and sharer."""
-    kept = [gate.logit.detach().clone() for gate in communicator.gates]
+    kept = [gate.logit.detach().clone() for gate in fusers.gates]
     try:
         with torch.no_grad():
-            for gate, logit_PLH in zip(communicator.gates, kept):
+            for gate, logit_PLH in zip(fusers.gates, kept):
                 stays_L = torch.tensor([layer not in layers for layer in gate.receiver_layers], device=logit_PLH.device)
                 gate.logit.copy_(torch.where(stays_L[:, None], logit_PLH, -1.0))
         yield
     finally:
         with torch.no_grad():
-            for gate, logit_PLH in zip(communicator.gates, kept):
+            for gate, logit_PLH in zip(fusers.gates, kept):
                 gate.logit.copy_(logit_PLH)
 
 

@@ -13,7 +13,6 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.observing import Caches
-from c2c_lightning.models.alignment import UNALIGNED
 
 HELD_OUT = 0.25  # share of the questions
 
@@ -46,10 +45,10 @@ class TokenSample(Metric):
     ):
         super().__init__()
         self.sharer, self.tokens, self.seed = sharer, tokens, seed
-        mapped = list(communicator.layer_maps[sharer])
+        mapped = list(communicator.fusers.layer_maps[sharer])
         self.sharer_rows = [mapped.index(layer) for layer in layers]
-        self.receiver_rows = [communicator.fused_layers.index(layer) for layer in layers]
-        groups, dtype = 2 * len(layers), communicator.receiver.dtype
+        self.receiver_rows = [communicator.fusers.fused_layers.index(layer) for layer in layers]
+        groups, dtype = 2 * len(layers), communicator.models.receiver.dtype
         # Of fixed size, unlike torchmetrics' lists, so that memory is bounded and all ranks' are alike.
         self.add_state("drawn", torch.full((tokens,), torch.inf, dtype=torch.float64), dist_reduce_fx="cat")
         self.add_state("held_out", torch.zeros(tokens, dtype=torch.bool), dist_reduce_fx="cat")
@@ -59,7 +58,7 @@ class TokenSample(Metric):
     def update(self, caches: Caches) -> None:
         if self.sharer not in caches.sharers:
             return  # all its gates are closed
-        mask_BN = caches.mask & (caches.batch.sharers[self.sharer].positions != UNALIGNED)
+        mask_BN = caches.opposite(self.sharer)
         drawn, held_out = [], []
         for item, mask_N in zip(caches.questions.items, mask_BN.cpu()):
             rng = np.random.default_rng([self.seed, *item.id.encode()])

@@ -5,6 +5,7 @@ Dimensions: L chosen layers, G = 2 * L groups (keys, then values, of every layer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,18 +95,16 @@ class TransformationOracle(Analysis, Observer):
             self.seed,
         )
 
-    def layers(self, communicator: Communicator) -> list[int]:
-        """The receiver layers that are looked at.
-
-        Raises:
-            UserError: there is no such sharer.
-        """
-        if self.sharer not in range(len(communicator.sharers)):
+    def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
+        if self.sharer not in range(len(communicator.models.sharers)):
             raise UserError(
-                f"sharer of TransformationOracle is {self.sharer}: the fuser has {len(communicator.sharers)}, "
+                f"sharer of TransformationOracle is {self.sharer}: the fuser has {len(communicator.models.sharers)}, "
                 "counted from 0."
             )
-        mapped = list(communicator.layer_maps[self.sharer])
+
+    def layers(self, communicator: Communicator) -> list[int]:
+        """The receiver layers that are looked at."""
+        mapped = list(communicator.fusers.layer_maps[self.sharer])
         places = np.linspace(0, len(mapped) - 1, min(self.num_layers, len(mapped))).round().astype(int)
         return [mapped[place] for place in places]
 
@@ -115,7 +114,7 @@ class TransformationOracle(Analysis, Observer):
         if held_out.sum() < 2 or (~held_out).sum() < 2:
             return None
         layers = self.layers(communicator)
-        device = communicator.receiver.device
+        device = communicator.models.receiver.device
         source_TGF, target_TGF = (sample[name].float().to(device) for name in ("source", "target"))
         mapping = train(source_TGF[~held_out], target_TGF[~held_out], self.hidden, self.epochs, self.seed)
         with torch.no_grad():

@@ -1,18 +1,22 @@
 """Answers, and the files that keep them as they come.
 
 answers/<benchmark>/<method>.jsonl has one line for every answer. A line that was cut off by a kill is
-dropped when the file is opened again, so a rerun goes on after the last whole answer.
+dropped when the file is opened again, so a rerun goes on after the last whole answer. Responses are graded again
+then, so that a report never mixes the grades of two versions.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from c2c_lightning.errors import UserError, first_line
+from pydantic import Field
+
+from c2c_lightning.files import check_json, read_bytes, write_whole
 
 ANSWERS = "answers"
 
@@ -24,8 +28,6 @@ class Answer:
     Attributes:
         id: of the question.
         response: as text.
-        extracted: what was read out of it; None if nothing could be.
-        score: in [0, 1].
         confidence: mean log-probability of the response's tokens, in nats.
         letters: log-probability of each choice's letter as the response's beginning; None if there are no choices.
         truncated: whether the response was cut off by the token limit.
@@ -35,12 +37,12 @@ class Answer:
         sharer_tokens: that the sharer generated.
         handed_over: bytes that the sharer handed to the receiver.
         message: what the sharer wrote for the receiver; empty if nothing.
+        extracted: what was read out of the response; None if nothing could be.
+        score: of that, in [0, 1].
     """
 
     id: str
     response: str
-    extracted: str | None
-    score: float
     confidence: float
     letters: list[float] | None
     truncated: bool
@@ -50,6 +52,8 @@ class Answer:
     sharer_tokens: int
     handed_over: int
     message: str = ""
+    extracted: str | None = None
+    score: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class AnswerFile:
@@ -66,35 +70,25 @@ class AnswerFile:
         """The whole answers so far, by question id.
 
         Raises:
-            UserError: a line is damaged, and which.
+            UserError: a line is damaged, and which, or the file cannot be read.
         """
-        if not self.path.exists():
-            return {}
-        answers = {}
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is cut off
+        answers: dict[str, Answer] = {}
+        lines = self._content().split(b"\n")[:-1]  # what follows the last line break is cut off
         for number, line in enumerate(lines, start=1):
-            try:
-                answer = Answer(**json.loads(line))
-                if not 0 <= answer.score <= 1:
-                    raise ValueError(f"score {answer.score} does not lie in [0, 1]")
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{self.path}:{number} is no answer ({first_line(error)}): remove the line, and the question is "
-                    "asked again."
-                ) from error
+            remedy = "Remove the line, and the question is asked again."
+            answer = check_json(line, Answer, f"answer {self.path}:{number}", remedy)
             answers.setdefault(answer.id, answer)
         return answers
 
-    def repair(self) -> None:
-        """Drops a line that was cut off, so that the next one does not continue it."""
-        if self.path.exists():
-            whole = self.path.read_bytes().rfind(b"\n") + 1
-            os.truncate(self.path, whole)
-
-    def resume(self) -> dict[str, Answer]:
-        """The whole answers so far, and a file that the next ones can be appended to."""
-        self.repair()
-        return self.read()
+    def resume(self, grade: Callable[[Answer], Answer]) -> dict[str, Answer]:
+        """The whole answers so far, graded again, and a file that the next ones can be appended to."""
+        content, before = self._content(), self.read()
+        answers = {name: grade(answer) for name, answer in before.items()}
+        if answers != before:
+            write_whole(self.path, "".join(map(to_line, answers.values())))
+        elif not content.endswith(b"\n") and content:
+            os.truncate(self.path, content.rfind(b"\n") + 1)  # or the next answer would continue what was cut off
+        return answers
 
     def append(self, answers: Sequence[Answer]) -> None:
         """Adds answers; when this returns they outlive the process."""
@@ -102,9 +96,16 @@ class AnswerFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            file.writelines(map(to_line, answers))
             file.flush()
             os.fsync(file.fileno())
+
+    def _content(self) -> bytes:
+        return read_bytes(self.path, "answers") if self.path.exists() else b""
+
+
+def to_line(answer: Answer) -> str:
+    return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
 
 
 def answer_file(folder: Path, benchmark: str, method: str) -> AnswerFile:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 Mark = float | torch.cuda.Event
+Span = tuple[str, Mark, Mark]
 
 
 class StageClock:
@@ -21,7 +22,7 @@ class StageClock:
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
-        self.spans: list[tuple[str, Mark, Mark]] = []
+        self.spans: list[Span] = []
         self.marks: dict[str, Mark] = {}
         self.begun = self.now()
 

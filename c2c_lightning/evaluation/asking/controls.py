@@ -15,27 +15,28 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 from torchmetrics import Metric
-from transformers import DynamicCache
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.methods import C2C, Derived
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.models import Batch, exchange_questions
-from c2c_lightning.models.cache import read_stack, write_stack
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import Reading
+
+END = 256
 
 
 def lacks_others(benchmark: Benchmark) -> str | None:
-    """The reason, if there is no other question whose cache could be taken."""
+    """The reason why nothing can be said, if there is no other question whose cache could be taken."""
     return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
 
 
 def lacks_choices(benchmark: Benchmark) -> str | None:
-    """The reason, if there are open questions."""
+    """The reason why nothing can be said, if there are open questions."""
     return None if benchmark.has_choices else "the questions have no lettered choices"
 
 
@@ -52,8 +53,9 @@ class WrongQuestion(C2C):
     def why_not(self, benchmark: Benchmark) -> str | None:
         return lacks_others(benchmark)
 
-    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
-        return exchange_questions(questions.batch(communicator), questions.partner_batch(communicator))
+    def heard(self, reading: Reading, questions: Questions) -> Reading:
+        partners = Questions(questions.benchmark, questions.partners, questions.items)
+        return reading.with_sharers_of(partners.read(reading.models))
 
 
 class ZeroUpdate(C2C):
@@ -63,16 +65,9 @@ class ZeroUpdate(C2C):
     description = "C2C with an update of zero"
     control = generic = True
 
-    def fuse(
-        self,
-        communicator: Communicator,
-        cache: DynamicCache,
-        stacks: dict[int, Tensor],
-        batch: Batch,
-        questions: Questions,
-    ) -> None:
-        stack = read_stack(cache, communicator.fused_layers)
-        write_stack(cache, communicator.fused_layers, stack + torch.zeros_like(stack))
+    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+        stack = reading.receiver_stack(fusers.fused_layers)
+        return stack + torch.zeros_like(stack)
 
 
 class ZeroCache(C2C):
@@ -82,13 +77,43 @@ class ZeroCache(C2C):
     description = "C2C with zeros in place of the sharer's cache"
     control = generic = True
 
-    def sharer_stacks(self, communicator: Communicator, batch: Batch) -> dict[int, Tensor]:
+    def sharer_stacks(
+        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
+    ) -> dict[int, Tensor]:
         stacks = {}
-        for i in communicator.open_sharers():
-            shape, (rows, tokens) = communicator.fusers[i].sharer, batch.sharers[i].positions.shape
-            size = (2, len(communicator.layer_maps[i]), rows, shape.num_kv_heads, tokens, shape.head_dim)
-            stacks[i] = torch.zeros(size, dtype=communicator.sharers[i].dtype, device=batch.prompt_ids.device)
+        for i in fusers.open_sharers():
+            shape, (rows, tokens) = fusers[i].sharer, reading.batch.sharers[i].positions.shape
+            size = (2, len(fusers.layer_maps[i]), rows, shape.num_kv_heads, tokens, shape.head_dim)
+            sharer = reading.models.sharers[i]
+            stacks[i] = torch.zeros(size, dtype=sharer.dtype, device=reading.batch.prompt_ids.device)
         return stacks
+
+
+class ShuffledChoices(C2C):
+    """C2C on shuffled choices; answers are translated back, so what has changed since C2C is position bias.
+
+    The response is kept as it was said, in the letters of the shuffled choices. Not a generic control: it knows
+    as much of the question as C2C does.
+    """
+
+    name = "shuffled_choices"
+    description = "C2C on the same choices in another order"
+    control = True
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return lacks_choices(benchmark)
+
+    def ask(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
+        items, orders = zip(*(shuffled_choices(item, questions.seed) for item in questions.items))
+        shuffled = Questions(questions.benchmark, items, questions.partners, questions.seed)
+        said = super().ask(shuffled.read(reading.models), fusers, shuffled, clock)
+        return [replace(a, letters=[a.letters[i] for i in np.argsort(order)]) for a, order in zip(said, orders)]
+
+    def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:
+        shuffled, order = shuffled_choices(item, seed)
+        there = super().graded(answer, benchmark, shuffled, seed)
+        said = there.extracted
+        return replace(there, extracted=item.letters[order[item.letters.index(said)]] if said else None)
 
 
 class CalibratedReceiver(Derived):
@@ -123,35 +148,6 @@ class CalibratedReceiver(Derived):
         return derived
 
 
-class ShuffledChoices(C2C):
-    """C2C on shuffled choices; answers are translated back, so what has changed since C2C is position bias.
-
-    Not a generic control: it knows as much of the question as C2C does.
-    """
-
-    name = "shuffled_choices"
-    description = "C2C on the same choices in another order"
-    control = True
-
-    def why_not(self, benchmark: Benchmark) -> str | None:
-        return lacks_choices(benchmark)
-
-    def answer(self, communicator: Communicator, questions: Questions, clock: StageClock) -> list[Answer]:
-        shuffled, orders = questions.shuffled()
-        answers = []
-        for item, order, answer in zip(questions.items, orders, super().answer(communicator, shuffled, clock)):
-            said = answer.extracted
-            letters = [0.0] * len(order)
-            for new, old in enumerate(order):
-                letters[old] = answer.letters[new]
-            back = item.letters[order[item.letters.index(said)]] if said else None
-            answers.append(replace(answer, extracted=back, letters=letters))
-        return answers
-
-
-END = 256
-
-
 class MeanUpdate(C2C, Observer):
     """What the fuser adds to the other questions' caches on average, added to each question's cache.
 
@@ -168,24 +164,14 @@ class MeanUpdate(C2C, Observer):
         return lacks_others(benchmark)
 
     def metric(self, communicator: Communicator) -> Metric:
-        fuser = communicator.fusers[0]
-        return UpdateSum(len(communicator.fused_layers), fuser.receiver.num_kv_heads, fuser.receiver.head_dim)
+        fusers = communicator.fusers
+        return UpdateSum(len(fusers.fused_layers), fusers[0].receiver.num_kv_heads, fusers[0].receiver.head_dim)
 
-    def fuse(
-        self,
-        communicator: Communicator,
-        cache: DynamicCache,
-        stacks: dict[int, Tensor],
-        batch: Batch,
-        questions: Questions,
-    ) -> None:
-        stack = read_stack(cache, communicator.fused_layers)
-        communicator.fuse(cache, stacks, batch)
-        mask = batch.prompt_mask[:, :-1].bool()
-        own = masked_update(read_stack(cache, communicator.fused_layers), stack, mask)
+    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+        stack, mask = reading.receiver_stack(fusers.fused_layers), reading.batch.prompt_mask[:, :-1].bool()
+        own = masked_update(fusers.fused_stack(reading, stacks), stack, mask)
         measured = {name: value.to(own.device) for name, value in self.measured[questions.benchmark.name].items()}
-        update = mean_of_others(measured, own, mask)
-        write_stack(cache, communicator.fused_layers, stack + update.to(stack.dtype))
+        return stack + mean_of_others(measured, own, mask).to(stack.dtype)
 
 
 class UpdateSum(Metric):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import BatchEncoding, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.clock import StageClock
@@ -21,8 +21,9 @@ from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.models import Batch
-from c2c_lightning.models.cache import prefill
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import FrozenModels, Reading
+from c2c_lightning.models.cache import branch, prefill
 
 
 class Method(ABC):
@@ -44,57 +45,146 @@ class Method(ABC):
         """Why it says nothing about this benchmark; None if it does."""
         return None
 
+    def check(self, models: FrozenModels) -> None:  # noqa: B027
+        """Raises UserError if it cannot be put to these models; called before anything is written."""
+
 
 class Answering(Method):
     """A method that asks the models. Subclasses state how the cache comes about."""
 
     @abstractmethod
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        """Everything up to the response, in stages that `clock` times."""
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        """Everything up to the response.
+
+        Args:
+            reading: of the questions, the same for all methods.
+            fusers: between the reading's models.
+            questions: to be answered; they keep what several methods need (`Questions.once`).
+            clock: times the stages.
+        """
 
     @torch.no_grad()
-    def respond(self, communicator: Communicator, questions: Questions, clock: StageClock) -> tuple[Prefill, Decoded]:
+    def respond(
+        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
+    ) -> tuple[Prefill, Decoded]:
         """The responses to some questions together, not graded yet: all that takes a model."""
         letters = max((item.letters for item in questions.items), key=len)
         by_letter = questions.benchmark.answer_mode == "logits"
         limits = [1 if by_letter else questions.benchmark.max_new_tokens_of(item) for item in questions.items]
-        start = self.prefill(communicator, questions, clock)
+        start = self.prefill(reading, fusers, questions, clock)
         return start, decode(start, limits, clock, letters)
 
-    def answer(self, communicator: Communicator, questions: Questions, clock: StageClock) -> list[Answer]:
+    def answer(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
         """Answers some questions together."""
-        benchmark, items = questions.benchmark, questions.items
-        by_letter = benchmark.answer_mode == "logits"
-        start, decoded = self.respond(communicator, questions, clock)
+        said = self.ask(reading, fusers, questions, clock)
+        return [self.graded(a, questions.benchmark, item, questions.seed) for a, item in zip(said, questions.items)]
+
+    def ask(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
+        """The responses with what they cost, not graded yet."""
+        items, by_letter = questions.items, questions.benchmark.answer_mode == "logits"
+        start, decoded = self.respond(reading, fusers, questions, clock)
         seconds = clock.seconds()
         seconds.pop("tokenization", None)  # it is done once for all methods that read the same prompts
         decode_seconds = seconds.pop("decode") / len(items)
         nothing = [0] * len(items)
-        is_receiver = start.model is communicator.receiver
+        is_receiver = start.model is reading.models.receiver
         answers = []
         for i, item in enumerate(items):
             scores = None if decoded.letters is None else decoded.letters[i, : len(item.letters)].tolist()
-            response = item.letters[scores.index(max(scores))] if by_letter else decoded.responses[i]
-            grade = benchmark.grade(item, response)
             on_the_way = (start.sharer_tokens or nothing)[i]
-            answers.append(
-                Answer(
-                    id=item.id,
-                    response=response,
-                    extracted=grade.extracted,
-                    score=grade.score,
-                    confidence=decoded.confidence[i],
-                    letters=scores,
-                    truncated=decoded.truncated[i] and not by_letter,
-                    prefill_seconds=sum(seconds.values()) / len(items),
-                    decode_seconds=decode_seconds,
-                    receiver_tokens=decoded.tokens[i] if is_receiver else 0,
-                    sharer_tokens=on_the_way + (0 if is_receiver else decoded.tokens[i]),
-                    handed_over=(start.handed_over or nothing)[i],
-                    message=start.messages[i] if start.messages else "",
-                )
+            said = Answer(
+                id=item.id,
+                response=item.letters[scores.index(max(scores))] if by_letter else decoded.responses[i],
+                confidence=decoded.confidence[i],
+                letters=scores,
+                truncated=decoded.truncated[i] and not by_letter,
+                prefill_seconds=sum(seconds.values()) / len(items),
+                decode_seconds=decode_seconds,
+                receiver_tokens=decoded.tokens[i] if is_receiver else 0,
+                sharer_tokens=on_the_way + (0 if is_receiver else decoded.tokens[i]),
+                handed_over=(start.handed_over or nothing)[i],
+                message=start.messages[i] if start.messages else "",
             )
+            answers.append(said)
         return answers
+
+    def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:
+        """An answer with what is extracted from its response, and the score of that; no model is asked."""
+        grade = benchmark.grade(item, answer.response)
+        return replace(answer, extracted=grade.extracted, score=grade.score)
+
+
+class Receiver(Answering):
+    """The receiver reads the question and answers it: what communication has to improve on."""
+
+    name = "receiver"
+    description = "the receiver alone"
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        read_by_receiver(reading, questions, clock)
+        return of_receiver(reading, reading.receiver_cache())
+
+
+class Sharer(Answering):
+    """A sharer reads the question in its own template and tokens, and answers it.
+
+    Args:
+        index: which one, of several.
+    """
+
+    def __init__(self, index: int = 0):
+        self.index = index
+        self.name = "sharer" if index == 0 else f"sharer_{index}"
+        self.description = "the sharer alone" if index == 0 else f"sharer {index} alone"
+
+    def check(self, models: FrozenModels) -> None:
+        sharer_at(models, self.index)
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        model, tokenizer = sharer_at(reading.models, self.index)
+        aligner = reading.models.aligner
+        if aligner.alignment != "spans":  # what the reading has made it read is not its own text
+
+            def render() -> list[str]:
+                return [aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items]
+
+            key = ("own text", self.index)
+            return read_prompts(model, tokenizer, render, questions, clock, "sharer prefill", key)
+        read_by_sharer(reading, self.index, questions, clock)
+        prompt, cache = reading.batch.sharers[self.index], reading.sharer_cache(self.index)
+        cache.crop(-1)  # the response begins with reading the last token
+        return Prefill(model, tokenizer, prompt.ids, prompt.mask, cache)
+
+
+class C2C(Answering):
+    """What the fuser was made for. Controls differ from it in one of its three steps."""
+
+    name = "c2c"
+    description = "the receiver on its cache, fused with the sharer's"
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        read_by_receiver(reading, questions, clock)
+        with clock("tokenization"):
+            heard = self.heard(reading, questions)
+        stacks = self.sharer_stacks(heard, fusers, questions, clock)
+        with clock("fusion"):
+            fused = self.fused_stack(heard, fusers, stacks, questions)
+        cache = heard.cache_with(fusers.fused_layers, fused)
+        return of_receiver(heard, cache, cache_bytes(heard, fusers, stacks))
+
+    def heard(self, reading: Reading, questions: Questions) -> Reading:
+        """What the receiver reads, with what the sharers read."""
+        return reading
+
+    def sharer_stacks(
+        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
+    ) -> dict[int, Tensor]:
+        """The sharers' stacks that the fusers see."""
+        return opposite_stacks(reading, fusers, questions, clock)
+
+    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+        """The receiver's stack (2, L, B, H, N, D) of the fused layers that the response goes on from."""
+        return fusers.fused_stack(reading, stacks)
 
 
 class Derived(Method):
@@ -111,138 +201,6 @@ class Derived(Method):
         self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
     ) -> list[Answer]:
         """One answer for each item, from the `needs` methods' answers to the same items in the same order."""
-
-
-def of_receiver(
-    communicator: Communicator, batch: Batch, cache: DynamicCache, handed_over: Sequence[int] = ()
-) -> Prefill:
-    """The receiver's prefill of a batch; `handed_over` are bytes for each question."""
-    tokenizer = communicator.aligner.receiver
-    return Prefill(
-        communicator.receiver, tokenizer, batch.prompt_ids, batch.prompt_mask, cache, handed_over=list(handed_over)
-    )
-
-
-def sharer_at(communicator: Communicator, index: int) -> tuple[PreTrainedModel, Tokenizer]:
-    """A sharer and its tokenizer.
-
-    Raises:
-        UserError: there is none of this index.
-    """
-    number = len(communicator.sharers)
-    if not 0 <= index < number:
-        raise UserError(f"a method names sharer {index}, but the fuser has {number}: give 0 to {number - 1}.")
-    return communicator.sharers[index], communicator.aligner.sharers[index]
-
-
-def read_prompts(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    clock: StageClock,
-    stage: str,
-    tokenization: str = "tokenization",
-) -> Prefill:
-    """Prefills a model with prompts that it alone reads.
-
-    Args:
-        model: that reads them.
-        tokenizer: its tokenizer.
-        texts: the prompts, rendered by its chat template.
-        clock: times it.
-        stage: the name of the prefill.
-        tokenization: the name of what precedes it.
-    """
-    with clock(tokenization):
-        encoded = tokenizer(
-            list(texts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-    ids, mask = encoded.input_ids, encoded.attention_mask
-    with clock(stage):
-        cache = prefill(model, ids[:, :-1], mask[:, :-1])
-    return Prefill(model, tokenizer, ids, mask, cache)
-
-
-class Receiver(Answering):
-    """The receiver reads the question and answers it: what communication has to improve on."""
-
-    name = "receiver"
-    description = "the receiver alone"
-
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        with clock("tokenization"):
-            batch = questions.batch(communicator)
-        with clock("receiver prefill"):
-            cache = communicator.receiver_cache(batch)
-        return of_receiver(communicator, batch, cache)
-
-
-class Sharer(Answering):
-    """A sharer reads the question in its own template and tokens, and answers it.
-
-    Args:
-        index: which one, of several.
-    """
-
-    def __init__(self, index: int = 0):
-        self.index = index
-        self.name = "sharer" if index == 0 else f"sharer_{index}"
-        self.description = "the sharer alone" if index == 0 else f"sharer {index} alone"
-
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        model, tokenizer = sharer_at(communicator, self.index)
-        with clock("tokenization"):
-            texts = [
-                communicator.aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items
-            ]
-        return read_prompts(model, tokenizer, texts, clock, "sharer prefill")
-
-
-class C2C(Answering):
-    """What the fuser was made for. Controls differ from it in one of its three steps."""
-
-    name = "c2c"
-    description = "the receiver on its cache, fused with the sharer's"
-
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        with clock("tokenization"):
-            batch = self.prompts(communicator, questions)
-        with clock("receiver prefill"):
-            cache = communicator.receiver_cache(batch)
-        with clock("sharer prefill"):
-            stacks = self.sharer_stacks(communicator, batch)
-        with clock("fusion"):
-            self.fuse(communicator, cache, stacks, batch, questions)
-        return of_receiver(communicator, batch, cache, cache_bytes(communicator, batch, stacks))
-
-    def prompts(self, communicator: Communicator, questions: Questions) -> Batch:
-        """The receiver's prompts, each with what the sharers read."""
-        return questions.batch(communicator)
-
-    def sharer_stacks(self, communicator: Communicator, batch: Batch) -> dict[int, Tensor]:
-        """The sharers' stacks that the fusers see."""
-        return communicator.sharer_stacks(batch)
-
-    def fuse(
-        self,
-        communicator: Communicator,
-        cache: DynamicCache,
-        stacks: dict[int, Tensor],
-        batch: Batch,
-        questions: Questions,
-    ) -> None:
-        """Fuses `stacks` into `cache`, in place."""
-        communicator.fuse(cache, stacks, batch)
-
-
-def cache_bytes(communicator: Communicator, batch: Batch, sharers: Iterable[int]) -> list[int]:
-    """For each question the bytes of these sharers' caches that cross over: open layers, all of a sharer's tokens."""
-    total = [0] * len(batch)
-    for i in sharers:
-        fuser, sharer = communicator.fusers[i], communicator.sharers[i]
-        per_token = len(fuser.gate.active()) * fuser.sharer.features * sharer.dtype.itemsize
-        total = [t + n * per_token for t, n in zip(total, batch.sharers[i].mask.sum(1).tolist())]
-    return total
 
 
 class Routing(Derived):
@@ -273,17 +231,6 @@ class Routing(Derived):
         return [both_asked(receiver[i], sharer[i], i in chosen) for i in range(len(items))]
 
 
-def both_asked(receiver: Answer, sharer: Answer, by_sharer: bool) -> Answer:
-    """One of two answers, at the cost of both: confidence is only known once a model has answered."""
-    return replace(
-        sharer if by_sharer else receiver,
-        prefill_seconds=receiver.prefill_seconds + sharer.prefill_seconds,
-        decode_seconds=receiver.decode_seconds + sharer.decode_seconds,
-        receiver_tokens=receiver.receiver_tokens,
-        sharer_tokens=sharer.sharer_tokens,
-    )
-
-
 class OracleRouting(Derived):
     """Each question goes to a model that is right, if there is one: no router can be better."""
 
@@ -296,3 +243,98 @@ class OracleRouting(Derived):
     ) -> list[Answer]:
         pairs = zip(*(answers[name] for name in self.needs))
         return [both_asked(receiver, sharer, sharer.score > receiver.score) for receiver, sharer in pairs]
+
+
+def both_asked(receiver: Answer, sharer: Answer, by_sharer: bool) -> Answer:
+    """One of two answers, at the cost of both: confidence is only known once a model has answered."""
+    return replace(
+        sharer if by_sharer else receiver,
+        prefill_seconds=receiver.prefill_seconds + sharer.prefill_seconds,
+        decode_seconds=receiver.decode_seconds + sharer.decode_seconds,
+        receiver_tokens=receiver.receiver_tokens,
+        sharer_tokens=sharer.sharer_tokens,
+    )
+
+
+def of_receiver(reading: Reading, cache: DynamicCache, handed_over: Sequence[int] = ()) -> Prefill:
+    """The receiver's prefill of a reading; `handed_over` are bytes for each question."""
+    models, batch = reading.models, reading.batch
+    return Prefill(
+        models.receiver, models.aligner.receiver, batch.prompt_ids, batch.prompt_mask, cache, handed_over=[*handed_over]
+    )
+
+
+def cache_bytes(reading: Reading, fusers: Fusers, sharers: Iterable[int]) -> list[int]:
+    """For each question the bytes of these sharers' caches that cross over: open layers, all of a sharer's tokens."""
+    total = [0] * len(reading.batch)
+    for i in sharers:
+        fuser, sharer = fusers[i], reading.models.sharers[i]
+        per_token = len(fuser.gate.active()) * fuser.sharer.features * sharer.dtype.itemsize
+        total = [t + n * per_token for t, n in zip(total, reading.batch.sharers[i].mask.sum(1).tolist())]
+    return total
+
+
+def read_by_receiver(reading: Reading, questions: Questions, clock: StageClock) -> None:
+    """Has the receiver read its prompts, if it has not yet."""
+    questions.once(clock, "receiver prefill", "receiver", reading.receiver_cache)
+
+
+def read_by_sharer(reading: Reading, sharer: int, questions: Questions, clock: StageClock) -> None:
+    """Has a sharer read its prompts, if it has not yet."""
+    questions.once(clock, "sharer prefill", (reading, sharer), partial(reading.sharer_cache, sharer))
+
+
+def opposite_stacks(reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> dict[int, Tensor]:
+    """The stacks of the sharers with an open gate, as `Fusers.sharer_stacks` gives them."""
+    stacks = {}
+    for i in fusers.open_sharers():
+        read_by_sharer(reading, i, questions, clock)
+        layers = tuple(fusers.layer_maps[i].values())
+        opposite = partial(reading.sharer_stack, i, layers)
+        stacks[i] = questions.once(clock, "sharer prefill", (reading, i, layers), opposite)
+    return stacks
+
+
+def sharer_at(models: FrozenModels, index: int) -> tuple[PreTrainedModel, Tokenizer]:
+    """A sharer and its tokenizer.
+
+    Raises:
+        UserError: there is none of this index.
+    """
+    number = len(models.sharers)
+    if not 0 <= index < number:
+        raise UserError(f"a method names sharer {index}, but the fuser has {number}: give 0 to {number - 1}.")
+    return models.sharers[index], models.aligner.sharers[index]
+
+
+def read_prompts(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    render: Callable[[], Sequence[str]],
+    questions: Questions,
+    clock: StageClock,
+    stage: str,
+    key: Hashable,
+    tokenization: str = "tokenization",
+) -> Prefill:
+    """Prefills a model with prompts that it alone reads.
+
+    Args:
+        model: that reads them.
+        tokenizer: its tokenizer.
+        render: gives the prompts as its chat template has them.
+        questions: that they ask.
+        clock: times it.
+        stage: the name of the prefill.
+        key: the same for methods that have the model read the same texts for a question.
+        tokenization: the name of what precedes it.
+    """
+
+    def tokenize() -> BatchEncoding:
+        padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        return tokenizer([*render()], add_special_tokens=False, **padded).to(model.device)
+
+    encoded = questions.once(clock, tokenization, (key, "tokens"), tokenize)
+    ids, mask = encoded.input_ids, encoded.attention_mask
+    cache = questions.once(clock, stage, key, partial(prefill, model, ids[:, :-1], mask[:, :-1]))
+    return Prefill(model, tokenizer, ids, mask, branch(cache))

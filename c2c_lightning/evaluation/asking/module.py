@@ -43,11 +43,12 @@ from c2c_lightning.evaluation.methods import (
     TextToText,
 )
 from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
-from c2c_lightning.files import write_whole
+from c2c_lightning.files import read_bytes, write_whole
 from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
+KEPT_BYTES = 2**28  # of caches that stay from being measured to being answered
 
 
 class Evaluation(L.LightningModule):
@@ -96,6 +97,7 @@ class Evaluation(L.LightningModule):
         self.asked: list[Method] = []
         self.answering: dict[str, list[Answering]] = {}
         self.done: dict[tuple[str, str], set[str]] = {}
+        self.answers: dict[tuple[str, str], dict[str, Answer]] = {}  # of all ranks, on rank zero
         self.measuring: dict[str, Metric] = {}
 
     @property
@@ -123,23 +125,28 @@ class Evaluation(L.LightningModule):
         if self.communicator is None:
             self.communicator = Communicator.from_pretrained(self.fuser, self.dtype_name)
             for benchmark in self.benchmarks:
-                benchmark.leave_out(too_long(benchmark, self.communicator), "longer than a model can read")
+                benchmark.leave_out(too_long(benchmark, self.communicator.models), "longer than a model can read")
 
     def on_test_start(self) -> None:
         self._check_observers()
         self.asked = self._all_methods()
+        for method in self.asked:
+            method.check(self.communicator.models)
+        for analysis in self.analyses:
+            analysis.check(self.communicator, [method.name for method in self.asked])
         for benchmark in self.benchmarks:
             self._check_questions(benchmark)
             self.answering[benchmark.name] = [
                 method for method in self.asked if isinstance(method, Answering) and not method.why_not(benchmark)
             ]
             for method in self.answering[benchmark.name]:
-                key = f"{benchmark.name}/{method.name}"
-                self.accuracy[key] = MeanMetric().to(self.device)
-                kept = self._from_rank_zero(self.file(benchmark, method.name).resume)
-                self.done[benchmark.name, method.name] = set(kept)
+                key = benchmark.name, method.name
+                self.accuracy["/".join(key)] = MeanMetric().to(self.device)
+                kept = self._from_rank_zero(partial(self._resume, benchmark, method))
+                self.done[key] = set(kept)
                 if self.trainer.is_global_zero:
-                    self._count(key, [answer.score for answer in kept.values()])
+                    self.answers[key] = kept
+                    self._count("/".join(key), [answer.score for answer in kept.values()])
             for observer in self.observers:
                 saved = self._from_rank_zero(partial(load_measured, self._measured_path(benchmark, observer)))
                 if saved is not None:
@@ -168,14 +175,29 @@ class Evaluation(L.LightningModule):
         """All answers that are kept, by benchmark, with those derived from them."""
         results = []
         for benchmark in self.benchmarks:
-            kept = {m.name: self.file(benchmark, m.name).read() for m in self.answering[benchmark.name]}
+            kept = {m.name: self.answers[benchmark.name, m.name] for m in self.answering[benchmark.name]}
             reasons = ((m.name, m.why_not(benchmark)) for m in self.asked)
             left_out = {name: reason for name, reason in reasons if reason}
             results.append(collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed))
         return results
 
-    def file(self, benchmark: Benchmark, method: str) -> AnswerFile:
-        return answer_file(self.folder, benchmark.name, method)
+    def file(self, benchmark: Benchmark, method: Method) -> AnswerFile:
+        return answer_file(self.folder, benchmark.name, method.name)
+
+    def _resume(self, benchmark: Benchmark, method: Answering) -> dict[str, Answer]:
+        """The answers so far, as today's grader scores them."""
+        items, file = {item.id: item for item in benchmark.items()}, self.file(benchmark, method)
+
+        def grade(answer: Answer) -> Answer:
+            item = items.get(answer.id)
+            if item is None or len(answer.letters or ()) != len(item.letters):
+                reason = "no such question" if item is None else f"another number of letters than {len(item.letters)}"
+                raise UserError(
+                    f"{file.path} has an answer to {answer.id!r}, but {benchmark.name} has {reason}: remove its line."
+                )
+            return method.graded(answer, benchmark, item, self.trainer.datamodule.seed)
+
+        return file.resume(grade)
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""
@@ -184,7 +206,7 @@ class Evaluation(L.LightningModule):
             if self.trainer.is_global_zero:
                 make_folder(self.folder, "trainer.default_root_dir")
                 write_whole(path, f"{now}\n")
-        elif path.read_text(encoding="utf-8").strip() != now:
+        elif read_bytes(path, "digest of the questions").strip() != now.encode():
             raise UserError(
                 f"{self.folder} has answers to other questions, prompts or exemplars than {benchmark.name} now has: "
                 "remove that folder, or name another one as trainer.default_root_dir."
@@ -227,20 +249,29 @@ class Evaluation(L.LightningModule):
         observers = self._unmeasured(questions.benchmark)
         if first:
             self.measuring = {o.name: o.metric(self.communicator).to(self.device) for o in observers}
+            self.kept_bytes = 0
         if observers and len(questions):
             caches = read_caches(self.communicator, questions)
             for metric in self.measuring.values():
                 metric.update(caches)
+            self.kept_bytes += 2 * (caches.receiver.nbytes + sum(stack.nbytes for stack in caches.sharers.values()))
+            if self.kept_bytes > KEPT_BYTES:
+                questions.forget()
 
     def _answer(self, questions: Questions) -> None:
         benchmark = questions.benchmark
         for method in self.answering[benchmark.name]:
-            left = questions.without(self.done[benchmark.name, method.name])
-            answers = method.answer(self.communicator, left, StageClock(self.device)) if len(left) else []
-            self._count(f"{benchmark.name}/{method.name}", [answer.score for answer in answers])
+            key = benchmark.name, method.name
+            left, answers = questions.without(self.done[key]), []
+            if len(left):
+                reading = left.read(self.communicator.models)
+                answers = method.answer(reading, self.communicator.fusers, left, StageClock(self.device))
+            self._count("/".join(key), [answer.score for answer in answers])
             gathered = self._gather(answers)
             if self.trainer.is_global_zero:
-                self.file(benchmark, method.name).append(gathered)
+                self.answers[key] |= {answer.id: answer for answer in gathered}
+                self.file(benchmark, method).append(gathered)
+        questions.forget()
 
     def _count(self, key: str, scores: Sequence[float]) -> None:
         if scores:

@@ -17,11 +17,12 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.methods import opposite_stacks, read_by_receiver
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.files import whole
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED
-from c2c_lightning.models.cache import read_stack
 
 
 @dataclass
@@ -34,7 +35,6 @@ class Caches:
         receiver: (2, L, B, H, N, D) the receiver's own stack of the fused layers.
         sharers: for each sharer with an open gate its stack, gathered opposite the receiver's tokens.
         fused: (2, L, B, H, N, D) the receiver's stack after fusion.
-        mask: (B, N) bool, False for padding.
         weights: for each sharer (G, B, N, H), the fuser's weights, if it has any to show.
     """
 
@@ -43,8 +43,16 @@ class Caches:
     receiver: Tensor
     sharers: dict[int, Tensor]
     fused: Tensor
-    mask: Tensor
     weights: dict[int, Tensor]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, N) bool, False for padding."""
+        return self.batch.prompt_mask[:, :-1].bool()
+
+    def opposite(self, sharer: int) -> Tensor:
+        """(B, N) bool, which of the receiver's tokens have one of the sharer's opposite."""
+        return self.mask & (self.batch.sharers[sharer].positions != UNALIGNED)
 
 
 class Observer(ABC):
@@ -68,15 +76,15 @@ class Observer(ABC):
 
 @torch.no_grad()
 def read_caches(communicator: Communicator, questions: Questions) -> Caches:
-    """Reads questions with all models and fuses their caches, keeping what was there before."""
-    batch = questions.batch(communicator)
-    cache = communicator.receiver_cache(batch)
-    receiver = read_stack(cache, communicator.fused_layers)
-    stacks = communicator.sharer_stacks(batch)
+    """The questions' caches before and after fusion, and the weights by which the fusers multiply their updates."""
+    reading, fusers = questions.read(communicator.models), communicator.fusers
+    batch, clock = reading.batch, StageClock(reading.batch.prompt_ids.device)
+    read_by_receiver(reading, questions, clock)
+    stacks = opposite_stacks(reading, fusers, questions, clock)
     weights: dict[int, Tensor] = {}
     handles = []
     for i in stacks:
-        head = getattr(communicator.fusers[i], "weight_head", None)
+        head = getattr(fusers[i], "weight_head", None)
         if head is not None:
             # (G, T, H) before the sigmoid, of the T tokens with one of the sharer's opposite; the others have no weight.
             def keep(_: Any, __: Any, out: Tensor, i: int = i) -> None:
@@ -86,12 +94,11 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
 
             handles.append(head.register_forward_hook(keep))
     try:
-        communicator.fuse(cache, stacks, batch)
+        fused = fusers.fused_stack(reading, stacks)
     finally:
         for handle in handles:
             handle.remove()
-    fused = read_stack(cache, communicator.fused_layers)
-    return Caches(questions, batch, receiver, stacks, fused, batch.prompt_mask[:, :-1].bool(), weights)
+    return Caches(questions, batch, reading.receiver_stack(fusers.fused_layers), stacks, fused, weights)
 
 
 def save_measured(measured: Any, path: Path) -> None:

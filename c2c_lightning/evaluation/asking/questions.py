@@ -1,23 +1,28 @@
-"""The questions of benchmarks in batches, dealt out to the ranks, and tokenized once for all methods."""
+"""The questions of benchmarks in batches, dealt out to the ranks, and what the models make of a batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 
-from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.asking.clock import Span, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.models import Batch
+from c2c_lightning.models import Batch, FrozenModels, Reading
+
+T = TypeVar("T")
+TEMPLATE = 1000  # bytes that no chat template exceeds
 
 
 class Questions:
-    """Items that are answered together.
+    """Items that are answered together, tokenized and read once for all methods.
 
     Args:
         benchmark: that they are of.
@@ -28,56 +33,65 @@ class Questions:
 
     def __init__(self, benchmark: Benchmark, items: Sequence[Item], partners: Sequence[Item], seed: int = 0):
         self.benchmark, self.items, self.partners, self.seed = benchmark, list(items), list(partners), seed
-        self._batches: dict[str, Batch] = {}
+        self._models: FrozenModels | None = None
+        self._batch: Batch | None = None
+        self._parts: dict[tuple[str, ...], Questions] = {}
+        self.forget()
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def read(self, models: FrozenModels) -> Reading:
+        """The prompts as all models read them."""
+        if self._models is not models:
+            self._models = models
+            self._batch = models.collate([self.benchmark.messages(item) for item in self.items])
+            self.forget()
+        if self._reading is None:
+            self._reading = models.read(self._batch)
+        return self._reading
+
+    def once(self, clock: StageClock, stage: str, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives for these questions, made when a method first asks for it.
+
+        A method's time is what it would take alone, so the time counts as `stage` of every method that asks.
+        """
+        if key not in self._made:
+            with clock(stage):
+                made = make()
+            self._made[key] = made, clock.spans[-1]
+        else:
+            clock.spans.append(self._made[key][1])
+        return self._made[key][0]
+
+    def forget(self) -> None:
+        """Lets go of all that the models have made of them."""
+        self._reading: Reading | None = None
+        self._made: dict[Hashable, tuple[Any, Span]] = {}
+        self._parts.clear()
 
     def without(self, done: set[str]) -> Questions:
         """The questions whose ids are not among `done`; itself if there are none to leave out."""
         left = [i for i, item in enumerate(self.items) if item.id not in done]
         if len(left) == len(self.items):
             return self
-        items, partners = [self.items[i] for i in left], [self.partners[i] for i in left]
-        return Questions(self.benchmark, items, partners, self.seed)
-
-    def batch(self, communicator: Communicator) -> Batch:
-        """The prompts as all models read them."""
-        return self._collate("own", self.items, communicator)
-
-    def partner_batch(self, communicator: Communicator) -> Batch:
-        """The partners' prompts as all models read them."""
-        return self._collate("partners", self.partners, communicator)
-
-    def shuffled(self) -> tuple[Questions, list[np.ndarray]]:
-        """The same questions with their choices in another order.
-
-        Returns:
-            The questions, and for each of them the old place of the choice at each new place.
-        """
-        items, orders = [], []
-        for item in self.items:
-            # Seeded by the question itself, so that the order does not depend on who is asked along with it.
-            rng = np.random.default_rng([self.seed, *item.id.encode()])
-            order = other_order(len(item.choices), rng)
-            old_places = [item.letters.index(letter) for letter in item.answers]
-            answers = tuple(item.letters[int(np.flatnonzero(order == place)[0])] for place in old_places)
-            items.append(replace(item, choices=tuple(item.choices[i] for i in order), answers=answers))
-            orders.append(order)
-        return Questions(self.benchmark, items, self.partners, self.seed), orders
-
-    def _collate(self, name: str, items: Sequence[Item], communicator: Communicator) -> Batch:
-        if name not in self._batches:
-            self._batches[name] = communicator.collate([self.benchmark.messages(item) for item in items])
-        return self._batches[name]
+        ids = tuple(self.items[i].id for i in left)
+        if ids not in self._parts:
+            items, partners = [self.items[i] for i in left], [self.partners[i] for i in left]
+            self._parts[ids] = Questions(self.benchmark, items, partners, self.seed)
+        return self._parts[ids]
 
 
-def other_order(number: int, rng: np.random.Generator) -> np.ndarray:
-    """An order of `number` things that is not the one they have, where there is another."""
-    order = rng.permutation(number)
-    while number > 1 and (order == np.arange(number)).all():
-        order = rng.permutation(number)
-    return order
+def shuffled_choices(item: Item, seed: int) -> tuple[Item, np.ndarray]:
+    """A question with its choices in another order, and the old place of the choice at each new place."""
+    # Seeded by the question itself, so that the order does not depend on who is asked along with it.
+    rng = np.random.default_rng([seed, *item.id.encode()])
+    order = rng.permutation(len(item.choices))
+    while len(order) > 1 and (order == np.arange(len(order))).all():
+        order = rng.permutation(len(order))
+    old_places = [item.letters.index(letter) for letter in item.answers]
+    answers = tuple(item.letters[int(np.flatnonzero(order == place)[0])] for place in old_places)
+    return replace(item, choices=tuple(item.choices[i] for i in order), answers=answers), order
 
 
 def derangement(number: int, seed: int) -> np.ndarray:
@@ -86,6 +100,23 @@ def derangement(number: int, seed: int) -> np.ndarray:
     other = np.empty(number, dtype=np.int64)
     other[cycle] = np.roll(cycle, -1)
     return other
+
+
+def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
+    """Ids of the questions that, with the response, are longer than one of the models can read."""
+    configs = [model.config.get_text_config(decoder=True) for model in (models.receiver, *models.sharers)]
+    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
+    ids = set()
+    for item in benchmark.items():
+        messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
+        # A token stands for a byte at least: most questions need not be tokenized.
+        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
+            continue
+        prompt = models.aligner.prompt(messages)
+        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
+        if any(length + response > room for length, room in zip(lengths, rooms)):
+            ids.add(item.id)
+    return ids
 
 
 class BenchmarkData(L.LightningDataModule):
@@ -132,7 +163,7 @@ class QuestionLoader:
     """A benchmark's questions in batches of like length, the longest first.
 
     Every rank gets the same number of batches, of which the last may be empty, and every question goes to
-    one rank.
+    one rank. Batches are the same objects each time, so that what was read to be measured can be answered.
     """
 
     def __init__(self, benchmark: Benchmark, batch_size: int, rank: int, world_size: int, seed: int):
@@ -143,31 +174,19 @@ class QuestionLoader:
         return -(-len(self.benchmark.items()) // self.global_batch)
 
     def __iter__(self) -> Iterator[Questions]:
+        return iter(self.batches)
+
+    @cached_property
+    def batches(self) -> list[Questions]:
         items = self.benchmark.items()
         partners = derangement(len(items), self.seed)
         lengths = [sum(len(m["content"]) for m in self.benchmark.messages(item)) for item in items]
         places = np.argsort(-np.array(lengths), kind="stable")
+        batches = []
         for i in range(0, len(places), self.global_batch):
             mine = places[i : i + self.global_batch][self.rank :: self.world_size]
-            yield Questions(self.benchmark, [items[k] for k in mine], [items[partners[k]] for k in mine], self.seed)
-
-
-TEMPLATE = 1000  # bytes that no chat template exceeds
-
-
-def too_long(benchmark: Benchmark, communicator: Communicator) -> set[str]:
-    """Ids of the questions that, with the response, are longer than one of the models can read."""
-    models = (communicator.receiver, *communicator.sharers)
-    configs = [model.config.get_text_config(decoder=True) for model in models]
-    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
-    ids = set()
-    for item in benchmark.items():
-        messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
-        # A token stands for a byte at least: most questions need not be tokenized.
-        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
-            continue
-        prompt = communicator.aligner.prompt(messages)
-        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
-        if any(length + response > room for length, room in zip(lengths, rooms)):
-            ids.add(item.id)
-    return ids
+            questions = Questions(
+                self.benchmark, [items[k] for k in mine], [items[partners[k]] for k in mine], self.seed
+            )
+            batches.append(questions)
+        return batches

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from functools import partial
 
-from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.decoding import Prefill, decode
+from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
 from c2c_lightning.evaluation.asking.methods import Answering, cache_bytes, of_receiver, read_prompts, sharer_at
 from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.models import Message
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import FrozenModels, Message, Reading
+from c2c_lightning.models.cache import prefill
 
 SHARER_PROMPT = (
     "Someone else has to answer the question below. Write one sentence of background knowledge that helps "
     "to answer it, and do not answer it yourself.\n\n{question}"
 )
 RECEIVER_PROMPT = "Background: {message}\n\n{prompt}"
-
-
-@dataclass
-class Told:
-    """What the sharer wrote, and the conversations that the receiver is to read."""
-
-    conversations: list[list[Message]]
-    messages: list[str]
-    tokens: list[int]
 
 
 class TextToText(Answering):
@@ -61,39 +54,87 @@ class TextToText(Answering):
         self.sharer_prompt, self.receiver_prompt = sharer_prompt, receiver_prompt
         self.max_message_tokens, self.sharer = max_message_tokens, sharer
 
-    def prefill(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Prefill:
-        told = self.tell(communicator, questions, clock)
-        start = self.read(communicator, told.conversations, clock)
-        more = start.handed_over or [0] * len(questions)
-        start.handed_over = [len(message.encode()) + extra for message, extra in zip(told.messages, more)]
-        start.sharer_tokens, start.messages = told.tokens, told.messages
-        return start
+    def check(self, models: FrozenModels) -> None:
+        sharer_at(models, self.sharer)
 
-    def read(self, communicator: Communicator, conversations: list[list[Message]], clock: StageClock) -> Prefill:
-        """Has the receiver read message and question."""
-        aligner = communicator.aligner
-        with clock("text"):
-            texts = [aligner.render(aligner.receiver, messages) for messages in conversations]
-        return read_prompts(communicator.receiver, aligner.receiver, texts, clock, "receiver prefill", "text")
-
-    def tell(self, communicator: Communicator, questions: Questions, clock: StageClock) -> Told:
-        """Has the sharer write its messages."""
-        aligner, benchmark = communicator.aligner, questions.benchmark
-        model, tokenizer = sharer_at(communicator, self.sharer)
-        with clock("tokenization"):
-            asked = [self.sharer_prompt.format(question=benchmark.question_text(item)) for item in questions.items]
-            texts = [aligner.render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
-        start = read_prompts(model, tokenizer, texts, clock, "sharer prefill")
-        # A clock of its own, since its first token is not the response's.
-        writing = StageClock(model.device)
-        with clock("sharer decode"):
-            message = decode(start, [self.max_message_tokens] * len(texts), writing)
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        written = self.write(reading.models, questions, clock)
         conversations = []
-        for item, text in zip(questions.items, message.responses):
-            *before, last = benchmark.messages(item)
+        for item, text in zip(questions.items, written.responses):
+            *before, last = questions.benchmark.messages(item)
             content = self.receiver_prompt.format(message=text, prompt=last["content"])
             conversations.append([*before, {**last, "content": content}])
-        return Told(conversations, message.responses, message.tokens)
+        start = self.read(reading.models, fusers, conversations, questions, clock)
+        more = start.handed_over or [0] * len(questions)
+        start.handed_over = [len(text.encode()) + extra for text, extra in zip(written.responses, more)]
+        start.sharer_tokens, start.messages = written.tokens, written.responses
+        return start
+
+    def write(self, models: FrozenModels, questions: Questions, clock: StageClock) -> Decoded:
+        """The sharer's messages."""
+        model, tokenizer = sharer_at(models, self.sharer)
+
+        def render() -> list[str]:
+            asked = [self.sharer_prompt.format(question=questions.benchmark.question_text(i)) for i in questions.items]
+            return [models.aligner.render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+
+        key = ("asked", self.sharer, self.sharer_prompt)
+        start = read_prompts(model, tokenizer, render, questions, clock, "sharer prefill", key)
+        limits = [self.max_message_tokens] * len(questions)
+        # A clock of its own, since its first token is not the response's.
+        decoding = partial(decode, start, limits, StageClock(model.device))
+        return questions.once(clock, "sharer decode", (*key, self.max_message_tokens), decoding)
+
+    def read(
+        self,
+        models: FrozenModels,
+        fusers: Fusers,
+        conversations: list[list[Message]],
+        questions: Questions,
+        clock: StageClock,
+    ) -> Prefill:
+        """Has the receiver read message and question."""
+        tokenizer = models.aligner.receiver
+
+        def render() -> list[str]:
+            return [models.aligner.render(tokenizer, messages) for messages in conversations]
+
+        stage, key = "receiver prefill", self.told
+        return read_prompts(models.receiver, tokenizer, render, questions, clock, stage, key, "text")
+
+    @property
+    def told(self) -> Hashable:
+        """The same for methods whose receiver reads the same messages and questions."""
+        return "told", self.sharer, self.sharer_prompt, self.max_message_tokens, self.receiver_prompt
+
+
+class C2CAfterText(TextToText):
+    """C2C after T2T: both models read the sharer's message and the question, and then their caches are fused.
+
+    Takes the arguments of `TextToText`.
+    """
+
+    name = "c2c_after_text"
+    description = "the sharer writes a message; then C2C on message and question"
+
+    def read(
+        self,
+        models: FrozenModels,
+        fusers: Fusers,
+        conversations: list[list[Message]],
+        questions: Questions,
+        clock: StageClock,
+    ) -> Prefill:
+        with clock("text"):
+            batch = models.collate(conversations)
+        ids, mask = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]
+        prefilled = questions.once(clock, "receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
+        reading = models.read(batch, prefilled)
+        with clock("sharer prefill"):
+            stacks = fusers.sharer_stacks(reading)
+        with clock("fusion"):
+            cache = fusers.fuse(reading, stacks)
+        return of_receiver(reading, cache, cache_bytes(reading, fusers, stacks))
 
 
 def check_template(key: str, template: str, **placeholders: str) -> None:
@@ -106,21 +147,3 @@ def check_template(key: str, template: str, **placeholders: str) -> None:
     for name in placeholders:
         if f"{{{name}}}" not in template:
             raise UserError(f"{key} {template!r} lacks {{{name}}}.")
-
-
-class C2CAfterText(TextToText):
-    """Takes the arguments of `TextToText`."""
-
-    name = "c2c_after_text"
-    description = "the sharer writes a message; then C2C on message and question"
-
-    def read(self, communicator: Communicator, conversations: list[list[Message]], clock: StageClock) -> Prefill:
-        with clock("text"):
-            batch = communicator.collate(conversations)
-        with clock("receiver prefill"):
-            cache = communicator.receiver_cache(batch)
-        with clock("sharer prefill"):
-            stacks = communicator.sharer_stacks(batch)
-        with clock("fusion"):
-            communicator.fuse(cache, stacks, batch)
-        return of_receiver(communicator, batch, cache, cache_bytes(communicator, batch, stacks))

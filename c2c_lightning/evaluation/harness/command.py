@@ -7,7 +7,7 @@ from pathlib import Path
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
-from c2c_lightning.runs import make_folder
+from c2c_lightning.runs import make_folder, newest_fuser
 
 
 def lm_eval_command(
@@ -28,7 +28,7 @@ def lm_eval_command(
     """Evaluates a fuser on tasks of the lm-evaluation-harness and prints its table.
 
     Args:
-        fuser: a fuser's folder, a run's folder, a checkpoint, or a hub id.
+        fuser: a fuser's folder, a run's folder, a checkpoint, or a hub id; `last` for the newest run.
         tasks: names or patterns of tasks, groups or tags, with commas between them, or YAML files of tasks.
         include_path: a folder with tasks of your own.
         num_fewshot: exemplars before each question; None for what the task says.
@@ -47,6 +47,8 @@ def lm_eval_command(
         UserError: the harness is not installed, or a task, its data or the fuser cannot be had.
     """
     # Before hours of answering.
+    if fuser == "last":
+        fuser = str(newest_fuser())
     if limit is not None and limit <= 0:
         raise UserError(f"limit is {limit}: give a number of questions, or a share of them below 1.")
     file = None if output is None else Path(output).expanduser()

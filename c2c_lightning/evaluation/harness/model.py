@@ -24,7 +24,7 @@ from tqdm import tqdm
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
-from c2c_lightning.models import Batch, Message
+from c2c_lightning.models import Message, Reading
 from c2c_lightning.models.batch import pad
 
 NAME = "c2c"
@@ -68,7 +68,7 @@ class C2CLM(TemplateLM):
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
             raise UserError(f"device is {device!r}, which is not here: {first_line(error)}.") from error
         self.communicator = Communicator.from_pretrained(pretrained, dtype).to(self._device)
-        aligner = self.communicator.aligner
+        aligner = self.communicator.models.aligner
         self.tokenizer = aligner.receiver
         # The choices of a question come one after the other, and need its context read only once.
         self._read = lru_cache(maxsize=8)(lambda context: ReadPrompt.read(context, aligner))
@@ -148,8 +148,8 @@ class C2CLM(TemplateLM):
     def _score(self, requests: list[Request]) -> list[tuple[float, bool]]:
         """Scores a batch; each prompt is read and fused once, however many continuations it has."""
         contexts = list(dict.fromkeys(context for (context, _), _, _ in requests))
-        prompts = self._collate(contexts)
-        cache = self.communicator.prefill(prompts, self.fuse)
+        reading = self._read_all(contexts)
+        prompts, cache = reading.batch, self.communicator.prefill(reading, self.fuse)
         rows = torch.tensor([contexts.index(context) for (context, _), _, _ in requests], device=self.device)
         cache.batch_select_indices(rows)
         batch = replace(prompts, prompt_ids=prompts.prompt_ids[rows], prompt_mask=prompts.prompt_mask[rows])
@@ -164,7 +164,7 @@ class C2CLM(TemplateLM):
         scored = (batch.response_mask == 1) & (batch.response_mask.cumsum(-1) > num_given.to(self.device)[:, None])
 
         at = scored.nonzero(as_tuple=True)
-        logits_TV = self.communicator.response_logits(cache, batch, at)
+        logits_TV = self.communicator.models.response_logits(cache, batch, at)
         log_probs = -F.cross_entropy(logits_TV.float(), batch.response_ids[at], reduction="none")
         greedy = logits_TV.argmax(-1) == batch.response_ids[at]
         sizes = scored.sum(-1).tolist()
@@ -177,17 +177,18 @@ class C2CLM(TemplateLM):
         until, kwargs["max_new_tokens"] = kwargs.pop("until"), kwargs.pop("max_gen_toks")
         if not kwargs["do_sample"]:
             kwargs.pop("temperature", None)
-        batch = self._collate(contexts)
+        reading = self._read_all(contexts)
+        batch = reading.batch
         first_ids = torch.tensor([self._first_ids(c) for c in contexts], dtype=torch.long, device=self.device)
         width = batch.prompt_ids.shape[1] + first_ids.shape[1]
         if kwargs["num_beams"] == 1:  # the criterion follows rows, and beams change theirs; the text is cut anyway
             kwargs["stopping_criteria"] = stop_sequences_criteria(self.tokenizer, until, width, len(batch))
-        ids = self.communicator.generate_ids(batch, self.fuse, first_ids=first_ids, **kwargs)
+        ids = self.communicator.generate_ids(reading, self.fuse, first_ids=first_ids, **kwargs)
         texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, think_end_token=None) for text in texts]
 
     def _first_ids(self, context: str) -> list[int]:
         return self._read(context).first_ids if conversation(context)[1] else []
 
-    def _collate(self, contexts: list[str]) -> Batch:
-        return self.communicator.collate([conversation(context)[0] for context in contexts])
+    def _read_all(self, contexts: list[str]) -> Reading:
+        return self.communicator.read([conversation(context)[0] for context in contexts])

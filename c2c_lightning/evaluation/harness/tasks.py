@@ -44,8 +44,8 @@ class Tasks(TaskManager):
         return list(found)
 
     def load(self, task_list: Any) -> Any:
-        """As the harness does; a task reads its data then."""
+        """As the harness does; a task reads its file and its data then, and runs what it has of Python."""
         try:
             return super().load(task_list)
-        except (OSError, ValueError) as error:  # of the hub client and of `datasets`, besides the harness's own
+        except Exception as error:  # of YAML, of the hub client, of `datasets`, of the task's own functions
             raise UserError(f"tasks {task_list}: cannot be loaded: {first_line(error)}") from error

@@ -41,7 +41,7 @@ from c2c_lightning.evaluation.report.page import write_report
 from c2c_lightning.evaluation.report.reading_guide import reading_guide
 from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.wording import sections
-from c2c_lightning.files import write_whole
+from c2c_lightning.files import read_bytes, write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking
 
@@ -65,7 +65,7 @@ class EvaluationRecord(L.Callback):
     def on_test_start(self, trainer: L.Trainer, module: Evaluation) -> None:
         self.started = time.perf_counter()
         then = module.folder / SETTINGS_FILE
-        if then.exists() and then.read_text(encoding="utf-8").strip() != self.settings:
+        if then.exists() and read_bytes(then, "digest of the settings").strip() != self.settings.encode():
             raise UserError(
                 f"trainer.default_root_dir {module.folder} has answers of another fuser, or under other settings, or "
                 "of models that were changed since: name another folder, or leave it out, for every evaluation has a "
@@ -194,13 +194,13 @@ def describe(module: Evaluation) -> dict[str, str]:
     sharers = " + ".join(config["sharers"])
     return {
         "pair": f"{' + '.join(Path(s).name for s in config['sharers'])} to {Path(config['receiver']).name}",
-        "receiver": f"{config['receiver']} ({communicator.receiver.num_parameters():,} parameters)",
-        "sharer": f"{sharers} ({sum(s.num_parameters() for s in communicator.sharers):,} parameters)",
+        "receiver": f"{config['receiver']} ({communicator.models.receiver.num_parameters():,} parameters)",
+        "sharer": f"{sharers} ({sum(s.num_parameters() for s in communicator.models.sharers):,} parameters)",
         "fuser": f"{module.fuser} ({config['fuser']['class_path'].rpartition('.')[2]}, {size:,} parameters)",
         "alignment": config["alignment"],
         "layers": f"{config['layers']} ({config['layer_map']} layer map)",
         "gate": ", ".join(f"{key} {value}" for key, value in config["gate"].items() if value is not None),
-        "precision": f"frozen models in {str(communicator.receiver.dtype).removeprefix('torch.')}, trainer.precision "
+        "precision": f"frozen models in {str(communicator.models.receiver.dtype).removeprefix('torch.')}, trainer.precision "
         f"{module.trainer.precision}",
         "device": f"{module.trainer.world_size} x {module.device.type}",
         "questions read together": str(module.trainer.datamodule.batch_size),

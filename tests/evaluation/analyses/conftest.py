@@ -3,16 +3,14 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.evaluation.methods import C2C, C2CAfterText, Receiver, Sharer
 from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
 from tests.evaluation.analyses.every_analysis import ANALYSES
-from tests.evaluation.asking import EXEMPLARS, MORE_TEXTS, PROMPTS, TEXTS, TOLD
+from tests.evaluation.asking import EXEMPLARS, MORE_TEXTS, PROMPTS, TEXTS, TOLD, ask
 from tests.models import tiny
 
 
@@ -50,6 +48,5 @@ def answered(communicator, benchmark) -> BenchmarkResults:
     questions = Questions(benchmark, items, items[1:] + items[:1])
     further = [method for make in ANALYSES.values() for method in make().methods(communicator)]
     methods = [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(**PROMPTS), *further]
-    clock = StageClock(torch.device("cpu"))
-    kept = {m.name: {a.id: a for a in m.answer(communicator, questions, clock)} for m in methods}
+    kept = {m.name: {a.id: a for a in ask(m, communicator, questions)} for m in methods}
     return collect(benchmark, methods, kept, {}, seed=0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from weakref import WeakKeyDictionary
-
 import numpy as np
 import pytest
 import torch
@@ -12,10 +9,9 @@ from transformers import DynamicCache
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.analyses.few_shot import Enriched, EnrichedLayer, FewShot
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.evaluation.methods import Receiver
-from tests.evaluation.asking import EXEMPLARS, ask, part_of, texts
+from tests.evaluation.asking import EXEMPLARS, ask, part_of, reads, texts
 from tests.models import tiny
 
 
@@ -24,15 +20,15 @@ def few_shot_ids(communicator: Communicator, benchmark: OwnQuestions, item, shot
     for place in np.random.default_rng(0).permutation(len(EXEMPLARS))[:shots]:
         question, answer = EXEMPLARS[place]
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    tokenizer = communicator.aligner.receiver
-    text = communicator.aligner.render(tokenizer, [*messages, *benchmark.messages(item)])
+    tokenizer = communicator.models.aligner.receiver
+    text = communicator.models.aligner.render(tokenizer, [*messages, *benchmark.messages(item)])
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 @torch.no_grad()
 def greedy(communicator: Communicator, cache: DynamicCache, last: int, position: int, steps: int) -> str:
     """A response, token by token, from the last prompt token at its position."""
-    model, tokenizer, said = communicator.receiver, communicator.aligner.receiver, []
+    model, tokenizer, said = communicator.models.receiver, communicator.models.aligner.receiver, []
     for step in range(steps):
         logits = model(
             torch.tensor([[last]]), position_ids=torch.tensor([[position + step]]), past_key_values=cache
@@ -47,7 +43,7 @@ def greedy(communicator: Communicator, cache: DynamicCache, last: int, position:
 @torch.no_grad()
 def read_at(communicator: Communicator, ids: list[int], positions: list[int]) -> DynamicCache:
     cache = DynamicCache()
-    communicator.receiver(torch.tensor([ids]), position_ids=torch.tensor([positions]), past_key_values=cache)
+    communicator.models.receiver(torch.tensor([ids]), position_ids=torch.tensor([positions]), past_key_values=cache)
     return cache
 
 
@@ -59,7 +55,7 @@ def test_enriched_is_the_few_shot_cache_without_the_exemplars_columns(questions,
     assert answers != texts(ask(Receiver(), communicator, questions))
     for item, answer in zip(questions.items, answers):
         long = few_shot_ids(communicator, questions.benchmark, item, 2)
-        direct = communicator.aligner.prompt(questions.benchmark.messages(item)).receiver_ids
+        direct = communicator.models.aligner.prompt(questions.benchmark.messages(item)).receiver_ids
         first = {"qwen3": 0, "llama": 1}[receiver]
         own = [*range(first), *range(len(long) - len(direct) + first, len(long))]
         assert [long[i] for i in own] == direct
@@ -72,11 +68,11 @@ def test_enriched_is_the_few_shot_cache_without_the_exemplars_columns(questions,
 @pytest.mark.parametrize("receiver", ["qwen3", "llama"])
 def test_an_enriched_layer_is_alone_taken_from_the_few_shot_cache(questions, receiver):
     communicator = tiny.communicator(receiver, "qwen2")
-    answers = texts(ask(EnrichedLayer(1, 2, 0, WeakKeyDictionary()), communicator, questions))
+    answers = texts(ask(EnrichedLayer(1, 2, 0), communicator, questions))
     first = {"qwen3": 0, "llama": 1}[receiver]
     for item, answer in zip(questions.items, answers):
         long = few_shot_ids(communicator, questions.benchmark, item, 2)
-        direct = communicator.aligner.prompt(questions.benchmark.messages(item)).receiver_ids
+        direct = communicator.models.aligner.prompt(questions.benchmark.messages(item)).receiver_ids
         own = [*range(first), *range(len(long) - len(direct) + first, len(long))]
         rich = read_at(communicator, long[:-1], list(range(len(long) - 1))).layers[1]
         cache = read_at(communicator, direct[:-1], own[:-1])
@@ -84,23 +80,10 @@ def test_an_enriched_layer_is_alone_taken_from_the_few_shot_cache(questions, rec
         assert answer == greedy(communicator, cache, long[-1], len(long) - 1, 6)
 
 
-def test_prompts_are_read_once_for_all_layers_and_forgotten_with_their_questions(communicator, questions):
-    alone = [texts(ask(EnrichedLayer(n, 2, 0, WeakKeyDictionary()), communicator, questions)) for n in range(4)]
-    readings = WeakKeyDictionary()
-    together, read = [], []
-    for layer in range(4):
-        clock = StageClock(torch.device("cpu"))
-        answers = EnrichedLayer(layer, 2, 0, readings).answer(communicator, questions, clock)
-        together.append(texts(answers))
-        read.append([stage for stage, *_ in clock.spans].count("receiver prefill"))
+def test_prompts_are_read_once_for_all_layers_and_count_for_each(communicator, questions):
+    alone = [texts(ask(EnrichedLayer(n, 2, 0), communicator, part_of(questions, range(6)))) for n in range(4)]
+    with reads(communicator.models.receiver) as read, torch.inference_mode():  # as in the test loop
+        together = [texts(ask(EnrichedLayer(n, 2, 0), communicator, questions)) for n in range(4)]
     assert together == alone
     assert len({tuple(answers) for answers in alone}) > 1
-    assert read == [2, 0, 0, 0]  # after exemplars, and alone
-
-    others = part_of(questions, [0, 1])
-    with torch.inference_mode():  # as in the test loop
-        assert texts(ask(EnrichedLayer(2, 2, 0, readings), communicator, others)) == alone[2][:2]
-    assert len(readings) == 2
-    del others
-    gc.collect()
-    assert list(readings) == [questions]
+    assert len(read) == 2  # after exemplars, and alone

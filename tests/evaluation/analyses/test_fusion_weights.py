@@ -15,14 +15,16 @@ from tests.models import tiny
 def test_weights_and_update_sizes_are_means_over_real_aligned_tokens(questions):
     communicator = tiny.communicator("qwen3", "qwen2", gate=GateConfig())
     with torch.no_grad():
-        communicator.gates[0].logit[1, 0] = -1.0  # the values of the first mapped layer
+        communicator.fusers.gates[0].logit[1, 0] = -1.0  # the values of the first mapped layer
     measured = observe(FusionWeights(), communicator, [part_of(questions, [0, 1]), part_of(questions, [2, 3, 4, 5])])
     fuser, closed = communicator.fusers[0], 3
     weights, sizes = [], []
     for alone in one_by_one(questions):
         caches = read_caches(communicator, alone)
         aligned = caches.batch.sharers[0].positions[0] != UNALIGNED
-        layers = [communicator.fused_layers.index(layer) for layer in communicator.gates[0].receiver_layers]
+        layers = [
+            communicator.fusers.fused_layers.index(layer) for layer in communicator.fusers.gates[0].receiver_layers
+        ]
         features = [
             s[:, :, 0].flatten(0, 1).transpose(1, 2).flatten(2) for s in (caches.sharers[0], caches.receiver[:, layers])
         ]

@@ -20,6 +20,6 @@ def test_the_stages_of_an_answer_add_up_to_its_total(communicator, answered):
             assert all(0 < t.first_token < t.total for t in timings)
 
 
-def test_a_method_that_the_evaluation_lacks_cannot_be_timed(answered):
+def test_a_method_that_the_evaluation_lacks_cannot_be_timed(communicator):
     with pytest.raises(UserError, match="'receivr'"):
-        Latency(methods=["receivr"]).chosen(answered)
+        Latency(methods=["receivr"]).check(communicator, ["receiver", "c2c"])

@@ -15,7 +15,7 @@ from tests.models import tiny
 
 
 def test_only_one_layer_is_what_a_gate_fixed_to_it_gives(communicator, questions):
-    for layer in communicator.fused_layers:
+    for layer in communicator.fusers.fused_layers:
         fixed = tiny.communicator("qwen3", "qwen2", gate=GateConfig(kind="fixed", open_layers=[layer]))
         expected = prefilled(C2C(), fixed, questions)
         assert torch.equal(prefilled(OnlyLayer(layer), communicator, questions), expected)
@@ -33,16 +33,18 @@ def test_without_a_layer_its_cache_is_the_receivers_and_the_others_are_fused(com
 def test_gates_are_as_they_were_afterwards_even_after_an_exception(questions):
     communicator = tiny.communicator("qwen3", "qwen2", "llama", gate=GateConfig(granularity="head"))
     with torch.no_grad():
-        for gate in communicator.gates:
+        for gate in communicator.fusers.gates:
             gate.logit.uniform_(0.1, 1)
-    before = [gate.logit.clone() for gate in communicator.gates]
-    with closed_gates(communicator, {2, 3}):
-        assert communicator.gates[1].active() == []
-        assert {communicator.gates[0].receiver_layers[layer] for _, layer in communicator.gates[0].active()} == {1}
-    with pytest.raises(ZeroDivisionError), closed_gates(communicator, {2}):
+    before = [gate.logit.clone() for gate in communicator.fusers.gates]
+    with closed_gates(communicator.fusers, {2, 3}):
+        assert communicator.fusers.gates[1].active() == []
+        assert {
+            communicator.fusers.gates[0].receiver_layers[layer] for _, layer in communicator.fusers.gates[0].active()
+        } == {1}
+    with pytest.raises(ZeroDivisionError), closed_gates(communicator.fusers, {2}):
         raise ZeroDivisionError
     prefilled(OnlyLayer(3), communicator, questions)
-    assert all(torch.equal(gate.logit, kept) for gate, kept in zip(communicator.gates, before))
+    assert all(torch.equal(gate.logit, kept) for gate, kept in zip(communicator.fusers.gates, before))
 
 
 def test_a_layer_that_is_not_fused_is_refused(communicator):

@@ -36,8 +36,8 @@ def test_pictures_are_drawn_of_several_sharers_gates_by_head_and_one_part_only(q
     gate = GateConfig(granularity="head", parts="keys")
     communicator = tiny.communicator("qwen3", "qwen2", "llama", gate=gate)
     with torch.no_grad():
-        communicator.gates[0].logit[0, 0, 1] = -1.0
-        communicator.gates[1].logit[0, 1] = -1.0
+        communicator.fusers.gates[0].logit[0, 0, 1] = -1.0
+        communicator.fusers.gates[1].logit[0, 1] = -1.0
     results = invented_results({"receiver": right(3, 6), "c2c": right(5, 6)})
     for analysis in (EffectiveRank(), FusionWeights()):
         analysis.measured[results.benchmark.name] = observe(analysis, communicator, [questions])

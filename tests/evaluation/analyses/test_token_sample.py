@@ -22,7 +22,7 @@ def test_the_sample_does_not_depend_on_how_questions_are_read_together(communica
 
 def test_no_question_is_in_both_parts_of_the_sample(communicator, questions):
     sample = observe(TransformationOracle(tokens=2000), communicator, [questions])
-    lengths = (questions.batch(communicator).sharers[0].positions != UNALIGNED).sum(1)
+    lengths = (questions.read(communicator.models).batch.sharers[0].positions != UNALIGNED).sum(1)
     assert len(sample["held_out"]) == lengths.sum()
     for alone, length in zip(one_by_one(questions), lengths):
         held_out = observe(TransformationOracle(tokens=2000), communicator, [alone])["held_out"]

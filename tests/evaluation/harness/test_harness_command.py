@@ -50,19 +50,26 @@ def test_a_task_that_cannot_be_had_is_named(tmp_path, monkeypatch):
         tasks.match([])
     file = str(TASKS / "nano_choices.yaml")
     assert tasks.match([file, "nano_*", "nano_choices"]) == [file, "nano_answers", "nano_choices"]
+    for number, damage in enumerate((b"task: x\n  bad: [\n\x00", b"\xff\xfe", b"[1, 2]", b"task: 3", b"")):
+        damaged = tmp_path / f"damaged_{number}.yaml"
+        damaged.write_bytes(damage)
+        with pytest.raises(UserError, match=rf"damaged_{number}.*cannot be loaded"):
+            tasks.load([str(damaged)])
     monkeypatch.chdir(tmp_path)  # where the tasks' data are not
     with pytest.raises(UserError, match=r"nano_choices.*cannot be loaded"):
         tasks.load(["nano_choices"])
 
 
-def test_a_wrong_argument_is_refused_before_anything_is_read(tmp_path):
+def test_a_wrong_argument_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for wrong, message in (
         ({"include_path": "nowhere"}, "include_path 'nowhere': no such folder"),
         ({"output": str(tmp_path)}, "is a folder: give a file"),
         ({"limit": 0}, "limit is 0"),
+        ({"fuser": "last"}, "runs/ has no run with a fuser"),
     ):
         with pytest.raises(UserError, match=message):
-            lm_eval_command("no/such/fuser", ["nano_choices"], **wrong)
+            lm_eval_command(**{"fuser": "no/such/fuser", "tasks": ["nano_choices"], **wrong})
 
 
 def test_without_the_harness_only_the_command_fails():

@@ -76,9 +76,9 @@ def test_generation_ends_once_every_response_has_its_stop(model, communicator, m
     lengths = []
     generate = Communicator.generate_ids
 
-    def watched(self, batch, *args, **kwargs):
-        ids = generate(self, batch, *args, **kwargs)
-        lengths.append(ids.shape[1] - batch.prompt_ids.shape[1])
+    def watched(self, reading, *args, **kwargs):
+        ids = generate(self, reading, *args, **kwargs)
+        lengths.append(ids.shape[1] - reading.batch.prompt_ids.shape[1])
         return ids
 
     stop = communicator.generate(user(CONTEXTS[0]), **LONG)[:2]
