@@ -11,7 +11,7 @@ import numpy as np
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.evaluation.benchmarks.reading import Row
+from c2c_lightning.evaluation.benchmarks.rows import Row
 from c2c_lightning.evaluation.controls import CalibratedReceiver, MeanUpdate, ShuffledChoices, WrongQuestion, ZeroUpdate
 from c2c_lightning.evaluation.methods import C2C, Receiver, Routing, Sharer, TextToText
 from c2c_lightning.evaluation.report.results import BenchmarkResults

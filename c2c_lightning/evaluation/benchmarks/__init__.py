@@ -1,14 +1,10 @@
 """Benchmarks: where questions come from, how they are asked, and how responses are graded."""
 
-from c2c_lightning.evaluation.benchmarks.arc import ARCChallenge
-from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.by_subject import BySubject
-from c2c_lightning.evaluation.benchmarks.ceval import CEval
+from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
+from c2c_lightning.evaluation.benchmarks.choices import ARCChallenge, CEval, MMLURedux, OpenBookQA
 from c2c_lightning.evaluation.benchmarks.gsm8k import GSM8K
 from c2c_lightning.evaluation.benchmarks.longbench import LongBenchE
-from c2c_lightning.evaluation.benchmarks.mmlu_redux import MMLURedux
 from c2c_lightning.evaluation.benchmarks.nano import NanoWorld
-from c2c_lightning.evaluation.benchmarks.openbookqa import OpenBookQA
 from c2c_lightning.evaluation.benchmarks.own import OwnQuestions
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt
 

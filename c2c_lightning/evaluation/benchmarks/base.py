@@ -1,6 +1,7 @@
 """What every benchmark does: read its records, check them, put them into a prompt, grade the responses.
 
-A benchmark is one small class that says how a record becomes an `Item`; a user's own class works the same.
+A benchmark is one small class that says which columns a record has and how it becomes an `Item`; a user's own class
+works the same (`choices.py` has four of them).
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.data.source import Source
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, meant
 from c2c_lightning.evaluation.benchmarks import grading
-from c2c_lightning.evaluation.benchmarks.columns import check_item
-from c2c_lightning.evaluation.benchmarks.item import Grade, Item
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item, check_item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
-from c2c_lightning.evaluation.benchmarks.reading import Row, is_local, read_rows, shared_part
+from c2c_lightning.evaluation.benchmarks.rows import Row, is_local, read_rows, shared_part, subset_names
+from c2c_lightning.files import checked
 from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
+
+# Names become parts of file names, also those that come from a file of results.
+NAME = r"^\w[\w.-]*$"
 
 
 class Benchmark(ABC):
@@ -45,8 +49,10 @@ class Benchmark(ABC):
         UserError: one of them cannot be; the records are read and checked by `items`.
     """
 
+    # A dataclass of a record's columns, by which records are checked; with None, `to_item` gets them as dicts.
+    columns: ClassVar[type | None] = None
     # Where the exemplars of the hub dataset are; None if it has none.
-    exemplar_split: str | None = None
+    exemplar_split: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class Benchmark(ABC):
         subset: str | None = None,
     ):
         self.name = name or type(self).__name__.lower()
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        if not re.fullmatch(NAME, self.name):
             raise UserError(f"name {self.name!r} becomes part of file names: use letters, digits, '_', '-' and '.'.")
         if answer_mode not in ("generate", "logits"):
             raise UserError(f"{self.name}.answer_mode is {answer_mode!r}: give 'generate' or 'logits'.")
@@ -75,18 +81,18 @@ class Benchmark(ABC):
         self._tally: dict[str, int] = {}
 
     @abstractmethod
-    def to_item(self, record: dict[str, Any], source: str) -> Item | None:
+    def to_item(self, record: Any, source: str) -> Item | None:
         """A record as an item.
 
         Args:
-            record: its columns.
+            record: its columns, as `columns` or as a dict.
             source: names its file and row, such as "x.jsonl:3".
 
         Returns:
             The item, its id empty if the record has none; None for a record that is left out, having called `drop`.
 
         Raises:
-            MalformedRecord: a column is missing or cannot be; the text says which, and what to do.
+            MalformedRecord: something in it cannot be; the text says what, and what to do.
         """
 
     def items(self) -> list[Item]:
@@ -240,10 +246,71 @@ class Benchmark(ABC):
             raise row.record
         if not isinstance(row.record, dict):
             raise MalformedRecord(f"it is a {type(row.record).__name__}; make it an object with named columns")
-        item = self.to_item(row.record, row.source)
+        record = row.record
+        if self.columns:
+            # Columns that only some records have are None in the others once they were Parquet.
+            given = {name: value for name, value in record.items() if value is not None}
+            remedy = "Correct it, or choose the benchmark that fits."
+            record = checked(given, self.columns, f"{self.name}: {row.source}", remedy)
+        item = self.to_item(record, row.source)
         if item is None:
             return None
         if not item.id:
             item = replace(item, id=f"{item.subject or row.stem}/{row.number}")
         check_item(item)
         return item
+
+
+class BySubject(Benchmark):
+    """Reads every subset of a hub dataset, or every file of a folder, as a subject.
+
+    A record's own subject wins; otherwise it is the stem of its file or the subset's name. Either way `to_item`
+    finds it under `subject`.
+
+    Args:
+        path: files, folders or hub ids, as for every benchmark.
+        subjects: read only these; None for all.
+        **kwargs: as for every benchmark.
+    """
+
+    # Where a record names its own subject.
+    subject_column: ClassVar[str] = "subject"
+
+    def __init__(self, path: str | list[str], subjects: list[str] | None = None, **kwargs: Any):
+        super().__init__(path, **kwargs)
+        if subjects == []:
+            raise UserError(f"{self.name}.subjects is empty: name one, or give null for all.")
+        self.subjects = subjects
+
+    def read(self, source: Source) -> Iterator[Row]:
+        seen = set()
+        for row in read_rows(source, self.subsets):
+            if isinstance(row.record, dict):
+                subject = self.subject_of(str(row.record.get(self.subject_column) or row.stem))
+                seen.add(subject)
+                if self.subjects is not None and subject not in self.subjects:
+                    continue
+                row = row._replace(record={**row.record, "subject": subject})
+            yield row
+        self._check_subjects(seen)
+
+    def subsets(self, hub_id: str) -> list[str | None]:
+        if self.subset:
+            return [self.subset]
+        names = [name for name in subset_names(hub_id, f"{self.name}.path") if self.is_subject(name)]
+        self._check_subjects({self.subject_of(name) for name in names})
+        return [name for name in names if self.subjects is None or self.subject_of(name) in self.subjects]
+
+    def is_subject(self, subset: str) -> bool:
+        """Whether a subset of the hub dataset belongs to the benchmark."""
+        return True
+
+    def subject_of(self, name: str) -> str:
+        """The subject's name, from that of its file or subset."""
+        return name
+
+    def _check_subjects(self, known: set[str]) -> None:
+        for subject in self.subjects or []:
+            if subject not in known:
+                hint = meant(subject, known, f"There are {', '.join(sorted(known))}.")
+                raise UserError(f"{self.name}.subjects has {subject!r}, which the records have not. {hint}")

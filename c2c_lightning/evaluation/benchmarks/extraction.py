@@ -61,7 +61,7 @@ def without_thinking(response: str) -> str:
 def _plain(text: str) -> str:
     """Full-width forms, Markdown and LaTeX as plain text; boxes and answer tags as statements."""
     text = unicodedata.normalize("NFKC", text)
-    text = re.sub(r"\*\*\s*\(?([A-Ja-j])\)?\s*[.:]?\s*\*\*", r"(\1)", text)
+    text = re.sub(r"\*\*\s*\(?([A-Za-z])\)?\s*[.:]?\s*\*\*", r"(\1)", text)
     text = re.sub(r"\\[()\[\]]|[*`$]|</answer>", "", text)
     text = re.sub(r"(?<!\w)_+|_+(?!\w)", "", text)
     text = re.sub(r"<answer>", "\nAnswer: ", text)

@@ -1,28 +1,32 @@
-"""How right a response is, by kind of answer: letters, exact text, maths, and the metrics of LongBench.
+"""How right a response is, by kind of answer: letters, exact text, words in common, mathematics.
 
 Every function takes the response and the references, any of which will do, and passes over thinking between
-<think> tags. A score is in [0, 1].
+<think> tags. A score is in [0, 1]. Nothing else counts, so stored responses can be graded again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
-import sympy
-from math_verify import parse, verify
-from rapidfuzz import fuzz
-from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text import squad
 
 from c2c_lightning.evaluation.benchmarks.extraction import extract_letter, without_thinking
 from c2c_lightning.evaluation.benchmarks.item import Grade
 
-# It warns that nobody stops it when it takes long; `_is_heavy` sees to that.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
+log = logging.getLogger(__name__)
+
+WORKER = Path(__file__).with_name("math_worker.py")
+SECONDS = 5.0  # of computing for one response; whatever ends at all takes milliseconds
 
 
 def letter(response: str, answers: Sequence[str], letters: str) -> Grade:
@@ -37,42 +41,6 @@ def exact(response: str, answers: Sequence[str]) -> Grade:
     return Grade(said or None, float(said in [answer.strip() for answer in answers]))
 
 
-def math(response: str, answers: Sequence[str]) -> Grade:
-    """Right if the response ends in the value of an answer, however it is written: 1234, $1,234.00, \\boxed{1234}.
-
-    A response that marks its result with ####, as GSM8K's solutions do, is read from there on.
-    """
-    said = without_thinking(response).rpartition("####")[2]
-    values = _values(said)
-    right = not _is_heavy(values) and any(verify(_reference(a), values, timeout_seconds=None) for a in answers)
-    return Grade(str(values[-1]).strip("*$ ") if values else None, float(right))
-
-
-def _values(text: str) -> list[Any]:
-    # No time limit, since that works by a signal, which only main threads can take.
-    return parse(text, parsing_timeout=None)
-
-
-@lru_cache(maxsize=1 << 14)
-def _reference(answer: str) -> list[Any]:
-    return _values(answer) or [answer.strip()]
-
-
-def _is_heavy(values: Sequence[Any]) -> bool:
-    """Whether comparing would take for ever: a model may well answer 9^{9^{9^9}} or an integral."""
-    size = 1
-    for value in values:
-        for node in sympy.preorder_traversal(value) if isinstance(value, sympy.Basic) else ():
-            if isinstance(node, sympy.Integral | sympy.Sum | sympy.Product | sympy.Limit):
-                return True
-            if isinstance(node, sympy.Pow | sympy.factorial | sympy.binomial):
-                counts = node.exp if isinstance(node, sympy.Pow) else node
-                if any(power.exp != -1 for power in counts.atoms(sympy.Pow)):
-                    return True
-                size *= max([1, *(abs(number) for number in counts.atoms(sympy.Number))])
-    return size > 1_000_000
-
-
 def f1(response: str, answers: Sequence[str]) -> Grade:
     """The words in common with the best answer, articles, case and punctuation aside (SQuAD's F1)."""
     said = without_thinking(response)
@@ -83,53 +51,59 @@ def f1(response: str, answers: Sequence[str]) -> Grade:
     return Grade(said or None, float(scored["f1"]) / 100)
 
 
-def rouge_l(response: str, answers: Sequence[str]) -> Grade:
-    """The longest common subsequence of words with the best answer, as F-measure (ROUGE-L)."""
-    scorer = RougeScorer(["rougeL"])
-    return _best(response, answers, lambda said, answer: scorer.score(answer, said)["rougeL"].fmeasure)
+def math(response: str, answers: Sequence[str]) -> Grade:
+    """Right if the response ends in the value of an answer, however it is written: 1234, $1,234.00, \\boxed{1234}.
 
-
-def code_similarity(response: str, answers: Sequence[str]) -> Grade:
-    """How like the next line of code is to the answer, by edits.
-
-    As LongBench does, the line is the response's first without any comment or code-fence mark; where there is no
-    such line it is the first at all, so that a right line with a mark in it is right.
+    A response that marks its result with ####, as GSM8K's solutions do, is read from there on. One whose value
+    cannot be computed in `SECONDS` counts as unread, so it is not right, and a warning tells of it.
     """
-    lines = [line for line in without_thinking(response).split("\n") if line.strip()]
-    code = [line for line in lines if not any(mark in line for mark in ("`", "#", "//"))]
-    line = (code or lines or [""])[0]
-    # Space around it tells nothing: the response's own was lost when it was decoded.
-    return _best(line, answers, lambda said, answer: fuzz.ratio(said.strip(), answer.strip()) / 100)
+    return _math(without_thinking(response).rpartition("####")[2], tuple(answers))
 
 
-def classification(response: str, answers: Sequence[str], classes: Sequence[str]) -> Grade:
-    """Right if the answer is the only class named; a share of that if others are named too.
-
-    A class whose name is part of the answer's name is not counted beside it.
-    """
-
-    def score(said: str, answer: str) -> float:
-        named = [name for name in classes if name in said and not (name in answer and name != answer)]
-        return 1 / len(named) if answer in named else 0.0
-
-    return _best(response, answers, score)
+@lru_cache(maxsize=1 << 16)  # many methods give the same response, and it should cost its time but once
+def _math(said: str, answers: tuple[str, ...]) -> Grade:
+    reply = _worker(os.getpid()).ask([said, answers])
+    return Grade(None, 0.0) if reply is None else Grade(*reply)
 
 
-def count(response: str, answers: Sequence[str]) -> Grade:
-    """The share of the response's whole numbers that are the answer."""
-    return _best(response, answers, _share_of_numbers)
+class MathWorker:
+    """A process that compares mathematics, started when it is needed and again after one that had to be ended."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.lock = threading.Lock()
+
+    def ask(self, request: Any) -> Any:
+        """The worker's reply; None if the request ended it."""
+        with self.lock:
+            process = self.process = self.process or self._start()
+            try:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BaseException:  # interrupted: the reply would be taken for that to the next request
+                process.kill()
+                self.process = None
+                raise
+            if line:
+                return json.loads(line)
+            self.process = None
+            status = process.wait()
+        if status > 0:
+            raise RuntimeError(f"{WORKER.name} ended with status {status}; its own error stands above")
+        reason = "took too long" if status == -signal.SIGPROF else f"ended by {signal.Signals(-status).name}"
+        log.warning("a response could not be graded and counts as unread (%s): %.80r", reason, request[0])
+        return None
+
+    def _start(self) -> subprocess.Popen[str]:
+        # -P: the folder of the worker's file is no place to import from. A session of its own: Ctrl-C is not for it.
+        command = [sys.executable, "-P", str(WORKER), str(SECONDS)]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+        )
 
 
-def retrieval(response: str, answers: Sequence[str]) -> Grade:
-    """The share of the response's whole numbers that are the number in the answer: the 5 of "Paragraph 5"."""
-    return _best(response, answers, _share_of_numbers)
-
-
-def _share_of_numbers(said: str, answer: str) -> float:
-    numbers, right = re.findall(r"\d+", said), re.findall(r"\d+", answer)
-    return numbers.count(right[0]) / len(numbers) if numbers and right else 0.0
-
-
-def _best(response: str, answers: Sequence[str], score: Callable[[str, str], float]) -> Grade:
-    said = without_thinking(response)
-    return Grade(said or None, max(score(said, answer) for answer in answers) if said else 0.0)
+@cache
+def _worker(pid: int) -> MathWorker:
+    """The worker of a process: one that was forked must not read the replies to its parent."""
+    return MathWorker()

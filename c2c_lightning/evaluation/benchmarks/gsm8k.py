@@ -9,8 +9,14 @@ from typing import Any
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.columns import record_id, text
-from c2c_lightning.evaluation.benchmarks.item import Grade, Item
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item, TextOrNumber
+
+
+@dataclass
+class GSM8KRecord:
+    question: str
+    answer: str
+    id: TextOrNumber = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class GSM8K(Benchmark):
         **kwargs: as for every benchmark.
     """
 
-    exemplar_split = "train"
+    columns, exemplar_split = GSM8KRecord, "train"
 
     def __init__(
         self,
@@ -46,12 +52,12 @@ class GSM8K(Benchmark):
     ):
         super().__init__(path, name=name, prompt=prompt, subset=subset, **kwargs)
 
-    def to_item(self, record: dict[str, Any], source: str) -> SolvedItem:
-        solution, mark, answer = text(record, "answer").rpartition("####")
+    def to_item(self, record: GSM8KRecord, source: str) -> SolvedItem:
+        solution, mark, answer = record.answer.rpartition("####")
         if not mark:
             raise MalformedRecord("answer has no final number; write it after '####'")
         steps = re.sub(r"<<[^>]*>>", "", solution).strip()  # without the marks for a calculator
-        return SolvedItem(record_id(record), text(record, "question"), (answer.strip(),), solution=steps)
+        return SolvedItem(str(record.id), record.question, (answer.strip(),), solution=steps)
 
     def answer_values(self, item: SolvedItem) -> dict[str, str]:
         return {**super().answer_values(item), "solution": item.solution}

@@ -1,11 +1,17 @@
-"""One question of a benchmark, and what grading an answer to it says."""
+"""One question of a benchmark, what grading an answer to it says, and what makes a question wrong."""
 
 from __future__ import annotations
 
 import string
 from dataclasses import dataclass
 
-LETTERS = string.ascii_uppercase[:10]
+from pydantic import StrictFloat, StrictInt
+
+from c2c_lightning.data.records import MalformedRecord
+
+LETTERS = string.ascii_uppercase
+# A column of text in which numbers count as the text that they are written as.
+TextOrNumber = str | StrictInt | StrictFloat
 
 
 @dataclass(frozen=True)
@@ -40,3 +46,28 @@ class Grade:
 
     extracted: str | None
     score: float
+
+
+def check_choices(choices: tuple[str, ...]) -> None:
+    """Raises MalformedRecord if there are too few choices, or more than letters."""
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise MalformedRecord(f"it has {len(choices)} choices; give from 2 to {len(LETTERS)}")
+
+
+def check_item(item: Item) -> None:
+    """Raises MalformedRecord if nobody could be asked this, or no answer could be right."""
+    if not item.question.strip():
+        raise MalformedRecord("the question is empty; write one, or take the record out")
+    if item.choices:
+        check_choices(item.choices)
+    if not any(answer.strip() for answer in item.answers):
+        raise MalformedRecord("it has no answer; give one, or take the record out")
+    strangers = [answer for answer in item.answers if item.choices and answer not in item.letters]
+    if strangers:
+        raise MalformedRecord(f"answer {strangers[0]!r} is not among the choices {', '.join(item.letters)}; correct it")
+    try:
+        "".join((item.id, item.question, item.subject, item.context, *item.answers, *item.choices)).encode()
+    except UnicodeEncodeError as error:
+        raise MalformedRecord(
+            "it holds half a surrogate pair (such as \\ud800), which is no character; take it out"
+        ) from error

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.evaluation.benchmarks.reading import Row
+from c2c_lightning.evaluation.benchmarks.rows import Row
 from c2c_lightning.nano import world
 
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
-from c2c_lightning.evaluation.benchmarks.columns import column, record_id, text, texts
-from c2c_lightning.evaluation.benchmarks.item import Grade, Item
-from c2c_lightning.evaluation.benchmarks.meant import by_text, meanings
+from c2c_lightning.evaluation.benchmarks.choices import by_text, meanings
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item, TextOrNumber, check_choices
 
 GRADINGS = {"exact": grading.exact, "math": grading.math, "f1": grading.f1}
+
+
+@dataclass
+class OwnRecord:
+    question: str
+    choices: list[TextOrNumber] = field(default_factory=list)
+    answer: Any = None
+    reference: TextOrNumber | list[TextOrNumber] = field(default_factory=list)
+    id: TextOrNumber = ""
+    subject: TextOrNumber = ""
+    context: str = ""
 
 
 class OwnQuestions(Benchmark):
     """Records with the columns `question`, `choices` and `answer`, or `question` and `reference`.
 
     `answer` is the right choice's letter, its place as a number (the first is 0), or its text. `reference` is a
-    text or a list of texts, any of which will do. `id`, `subject` and `context` may be there.
+    text or number, or a list of them, any of which will do. `id`, `subject` and `context` may be there.
 
     Args:
         path: files, folders or hub ids.
@@ -28,6 +39,8 @@ class OwnQuestions(Benchmark):
         grading: of open questions: word for word, by value, or by words in common.
         **kwargs: as for every benchmark.
     """
+
+    columns = OwnRecord
 
     def __init__(
         self,
@@ -42,31 +55,39 @@ class OwnQuestions(Benchmark):
             raise UserError(f"{self.name}.grading is {grading!r}: give one of {', '.join(GRADINGS)}.")
         self.grading = grading
 
-    def to_item(self, record: dict[str, Any], source: str) -> Item:
-        # Columns that only some records have are None in the others once they were Parquet.
-        given = {name: value for name, value in record.items() if value is not None}
-        choices = texts(given, "choices") if "choices" in given else ()
-        if choices:
-            answers = (_meant(column(given, "answer"), choices),)
-        elif isinstance(column(given, "reference"), str):
-            answers = (text(given, "reference"),)
+    def to_item(self, record: OwnRecord, source: str) -> Item:
+        if record.choices:
+            answers = (_meant(record.answer, record.choices),)
+        elif record.reference == []:
+            raise MalformedRecord("it has neither choices nor a reference; give `choices` and `answer`, or `reference`")
         else:
-            answers = texts(given, "reference")
-        subject, context = (text(given, name) if name in given else "" for name in ("subject", "context"))
-        return Item(record_id(given), text(given, "question"), answers, choices, subject, context)
+            answers = record.reference if isinstance(record.reference, list) else [record.reference]
+        return Item(
+            str(record.id),
+            record.question,
+            tuple(map(str, answers)),
+            tuple(map(str, record.choices)),
+            str(record.subject),
+            record.context,
+        )
 
     def grade(self, item: Item, response: str) -> Grade:
         return super().grade(item, response) if item.choices else GRADINGS[self.grading](response, item.answers)
 
 
-def _meant(answer: Any, choices: tuple[str, ...]) -> str:
-    found = meanings(answer, choices)
+def _meant(answer: Any, choices: list[TextOrNumber]) -> str:
+    texts = tuple(map(str, choices))
+    check_choices(texts)
+    found = meanings(answer, texts)
     if isinstance(answer, str) and answer.strip().isdecimal():
-        found = by_text(answer, choices) or found  # "4" among 3, 4, 5 and 6 is the text
+        found = by_text(answer, texts) or found  # "4" among 3, 4, 5 and 6 is the text
+    elif isinstance(answer, int | float) and answer in choices:
+        found = found | by_text(str(answer), texts)  # the number 4 may be a place too
     if len(found) > 1:
-        raise MalformedRecord(f"answer {answer!r} may mean {' or '.join(sorted(found))}; give its place as a number")
+        remedy = "place as a number" if isinstance(answer, str) else "letter"
+        raise MalformedRecord(f"answer {answer!r} may mean {' or '.join(sorted(found))}; give its {remedy}")
     if not found:
         raise MalformedRecord(
-            f"answer {answer!r} is not among the choices {list(choices)}; give a letter, a place from 0 or a text"
+            f"answer {answer!r} is not among the choices {list(texts)}; give a letter, a place from 0 or a text"
         )
     return found.pop()

@@ -1,18 +1,8 @@
 """Prompts as data: YAML files with a name, a version and texts with placeholders.
 
-A shipped prompt is named (`choices`), a user's own is a path (`prompts/mine.yaml`). Its keys:
-
-    name, version: what reports say of it; a changed text gets a higher version.
-    message: the user's turn, with {question} and, where the prompt wants them, {context}, {choices}, {letters}.
-    choice: the line of one choice, with {letter} and {text}.
-    response: the right answer as the message asks for it, with {answer} (letter or reference), {text} (of the
-        right choice) and {solution} (worked steps).
-    question: stands in where a record has no question of its own.
-    max_new_tokens, metric, first_line: how long answers may be and how they are scored, for LongBench-E.
-    subjects: the same keys for single subjects, where they differ.
-
-A paragraph all of whose placeholders are empty is left out, so one text serves questions with and without
-context. Braces that are no placeholder are doubled, as in `str.format`.
+A shipped prompt is named (`choices`), a user's own is a path (`prompts/mine.yaml`). A paragraph all of whose
+placeholders are empty is left out, so one text serves questions with and without context. Braces that are no
+placeholder are doubled, as in `str.format`.
 """
 
 from __future__ import annotations
@@ -23,9 +13,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
+from pydantic import StrictBool, StrictInt
 
 from c2c_lightning.errors import UserError, meant
+from c2c_lightning.files import checked, read_yaml
 
 SHIPPED = Path(__file__).parent / "prompts"
 PLACEHOLDERS = {
@@ -37,17 +28,31 @@ PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """The texts of a prompt; see the module for its keys."""
+    """The keys of a prompt's file.
+
+    Attributes:
+        name: what reports call it.
+        version: what they say beside it; a changed text gets a higher one.
+        message: the user's turn, with {question} and, where the prompt wants them, {context}, {choices}, {letters}.
+        response: the right answer as the message asks for it, with {answer} (letter or reference), {text} (of the
+            right choice) and {solution} (worked steps).
+        choice: the line of one choice, with {letter} and {text}.
+        question: stands in where a record has no question of its own.
+        max_new_tokens: how long answers may be, for LongBench-E.
+        metric: how they are scored, likewise.
+        first_line: whether only the response's first line counts, likewise.
+        subjects: the same keys for single subjects, where they differ.
+    """
 
     name: str
-    version: int
+    version: StrictInt
     message: str
     response: str
     choice: str = "{letter}. {text}"
     question: str = ""
-    max_new_tokens: int | None = None
+    max_new_tokens: StrictInt | None = None
     metric: str | None = None
-    first_line: bool = False
+    first_line: StrictBool = False
     subjects: Mapping[str, Prompt] = field(default_factory=dict)
 
     @classmethod
@@ -68,33 +73,26 @@ class Prompt:
             shipped = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
             hint = meant(name, shipped, f"Give one of {', '.join(shipped)}, or a YAML file's path.")
             raise UserError(f"{key} {name!r} is no shipped prompt and no file. {hint}")
-        try:
-            texts = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{key}: {file} is no YAML: {reason}. Quote texts that hold ':' or '{{'.") from error
+        remedy = "Give keys such as name, version and message, and quote texts that hold ':' or '{'."
+        texts = read_yaml(file, dict[str, Any], f"{key}:", remedy)
         return cls._checked(texts, f"{key}: {file}")
 
     @classmethod
-    def _checked(cls, texts: Any, where: str) -> Prompt:
-        if not isinstance(texts, dict):
-            raise UserError(f"{where} holds {type(texts).__name__}, not keys such as name, version and message.")
+    def _checked(cls, texts: dict[str, Any], where: str) -> Prompt:
         shared = {key: value for key, value in texts.items() if key != "subjects"}
-        subjects = texts.get("subjects", {})
-        if not isinstance(subjects, dict) or not all(isinstance(own, dict) for own in subjects.values()):
-            raise UserError(f"{where}: subjects must map each subject to its own keys.")
-        each = {
-            str(subject): cls._checked({**shared, **own}, f"{where}, subject {subject}")
-            for subject, own in subjects.items()
-        }
+        for key in shared:
+            if key not in (known := [each.name for each in fields(cls)]):
+                raise UserError(f"{where}: unknown key {key!r}. {meant(str(key), known, 'Take it out.')}")
+        own = checked(texts.get("subjects", {}), dict[str, dict[str, Any]], f"{where}: subjects")
+        each = {name: cls._checked({**shared, **keys}, f"{where}, subject {name}") for name, keys in own.items()}
         if each and "message" not in shared:  # every subject has its own
             shared["message"] = next(iter(each.values())).message
-        _check_keys(shared, where)
+        prompt = checked({**shared, "subjects": each}, cls, where)
         for key, allowed in PLACEHOLDERS.items():
-            _check_placeholders(shared.get(key, ""), allowed, f"{where}: {key}")
-        if "question" not in _placeholders(shared["message"]):
+            _check_placeholders(getattr(prompt, key), allowed, f"{where}: {key}")
+        if "question" not in _placeholders(prompt.message):
             raise UserError(f"{where}: message does not ask the question; put {{question}} into it.")
-        return cls(**shared, subjects=each)
+        return prompt
 
     def of(self, subject: str) -> Prompt:
         """The prompt of one subject: its own where it has one."""
@@ -113,21 +111,6 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         if not used or any(values[name] for name in used):
             paragraphs.append(paragraph.format(**values))
     return "\n\n".join(paragraphs)
-
-
-def _check_keys(texts: dict, where: str) -> None:
-    types = {field.name: str(field.type) for field in fields(Prompt) if field.name != "subjects"}
-    for key in texts:
-        if key not in types:
-            raise UserError(f"{where}: unknown key {key!r}. {meant(str(key), types, 'Take it out.')}")
-    for key in ("name", "version", "message", "response"):
-        if key not in texts:
-            raise UserError(f"{where}: key {key!r} is missing; add it.")
-    kinds = {"str": str, "int": int, "bool": bool}
-    for key, value in texts.items():
-        kind = kinds[types[key].removesuffix(" | None")]
-        if type(value) is not kind:
-            raise UserError(f"{where}: {key} must be {kind.__name__}, not {value!r}.")
 
 
 def _check_placeholders(template: str, allowed: tuple[str, ...], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a benchmark's files and hub datasets, each with the file's stem or the subset it stands in."""
+"""The records of a benchmark's files and hub datasets, each with its place."""
 
 from __future__ import annotations
 

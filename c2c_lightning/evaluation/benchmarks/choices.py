@@ -1,0 +1,266 @@
+"""The public benchmarks whose questions have lettered choices, and how an answer that was written by hand is read.
+
+A benchmark is a schema of its published columns and `to_item`, which makes an item of a record. Its prompt is a file of
+`prompts/`; `Benchmark.grade` compares letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
+from c2c_lightning.evaluation.benchmarks.item import LETTERS, Item, TextOrNumber, check_choices
+
+CORRECTED = ("wrong_groundtruth", "multiple_correct_answers")
+UNCLEAR = ("bad_question_clarity", "bad_options_clarity", "expert")
+LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\W+)?([a-z])(?:\W+(.*))?",
+    re.IGNORECASE | re.DOTALL,
+)
+SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;/&\n]|\band\b|\bor\b)\s*")
+
+
+@dataclass
+class Labelled:
+    """Choices with labels of any kind, such as A-E or 1-5."""
+
+    text: list[str]
+    label: list[str]
+
+    def answer(self, key: str) -> tuple[tuple[str, ...], str]:
+        """The choices' texts, and the letter of the one that `key` labels."""
+        if len(self.label) != len(self.text) or len(set(self.label)) != len(self.label):
+            raise MalformedRecord(
+                f"{len(self.text)} choices have the labels {self.label}; give each a label of its own"
+            )
+        if key not in self.label:
+            raise MalformedRecord(f"answerKey {key!r} is not among the choices {self.label}; give one of them")
+        return tuple(self.text), letter_at(self.label.index(key), self.text)
+
+
+@dataclass
+class ARCRecord:
+    question: str
+    choices: Labelled
+    answerKey: str
+    id: TextOrNumber = ""
+
+
+class ARCChallenge(Benchmark):
+    """Grade-school science questions that retrieval and word counts get wrong (arXiv 1803.05457), 3 to 5 choices.
+
+    Args:
+        path: a hub id, or files with its columns.
+        name: in file names and metrics.
+        subset: of the hub dataset; ARC-Easy is the other one.
+        **kwargs: as for every benchmark.
+    """
+
+    columns, exemplar_split = ARCRecord, "train"
+
+    def __init__(
+        self,
+        path: str | list[str] = "allenai/ai2_arc",
+        name: str = "arc_challenge",
+        subset: str = "ARC-Challenge",
+        **kwargs: Any,
+    ):
+        super().__init__(path, name=name, subset=subset, **kwargs)
+
+    def to_item(self, record: ARCRecord, source: str) -> Item:
+        choices, letter = record.choices.answer(record.answerKey)
+        return Item(str(record.id), record.question, (letter,), choices)
+
+
+@dataclass
+class OpenBookQARecord:
+    question_stem: str
+    choices: Labelled
+    answerKey: str
+    id: TextOrNumber = ""
+
+
+class OpenBookQA(Benchmark):
+    """Elementary science questions that need a fact and common sense (arXiv 1809.02789), asked without the book.
+
+    Args:
+        path: a hub id, or files with its columns.
+        name: in file names and metrics.
+        subset: of the hub dataset.
+        **kwargs: as for every benchmark.
+    """
+
+    columns, exemplar_split = OpenBookQARecord, "train"
+
+    def __init__(
+        self,
+        path: str | list[str] = "allenai/openbookqa",
+        name: str = "openbookqa",
+        subset: str = "main",
+        **kwargs: Any,
+    ):
+        super().__init__(path, name=name, subset=subset, **kwargs)
+
+    def to_item(self, record: OpenBookQARecord, source: str) -> Item:
+        choices, letter = record.choices.answer(record.answerKey)
+        return Item(str(record.id), record.question_stem, (letter,), choices)
+
+
+@dataclass
+class CEvalRecord:
+    question: str
+    A: str
+    B: str
+    C: str
+    D: str
+    answer: str
+    subject: str
+    id: TextOrNumber = ""
+
+
+class CEval(BySubject):
+    """Chinese examinations in 52 subjects (arXiv 2305.08322); the test split's answers are not public, so `val`.
+
+    Args:
+        path: a hub id, or files with its columns.
+        split: of the hub dataset.
+        name: in file names and metrics.
+        prompt: a shipped prompt's name or a path to a YAML file.
+        subjects: read only these; None for all.
+        **kwargs: as for every benchmark.
+    """
+
+    columns, exemplar_split = CEvalRecord, "dev"
+
+    def __init__(
+        self,
+        path: str | list[str] = "ceval/ceval-exam",
+        split: str = "val",
+        name: str = "ceval",
+        prompt: str = "choices_chinese",
+        subjects: list[str] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(path, subjects, split=split, name=name, prompt=prompt, **kwargs)
+
+    def to_item(self, record: CEvalRecord, source: str) -> Item:
+        # Numbers begin anew in every subject.
+        id = "" if record.id == "" else f"{record.subject}/{record.id}"
+        choices = (record.A, record.B, record.C, record.D)
+        return Item(id, record.question, (record.answer.strip(),), choices, record.subject)
+
+
+@dataclass
+class MMLURecord:
+    question: str
+    choices: list[str]
+    error_type: str
+    subject: str
+    answer: Any = None
+    correct_answer: Any = None
+    id: TextOrNumber = ""
+
+
+class MMLURedux(BySubject):
+    """Questions in 57 subjects, with MMLU's mistakes corrected by hand (arXiv 2406.04127).
+
+    Questions without a correct answer are left out, as in the C2C paper. Where the hand check found a wrong or a
+    second right answer, its correction counts; one that cannot be read leaves the question out.
+
+    Args:
+        path: a hub id, or files with its columns.
+        name: in file names and metrics.
+        subjects: read only these; None for all.
+        **kwargs: as for every benchmark.
+    """
+
+    columns = MMLURecord
+
+    def __init__(
+        self,
+        path: str | list[str] = "edinburgh-dawg/mmlu-redux-2.0",
+        name: str = "mmlu_redux",
+        subjects: list[str] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(path, subjects, name=name, **kwargs)
+
+    def to_item(self, record: MMLURecord, source: str) -> Item | None:
+        error, choices = record.error_type, tuple(record.choices)
+        if error == "no_correct_answer":
+            return self.drop("no correct answer", source)
+        if error in CORRECTED:
+            answers = all_meant(record.correct_answer, choices)
+            if not answers:
+                return self.drop("correction cannot be read", source)
+        elif error == "ok" or error in UNCLEAR:
+            answers = (letter_at(record.answer, choices),)
+        else:
+            known = ", ".join(("ok", "no_correct_answer", *CORRECTED, *UNCLEAR))
+            raise MalformedRecord(f"error_type {error!r} is none of {known}; correct it")
+        return Item(str(record.id), record.question, answers, choices, record.subject)
+
+
+def letter_at(place: Any, choices: Sequence[str]) -> str:
+    """The letter of a choice by its place, counted from 0."""
+    check_choices(choices)
+    if type(place) is not int or not 0 <= place < len(choices):
+        raise MalformedRecord(f"answer {place!r} is not among the {len(choices)} choices; give one from 0")
+    return LETTERS[place]
+
+
+def meanings(answer: Any, choices: Sequence[str]) -> set[str]:
+    """The letters that an answer may mean: none if it can be nothing, several if it is ambiguous.
+
+    Args:
+        answer: a choice's text or letter or both, or its place counted from 0, as a number or in digits.
+        choices: the texts of the choices.
+    """
+    letters = LETTERS[: len(choices)]
+    if type(answer) is int:
+        return {letters[answer]} if 0 <= answer < len(letters) else set()
+    if not isinstance(answer, str) or not answer.strip():
+        return set()
+    found = by_text(answer, choices)
+    if answer.strip().isdecimal() and int(answer) < len(letters):
+        found.add(letters[int(answer)])
+    match = LETTER.fullmatch(answer.strip())
+    letter, text = (match[1].upper(), (match[2] or "").rstrip(".)]* ")) if match else ("", "")
+    if letter and letter in letters and (not text or by_text(text, choices) == {letter}):
+        found.add(letter)
+    return found
+
+
+def all_meant(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:
+    """The letters of all choices that an answer names, joined by commas, slashes, "and" or "or".
+
+    Returns:
+        Letters in their order; none if any part means nothing, or more than one thing.
+    """
+
+    @cache
+    def read(text: Any) -> frozenset[str]:
+        whole = meanings(text, choices)
+        if whole or not isinstance(text, str):
+            return frozenset(whole if len(whole) == 1 else ())
+        for mark in SEPARATOR.finditer(text):  # a text may have "and" within it, so every division is tried
+            first, rest = meanings(text[: mark.start()], choices), read(text[mark.end() :])
+            if len(first) == 1 and rest:
+                return rest | first
+        return frozenset()
+
+    return tuple(sorted(read(answer)))
+
+
+def by_text(answer: str, choices: Sequence[str]) -> set[str]:
+    """The letters of the choices that have this text; in another case only if none has it in its own."""
+    for same in (str.split, lambda text: text.casefold().split()):  # space never counts
+        found = {letter for letter, choice in zip(LETTERS, choices) if same(choice) == same(answer)}
+        if found:
+            return found
+    return set()
