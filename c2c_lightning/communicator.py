@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.fuser_folder import import_fuser, read_fuser, without_statistics, write_fuser_folder
-from c2c_lightning.fuser import Fusers, GateConfig
-from c2c_lightning.fuser.stacked import matrices, transposed
+from c2c_lightning.formats.config import find_model, make_fusers
+from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
+from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.cache import write_stack
 
@@ -142,38 +142,34 @@ class Communicator(OldNames):
         write_fuser_folder(Path(folder), self.config(), without_statistics(state))
 
     @classmethod
-    def from_pretrained(cls, name: str, dtype: str = "auto") -> Communicator:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: str = "auto",
+        receiver: str | None = None,
+        sharers: Sequence[str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> Communicator:
         """Loads a fuser with its receiver and sharers, ready to answer.
 
         Args:
-            name: a folder that `save_pretrained` wrote, the hub id of one, a run's folder, or one of its checkpoints.
+            name: a folder that `save_pretrained` wrote, the hub id of one, a run's folder, one of its checkpoints, or
+                `last` for that of the newest run in runs/.
             dtype: of the frozen models; `auto` for the one they were saved in. Fusers stay in fp32.
+            receiver: folder or hub id of the receiver, where it is no longer where the fuser says.
+            sharers: the same of all sharers.
+            trust_remote_code: import a fuser class that is not one of this package, and so run its file.
 
         Raises:
             UserError: a part is missing, damaged, or does not fit the models.
         """
-        config, state = read_fuser(name)
-        try:
-            gate = GateConfig(**config["gate"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"fuser {name!r}: its config.json is wrong about the gate: {error}") from error
-        models = config["receiver"], config["sharers"]
-        communicator = load_communicator(
-            *models,
-            load_aligner(*models, config["alignment"], config["template_kwargs"]),
-            dtype,
-            fuser=import_fuser(config["fuser"], name),
-            layer_map=config["layer_map"],
-            layers=config["layers"],
-            gate=gate,
-        )
-        if config["format"] == 1:
-            state = transposed(state, matrices(communicator.fusers))
-        try:
-            communicator.fusers.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"fuser {name!r} does not fit its config.json: {error}") from error
-        return communicator.eval()
+        name = named(name)
+        config, state = read_fuser(name, receiver, sharers)
+        receiver, *sharers = (find_model(model, name) for model in (config["receiver"], *config["sharers"]))
+        config |= {"receiver": receiver, "sharers": sharers}
+        fusers = make_fusers(config, state, name, trust_remote_code)  # refuses before models are read
+        aligner = load_aligner(receiver, sharers, config["alignment"], config["template_kwargs"])
+        return cls(FrozenModels(*load_models(receiver, sharers, dtype), aligner), fusers).eval()
 
 
 def load_communicator(

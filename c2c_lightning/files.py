@@ -7,6 +7,7 @@ damaged one ends in one message that names the file, the place in it and the rem
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -94,6 +95,39 @@ def whole(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Where to write the files of a folder that belong together, so that a reader sees all of them or is missing one.
+
+    What else is in the folder stays.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be made or written to.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        files = sorted(unfinished.iterdir())
+        for file in unfinished.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        try:
+            unfinished.rename(path)
+        except OSError:
+            # It is there already: the first file goes first and comes last, so that old and new are never mixed.
+            path.mkdir(exist_ok=True)
+            for file in files:
+                (path / file.name).unlink(missing_ok=True)
+            for file in reversed(files):
+                file.rename(path / file.name)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text that is there as a whole or not at all."""
     with whole(path) as unfinished:
@@ -107,7 +141,8 @@ def _adapter(schema: Any) -> TypeAdapter:
 
 def _message(error: ValidationError, where: str, remedy: str) -> str:
     """The first thing that is wrong: its place, the value found there, and what was expected."""
-    first = error.errors(include_url=False)[0]
+    # Of a value that may have several types, each was tried; the deepest fault is in the one that was meant.
+    first = max(error.errors(include_url=False), key=lambda fault: len(fault["loc"]))
     place = ".".join(str(part) for part in first["loc"])
     found = "" if isinstance(first["input"], bytes | str) and not place else f", not {first['input']!r:.80}"
-    return f"{where} is damaged: {place + ': ' if place else ''}{first['msg']}{found}. {remedy}".rstrip()
+    return f"{where} is damaged: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{found}. {remedy}".rstrip()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -24,33 +27,62 @@ def run_of(fuser: str) -> Path | None:
     return next((folder for folder in folders if (folder / CONFIG_FILE).exists()), None)
 
 
-def newest_fuser(runs: Path = RUNS) -> Path:
-    """The fuser of the run that was begun last, or its newest checkpoint if it has not ended.
-
-    Raises:
-        UserError: no run has either.
-    """
-    begun = sorted(runs.glob(f"*/{CONFIG_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for folder in (file.parent for file in begun):
-        newest = max((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
-        for fuser in (folder / FUSER, newest):
-            if fuser is not None and fuser.exists():
-                return fuser
-    raise UserError(f"model.fuser is last, but {runs}/ has no run with a fuser: train one, or name a fuser's folder.")
+def begun(folders: Iterable[Path]) -> list[Path]:
+    """Those of some folders that hold a run, the one begun last first."""
+    configs = [folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).exists()]
+    return [file.parent for file in sorted(configs, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
-def new_folder(parent: Path = RUNS, name: str = "") -> Path:
-    """A folder of this moment's own; of several processes that ask for one, the first one's is to be taken.
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, whole or not, newest first."""
+
+    def age(file: Path) -> tuple[bool, int]:
+        step = re.search(r"\d+", file.stem)
+        return file.name == LAST, int(step[0]) if step else 0
+
+    return sorted((run / CHECKPOINTS).glob("*.ckpt"), key=age, reverse=True)
+
+
+def cut_off_early(run: Path) -> bool:
+    """Whether a folder holds a run that left nothing to go on from, so that it may begin again in its folder."""
+    left = [run / FUSER, run / SUMMARY_FILE, *checkpoints(run)]
+    return (run / CONFIG_FILE).exists() and not any(path.exists() for path in left)
+
+
+def new_folder(parent: Path = RUNS, name: str = "", claim: bool = True) -> Path:
+    """A folder of this moment's own, made here and now, so that no other process takes the same.
 
     Args:
         parent: where it is.
         name: what comes after the moment.
+        claim: False to name it only.
+
+    Raises:
+        UserError: it cannot be made.
     """
     first = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{name and '-'}{name}"
     folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder
+    while True:
+        try:
+            if claim:
+                make_folder(parent, "the folder of runs")
+                folder.mkdir()
+            elif folder.exists():
+                raise FileExistsError
+            return folder
+        except FileExistsError:
+            folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+        except FileNotFoundError:  # another process has just given back the only run in `parent`
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}.") from error
+
+
+def give_back(folder: Path) -> None:
+    """Removes a folder that was claimed if nothing was put into it."""
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def make_folder(folder: Path, key: str) -> None:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "fuser": set(),
     "nano": set(),
     "models": {"fuser"},
-    "formats": {"files", "fuser", "models"},
+    "formats": {"files", "fuser", "models", "runs"},
     "communicator.py": {"formats", "fuser", "models"},
     "data": {"models", "nano"},
     "training": {"communicator", "files", "formats", "fuser", "models", "nested", "runs", "tracking"},

@@ -1,12 +1,13 @@
 """What lies where in a run's folder."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
-from c2c_lightning.runs import make_folder, newest_fuser, run_of
+from c2c_lightning.runs import begun, checkpoints, cut_off_early, give_back, make_folder, new_folder, run_of
 
 
 def make(folder, *files: str, age: int = 0):
@@ -18,16 +19,35 @@ def make(folder, *files: str, age: int = 0):
     return folder
 
 
-def test_the_newest_fuser_is_that_of_the_run_begun_last_which_has_one(tmp_path):
-    with pytest.raises(UserError, match="has no run with a fuser"):
-        newest_fuser(tmp_path)
-    make(tmp_path / "z", "fuser/config.json", age=3)
-    assert newest_fuser(tmp_path) == tmp_path / "z" / "fuser"
-    make(tmp_path / "b", "checkpoints/last.ckpt", age=2)
-    assert newest_fuser(tmp_path) == tmp_path / "b" / "checkpoints" / "last.ckpt"
-    make(tmp_path / "a", age=1)  # cut off before its first checkpoint
+def test_runs_are_found_from_the_one_begun_last_and_checkpoints_from_the_newest(tmp_path):
+    make(tmp_path / "z", age=3)
+    make(tmp_path / "b", "checkpoints/last.ckpt", "checkpoints/step=9.ckpt", "checkpoints/step=10.ckpt", age=2)
     (tmp_path / "copied" / "fuser").mkdir(parents=True)  # no run
-    assert newest_fuser(tmp_path) == tmp_path / "b" / "checkpoints" / "last.ckpt"
+    assert begun(tmp_path.glob("*")) == [tmp_path / "b", tmp_path / "z"]
+    assert [file.name for file in checkpoints(tmp_path / "b")] == ["last.ckpt", "step=10.ckpt", "step=9.ckpt"]
+
+
+def test_a_run_was_cut_off_early_if_it_left_nothing_to_go_on_from(tmp_path):
+    assert cut_off_early(make(tmp_path / "a", "progress.jsonl"))
+    for name in ("checkpoints/step=1.ckpt", "fuser/config.json", "summary.json"):
+        assert not cut_off_early(make(tmp_path / name.partition("/")[0] / "run", name))
+    assert not cut_off_early(tmp_path)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder(tmp_path / "runs"), range(40)))
+    assert len(set(folders)) == 40
+    for folder in folders:
+        give_back(folder)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_in_use_is_not_given_back(tmp_path):
+    folder = new_folder(tmp_path / "runs")
+    (folder / "config.yaml").touch()
+    give_back(folder)
+    assert folder.exists()
 
 
 def test_a_fusers_run_is_found_from_its_folder_its_fuser_and_its_checkpoint(tmp_path, monkeypatch):

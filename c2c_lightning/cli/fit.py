@@ -9,25 +9,29 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse.util import import_object
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from c2c_lightning.cli.lightning_parser import Parser
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import check_models
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, new_folder
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training import (
     C2CModule,
+    CheckpointWriter,
     GateMap,
     Interruption,
     Progress,
     RunRecord,
     find_checkpoint,
     run_folder,
+    run_to_resume,
 )
 from c2c_lightning.training.allocation import keep_freed_memory
 
@@ -45,6 +49,14 @@ TRAINER_DEFAULTS = {
 class C2CCLI(LightningCLI):
     """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.claimed: Path | None = None
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            if self.claimed is not None:  # and refused before anything was in it
+                give_back(self.claimed)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
@@ -60,10 +72,19 @@ class C2CCLI(LightningCLI):
         The base class takes hyper-parameters out of the checkpoint here, over what the user typed.
         """
         config = self.config.get(self.config.get("subcommand") or "", {})
-        if config.get("ckpt_path") is not None:
-            folder = config.trainer.default_root_dir
-            runs = [Path(folder)] if folder else sorted(RUNS.glob("*"))
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, runs, reads_shards(config.trainer.strategy)))
+        if config.get("ckpt_path") is None:
+            return
+        trainer = config.trainer
+        folder = trainer.default_root_dir
+        run = run_to_resume(config.ckpt_path, [Path(folder)] if folder else sorted(RUNS.glob("*")))
+        found = find_checkpoint(run, reads_shards(trainer.strategy))
+        config.ckpt_path = found and str(found)
+        if found is None:
+            early = f"{run} was cut off before its first checkpoint"
+            if self.config["subcommand"] != "fit":
+                raise UserError(f"--ckpt_path {run}: {early}, so there is nothing to validate.")
+            rank_zero_info(f"{early}: it begins again.")
+            trainer.default_root_dir = folder or str(run)
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
@@ -75,10 +96,13 @@ class C2CCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
-        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or new_folder()
-        self.resumes = resumed is not None and folder.resolve() == resumed.resolve()
-        if (folder / CONFIG_FILE).exists() and not self.resumes:
-            self.refuse(folder)
+        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or self.claim()
+        resumes = resumed is not None and folder.resolve() == resumed.resolve()
+        if (folder / CONFIG_FILE).exists() and not resumes and not cut_off_early(folder):
+            raise UserError(
+                f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
+                "or name another folder."
+            )
         trainer.default_root_dir = str(folder)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
@@ -90,12 +114,12 @@ class C2CCLI(LightningCLI):
         model = config.model
         check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, model.dtype)
 
-    def refuse(self, folder: Path) -> None:
-        """Says that a folder is not free for a run that begins."""
-        raise UserError(
-            f"trainer.default_root_dir {folder} already holds a run: go on with it by --ckpt_path last, "
-            "or name another folder."
-        )
+    def claim(self) -> Path:
+        """A folder of the run's own, which the first rank names; the others learn of it when they have met."""
+        if rank_zero_only.rank != 0:
+            return new_folder(claim=False)
+        self.claimed = new_folder()
+        return self.claimed
 
     def loggers(self) -> list[Logger]:
         """Those that are configured, or else MLflow's."""
@@ -136,7 +160,11 @@ class C2CCLI(LightningCLI):
                     enable_version_counter=False,
                 )
             )
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        plugins = kwargs.pop("plugins", config.plugins) or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, CheckpointWriter()]
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
 
 WIRING: dict[str, Any] = {

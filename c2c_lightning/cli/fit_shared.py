@@ -23,9 +23,6 @@ from c2c_lightning.training.trained_run import SharedRun
 class TrialCLI(C2CCLI):
     """`fit` as far as it goes without a trainer: configuration, model, data and loggers of one trial."""
 
-    def refuse(self, folder: Path) -> None:
-        """A trial that was cut off before its first checkpoint begins again in its folder."""
-
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
 

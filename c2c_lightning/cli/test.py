@@ -20,9 +20,9 @@ from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgres
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
 from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
-from c2c_lightning.formats.fuser_folder import read_fuser
+from c2c_lightning.formats.fuser_folder import newest_fuser, read_fuser
 from c2c_lightning.models import check_models
-from c2c_lightning.runs import RUNS, newest_fuser, run_of
+from c2c_lightning.runs import RUNS, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 
 TRAINER_DEFAULTS = {

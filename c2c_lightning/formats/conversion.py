@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.fuser_folder import find_fuser, read_fuser, write_fuser_folder
-from c2c_lightning.formats.published import read_published, write_published
-from c2c_lightning.formats.published_files import is_published
+from c2c_lightning.formats.config import find_model
+from c2c_lightning.formats.fuser_folder import CHECKPOINT, find_fuser, named, read_fuser, write_fuser_folder
+from c2c_lightning.formats.published import write_published
+from c2c_lightning.formats.published_files import WEIGHTS_FOLDER, is_published
 
 
 def convert(source: str, out: str, receiver: str | None = None, sharer: str | None = None) -> None:
     """Converts a fuser, bit for bit, whichever of the two formats it has.
 
     Args:
-        source: the fuser: a folder or a hub id, which may go on with a folder in it.
+        source: the fuser: a folder or a hub id, which may go on with a folder in it, a checkpoint, or `last`.
         out: the folder to write, which must not be there yet.
-        receiver: of a published fuser whose recipe does not name it; a folder or hub id.
+        receiver: folder or hub id, where the fuser does not name it, or it is no longer there.
         sharer: the same.
 
     Raises:
@@ -25,12 +26,13 @@ def convert(source: str, out: str, receiver: str | None = None, sharer: str | No
     folder = Path(out).expanduser()
     if folder.exists():
         raise UserError(f"--out {out} is there already: name a folder that is not.")
-    found = find_fuser(source)
-    if is_published(found):
-        write_fuser_folder(folder, *read_published(found, receiver, sharer))
+    source = named(source)
+    config, state = read_fuser(source, receiver, sharer and [sharer])
+    if not source.endswith(CHECKPOINT) and is_published(find_fuser(source)):
+        write_fuser_folder(folder, config, state)
         print(f"{folder}: fuser of ours, ready for --fuser {folder}")
-        return
-    if receiver or sharer:
-        raise UserError(f"--receiver and --sharer are for a published fuser, and {source} is one of ours.")
-    write_published(folder, *read_fuser(source))
-    print(f"{folder}: published format, its projectors in {folder / 'final'}")
+    else:
+        models = {"receiver": find_model(config["receiver"], source)}
+        models["sharers"] = [find_model(name, source) for name in config["sharers"]]
+        write_published(folder, config | models, state)
+        print(f"{folder}: published format, its projectors in {folder / WEIGHTS_FOLDER}")

@@ -1,12 +1,11 @@
-"""A saved fuser: config.json, which names receiver and sharers, and model.safetensors; or a run's checkpoint."""
+"""A saved fuser: a folder with config.json, which names receiver and sharers, and model.safetensors; or a checkpoint."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +16,123 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.files import read_json, whole_folder
+from c2c_lightning.formats.checkpoint import (
+    fuser_of,
+    is_sharded,
+    must_be_consolidated,
+    read_checkpoint,
+    refuse_infinite,
+)
+from c2c_lightning.formats.config import FORMAT, KEYS, check_config, renamed_models
 from c2c_lightning.formats.published import read_published
 from c2c_lightning.formats.published_files import is_published
-from c2c_lightning.fuser import Fuser, FuserFactory, Gate, GateConfig, KVShape
 from c2c_lightning.fuser.closed_form import STATISTICS
 from c2c_lightning.models.loading import locate
+from c2c_lightning.runs import FUSER, RUNS, begun, checkpoints
 
-FORMAT = 2  # format 1 had matrices as (out, in); see fuser/stacked.py
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-CHECKPOINT, CHECKPOINT_PREFIX = ".ckpt", "communicator.fusers."
+CONFIG, WEIGHTS, CHECKPOINT = "config.json", "model.safetensors", ".ckpt"
 HUB_NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)+")
-KEYS = ("receiver", "sharers", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
+Saved = tuple[dict[str, Any], dict[str, Tensor]]  # config and weights
 
 
-def write_fuser_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+def write_fuser_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Writes config and weights, of which neither is ever seen beside an older one of the other.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be made.
+    """
+    with whole_folder(folder) as unfinished:
+        text = json.dumps({"format": FORMAT, **config}, indent=2)
+        (unfinished / CONFIG).write_text(text + "\n", encoding="utf-8")
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+        # safetensors makes files that only their owner may read.
+        (unfinished / WEIGHTS).chmod((unfinished / CONFIG).stat().st_mode)
 
 
-def read_fuser(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a saved fuser: a folder, a run's folder, a hub id, or a checkpoint file.
+def read_fuser(name: str, receiver: str | None = None, sharers: Sequence[str] | None = None) -> Saved:
+    """Config and weights of a saved fuser, checked.
 
     A fuser in the published format (see published.py) is read into ours.
+
+    Args:
+        name: a folder, a run's folder, a hub id, or a checkpoint file.
+        receiver: folder or hub id of the receiver, in place of the one that the fuser names.
+        sharers: the same of the sharers.
 
     Raises:
         UserError: a file is missing or damaged, and which.
     """
     if name.endswith(CHECKPOINT):
-        return _read_checkpoint(Path(name).expanduser())
-    folder, parts = find_fuser(name), []
+        config, state = _read_checkpoint(Path(name).expanduser())
+        return renamed_models(config, receiver, sharers), state
+    folder = find_fuser(name)
     if is_published(folder):
-        return read_published(folder)
-    if not (folder / CONFIG).exists() and (folder / "fuser").is_dir():
-        folder = folder / "fuser"  # a run's folder
+        if sharers is not None and len(sharers) != 1:
+            raise UserError(f"sharers is {sharers!r}: a published fuser has one.")
+        return read_published(folder, receiver, sharers[0] if sharers else None)
+    if not (folder / CONFIG).exists() and (folder / FUSER).is_dir():
+        folder = folder / FUSER  # a run's folder
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise UserError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
-    for file, parse in ((CONFIG, _load_config), (WEIGHTS, load_file)):
-        try:
-            parts.append(parse(folder / file))
-        except (ValueError, SafetensorError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-            raise UserError(f"fuser {name!r}: its {file} is damaged: {error}") from error
-    config, state = parts
-    missing = [key for key in KEYS if key not in config]
-    if config.get("format") not in (1, FORMAT) or missing:
+    config = _read_config(folder, name)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"fuser {name!r}: its {WEIGHTS} is damaged: {first_line(error)}") from error
+    refuse_infinite(state.items(), f"fuser {name!r}")
+    return renamed_models(config, receiver, sharers), state
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    said = read_json(folder / CONFIG, dict[str, Any], f"fuser {name!r}:")
+    if said.get("format") not in (1, FORMAT):
         raise UserError(
-            f"fuser {name!r}: its {CONFIG} has format {config.get('format')!r} and lacks {missing}; "
-            f"this version reads formats 1 and {FORMAT}."
+            f"fuser {name!r}: its {CONFIG} has format {said.get('format')!r}; this version reads formats 1 and {FORMAT}."
         )
-    if isinstance(config["layer_map"], dict):
-        config["layer_map"] = {int(r): s for r, s in config["layer_map"].items()}
-    return config, state
+    return check_config(said, f"fuser {name!r}: {folder / CONFIG}")
 
 
-def without_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_checkpoint(file: Path) -> Saved:
+    """Config and weights from what Lightning saved in training."""
+    if is_sharded(file):
+        raise UserError(f"fuser '{file}' {must_be_consolidated(file)}")
+    if not file.is_file():
+        raise UserError(f"fuser '{file}': no such checkpoint file.")
+    config, state = fuser_of(read_checkpoint(file, f"fuser '{file}'"))
+    return config, without_statistics(state)
+
+
+def without_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a fuser needs to fuse."""
     return {name: tensor for name, tensor in state.items() if f".{STATISTICS}." not in name}
+
+
+def newest_fuser(runs: Path = RUNS) -> Path:
+    """The fuser of the run that was begun last, or its newest whole checkpoint if it has not ended.
+
+    Raises:
+        UserError: no run has either.
+    """
+    for folder in begun(runs.glob("*")):
+        for fuser in (folder / FUSER, *checkpoints(folder)):
+            if fuser.exists():
+                try:
+                    read_fuser(str(fuser))
+                except UserError as error:
+                    print(f"{error} Looking for an older one.")
+                else:
+                    return fuser
+    raise UserError(f"model.fuser is last, but {runs}/ has no run with a fuser: train one, or name a fuser's folder.")
+
+
+def named(name: str | Path) -> str:
+    """A fuser's name as it stands, `last` aside, which is the newest run's."""
+    return str(newest_fuser() if name == "last" else name)
 
 
 def find_fuser(name: str) -> Path:
@@ -107,52 +166,3 @@ def fingerprint(name: str) -> str:
         digest.update(tensor_name.encode())
         digest.update(state[tensor_name].reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether a checkpoint is a folder into which every rank wrote its part."""
-    return (path / ".metadata").exists()
-
-
-def must_be_consolidated(path: Path) -> str:
-    return f"is sharded: make it one file by python -m c2c_lightning consolidate --checkpoint {path}"
-
-
-def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights from what Lightning saved in training."""
-    if is_sharded_checkpoint(file):
-        raise UserError(f"fuser '{file}' {must_be_consolidated(file)}")
-    if not file.is_file():
-        raise UserError(f"fuser '{file}': no such checkpoint file.")
-    try:
-        checkpoint = torch.load(file, weights_only=True, map_location="cpu")
-        config = {"format": checkpoint["c2c"].get("format", 1), **{key: checkpoint["c2c"][key] for key in KEYS}}
-        state = checkpoint["state_dict"]
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        reason = type(error).__name__
-        raise UserError(f"fuser '{file}': the file is damaged, or not a checkpoint of ours ({reason}).") from error
-    return config, without_statistics({name.removeprefix(CHECKPOINT_PREFIX): t for name, t in state.items()})
-
-
-def _load_config(file: Path) -> dict[str, Any]:
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise UserError(f"it holds a {type(config).__name__}, not an object")
-    return config
-
-
-def import_fuser(spec: dict[str, Any], name: str) -> FuserFactory:
-    """The fuser class that a config.json names, with its sizes filled in."""
-    module, _, attribute = spec["class_path"].rpartition(".")
-    try:
-        fuser = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"fuser {name!r} is a {spec['class_path']}, which cannot be imported: {error}") from error
-    if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
-        raise UserError(f"fuser {name!r} is a {spec['class_path']}, which is no subclass of Fuser.")
-    try:
-        with torch.device("meta"):
-            fuser(KVShape(1, 1, 1), KVShape(1, 1, 1), Gate(GateConfig(), [0], 1), **spec["init_args"])
-    except TypeError as error:
-        raise UserError(f"fuser {name!r}: its {CONFIG} does not fit {spec['class_path']}: {error}") from error
-    return functools.partial(fuser, **spec["init_args"])

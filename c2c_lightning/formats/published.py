@@ -8,8 +8,8 @@ export gives back what was imported.
 from __future__ import annotations
 
 import inspect
+import json
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +17,29 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.errors import UserError
+from c2c_lightning.files import checked, whole_folder
+from c2c_lightning.formats.checkpoint import save
+from c2c_lightning.formats.config import check_config, find_model, mismatch, on_meta
 from c2c_lightning.formats.published_files import (
     CLASS,
     DEFAULTS,
     DTYPES,
     GATE,
     MAP_FILE,
+    OURS,
     RECIPE_FILE,
     SHAPES,
     WEIGHTS_FOLDER,
-    common_init_args,
+    Recipe,
     dtypes,
-    read_json,
-    read_map,
+    layers_and_numbers,
+    read_object,
+    read_specs,
     read_state,
     refuse_strangers,
-    write_json,
 )
 from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape
 from c2c_lightning.fuser.c2c import Dtype
@@ -43,7 +48,6 @@ from c2c_lightning.fuser.stacked import matrices, transposed
 from c2c_lightning.models.loading import kv_shape, load_config
 
 PUBLISHED = "published"  # the key in our config.json
-OURS = "c2c_lightning"  # the section of a recipe in which an export says what the format has no place for
 OWN_KEYS = ("alignment", "template_kwargs", "gate")
 CLASS_PATH = f"{C2CFuser.__module__}.{C2CFuser.__qualname__}"
 PARTS = ("key", "value")
@@ -66,6 +70,16 @@ C2C_DEFAULTS = {
 }
 
 
+class Kept(TypedDict):
+    """What has no place in ours, of a fuser that was imported."""
+
+    recipe: dict[str, Any] | None
+    projector_config: dict[str, Any]
+    projectors: dict[str, dict[str, Any]]
+    gate_temperature: dict[str, float]
+    dtypes: dict[str, dict[str, Dtype]]
+
+
 def read_published(
     folder: Path, receiver: str | None = None, sharer: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -82,27 +96,32 @@ def read_published(
         UserError: a file or tensor is missing, surplus, damaged or of another shape, or does not fit the models.
     """
     folder = folder if (folder / MAP_FILE).is_file() else folder / WEIGHTS_FOLDER
-    recipe = read_json(folder.parent / RECIPE_FILE) if (folder.parent / RECIPE_FILE).is_file() else None
-    models = dict(recipe.get("model") or {}) if recipe else {}
+    recipe_file = folder.parent / RECIPE_FILE
+    recipe = read_object(recipe_file, Recipe) if recipe_file.is_file() else None
+    models = (recipe or {}).get("model") or {}
     receiver, sharer = receiver or models.get("base_model"), sharer or models.get("teacher_model")
     if not receiver or not sharer:
         raise UserError(
-            f"{folder.parent / RECIPE_FILE} does not say which models it was trained between (model.base_model, "
+            f"{recipe_file} does not say which models it was trained between (model.base_model, "
             "model.teacher_model): name them with convert --receiver ... --sharer ..."
         )
-    layer_map, numbers, whole_map = read_map(folder / MAP_FILE)
+    whole_map = read_object(folder / MAP_FILE, dict[str, Any])
+    layer_map, numbers = layers_and_numbers(whole_map, str(folder / MAP_FILE))
     refuse_strangers(folder, set(numbers.values()))
-    specs = {i: read_json(folder / f"projector_{i}.json") for i in sorted(set(numbers.values()))}
-    init_args = common_init_args(specs, folder)
-    fuser, gate, shapes = sizes(init_args, folder)
+    specs = read_specs(folder, sorted(set(numbers.values())))
+    fuser, gate, shapes = sizes(next(iter(specs.values()))["init_args"], folder)
     num_sharer = fitting("sharer", sharer, shapes[0], folder)
     num_receiver = fitting("receiver", receiver, shapes[1], folder)
     try:
         map_layers(layer_map, "all", num_receiver, num_sharer)
     except UserError as error:
         raise UserError(f"{folder / MAP_FILE}: {str(error).removeprefix('model.layer_map ')}") from error
-    expected = parameter_shapes(fuser, shapes)
-    states = {i: read_state(folder / f"projector_{i}.pt", their_shapes(expected)) for i in specs}
+    states = {i: read_state(folder / f"projector_{i}.pt") for i in specs}
+    expected = parameter_shapes(fuser, shapes, max(map(len, states.values())), str(folder))
+    for i, state in states.items():
+        wrong = mismatch(their_shapes(expected), {name: tuple(tensor.shape) for name, tensor in state.items()})
+        if wrong:
+            raise UserError(f"{folder / f'projector_{i}.pt'}: {wrong}.")
     config = {
         "format": 1,  # as theirs, matrices are (out, in)
         "receiver": receiver,
@@ -125,7 +144,8 @@ def read_published(
     config |= {key: said[key] for key in OWN_KEYS if key in said}
     if "evaluate_in" in said:
         config["fuser"]["init_args"]["evaluate_in"] = said["evaluate_in"]
-    return config, stacked([states[numbers[layer]] for layer in layer_map], expected)
+    weights = stacked([states[numbers[layer]] for layer in layer_map], expected)
+    return check_config(config, f"{recipe_file}: {OURS}"), weights
 
 
 def write_published(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -137,29 +157,35 @@ def write_published(folder: Path, config: Mapping[str, Any], state: Mapping[str,
         state: its weights.
 
     Raises:
-        UserError: the published format has no such fuser, and why.
+        UserError: the published format has no such fuser, and why; or the folder cannot be written.
     """
     layer_map = publishable(config)
     if config["format"] != 1:
         state = transposed(state, [name for name in state if name.endswith(".weight")])
-    kept = config.get(PUBLISHED) or native(config, layer_map, state)
-    numbers = {layer: kept["projector_config"]["0"]["1"][str(layer)][0][1] for layer in layer_map}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside where it is going to be, so that it is there as a whole or not at all.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        whole = Path(unfinished) / "fuser"
-        final = whole / WEIGHTS_FOLDER
-        final.mkdir(parents=True)
+    where = f"this fuser's section {PUBLISHED}"
+    kept = checked(config.get(PUBLISHED) or native(config, layer_map, state), Kept, where)
+    mapped, numbers = layers_and_numbers(kept["projector_config"], where)
+    names = {str(i) for i in numbers.values()}
+    if mapped != layer_map or any(kept[part].keys() != names for part in ("projectors", TEMPERATURE, "dtypes")):
+        raise UserError(f"{where} is of another fuser: its layers or projectors are not {numbers}.")
+    with whole_folder(folder) as unfinished:
+        final = unfinished / WEIGHTS_FOLDER
+        final.mkdir()
         if kept["recipe"] is not None:
-            write_json(whole / RECIPE_FILE, kept["recipe"])
+            write_json(unfinished / RECIPE_FILE, kept["recipe"])
         write_json(final / MAP_FILE, kept["projector_config"])
-        for place, (_, i) in enumerate(numbers.items()):
+        for place, i in enumerate(numbers.values()):
             own = unstacked(state, place, len(numbers))
             own[TEMPERATURE] = torch.tensor(kept[TEMPERATURE][str(i)])
+            if own.keys() != kept["dtypes"][str(i)].keys():
+                raise UserError(f"{where} is of another fuser: its dtypes are not those of its tensors.")
             own = {name: tensor.to(DTYPES[kept["dtypes"][str(i)][name]]).clone() for name, tensor in own.items()}
-            torch.save(own, final / f"projector_{i}.pt")
+            save(own, final / f"projector_{i}.pt")
             write_json(final / f"projector_{i}.json", kept["projectors"][str(i)])
-        whole.rename(folder)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def publishable(config: Mapping[str, Any]) -> dict[int, int]:
@@ -217,12 +243,6 @@ def native(config: Mapping[str, Any], layer_map: Mapping[int, int], state: Mappi
 def sizes(init_args: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], GateConfig, tuple[KVShape, KVShape]]:
     """A fuser's sizes, its gate, and the shapes of sharer and receiver that it was made for (layers aside)."""
     said = {**DEFAULTS, **init_args}
-    for name in (*SHAPES, *SIZES.values()):
-        if name != SIZES["dropout"] and (type(said[name]) is not int or said[name] < 1):
-            raise UserError(f"{folder}: its projectors have {name} {said[name]!r}: it must be a whole number above 0.")
-    dropout = said[SIZES["dropout"]]
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise UserError(f"{folder}: its projectors have dropout {dropout!r}: it must be a number in [0, 1).")
     fuser = {ours: said[theirs] for ours, theirs in SIZES.items()}
     dtype = said.get("dtype") or "float32"
     dtype = dtype.get("value") if isinstance(dtype, Mapping) else dtype
@@ -231,16 +251,13 @@ def sizes(init_args: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], G
         raise UserError(f"{folder}: its projectors have dtype {dtype!r}: it must be {', '.join(get_args(Dtype))}.")
     first, last, steps = (said[name] for name in GATE)
     source_dim, target_dim, source_heads, target_heads = (said[name] for name in SHAPES)
-    try:
-        gate = GateConfig(noise="gumbel", init=0.0, temperature=(first, last), anneal_steps=steps)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder}: its projectors have a gate that is none: {first_line(error)}") from error
+    gate = GateConfig(noise="gumbel", init=0.0, temperature=(first, last), anneal_steps=steps)
     return fuser, gate, (KVShape(1, source_heads, source_dim), KVShape(1, target_heads, target_dim))
 
 
 def fitting(name: str, model: str, shape: KVShape, folder: Path) -> int:
     """The number of layers of a model; raises a UserError if its cache has not the shape that the fuser was made for."""
-    has = kv_shape(load_config(model))
+    has = kv_shape(load_config(find_model(model, str(folder))))
     if (has.num_kv_heads, has.head_dim) != (shape.num_kv_heads, shape.head_dim):
         raise UserError(
             f"{folder} was made for a {name} with {shape.num_kv_heads} kv heads of {shape.head_dim}, but {model} has "
@@ -249,10 +266,11 @@ def fitting(name: str, model: str, shape: KVShape, folder: Path) -> int:
     return has.num_layers
 
 
-def parameter_shapes(fuser: Mapping[str, Any], shapes: tuple[KVShape, KVShape]) -> dict[str, torch.Size]:
-    """The shapes of one group of our parameters, by our name."""
-    with torch.device("meta"):
-        made = C2CFuser(*shapes, Gate(GateConfig(parts="keys"), [0], 1), **fuser)
+def parameter_shapes(
+    fuser: Mapping[str, Any], shapes: tuple[KVShape, KVShape], most: int, name: str
+) -> dict[str, torch.Size]:
+    """The shapes of one group of our parameters, by our name; see `on_meta`."""
+    made = on_meta(lambda: C2CFuser(*shapes, Gate(GateConfig(parts="keys"), [0], 1), **fuser), most, name)
     parameters = transposed(dict(made.named_parameters()), matrices(made))
     return {name: p[0].shape for name, p in parameters.items() if not name.startswith("gate.")}
 

@@ -1,30 +1,76 @@
 """The files of a published fuser: their names, what they may hold, and nothing executed that does not belong there.
 
-A fuser of github.com/thu-nics/C2C is a folder with a network for each receiver layer
+A fuser of github.com/thu-nics/C2C is a folder with a projector, a network, for each receiver layer
 (`projector_{i}.pt`, a state_dict, and `projector_{i}.json`, its sizes) and `projector_config.json`, which says what feeds
 what; the folder above has the recipe, `config.json`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, Required
 
 import torch
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from c2c_lightning.errors import UserError, first_line, meant
+from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.files import checked, read_json
+from c2c_lightning.formats.checkpoint import refuse_infinite
+from c2c_lightning.fuser.c2c import Dtype
+from c2c_lightning.models import Alignment
 
 CLASS = "C2CProjector"
+OURS = "c2c_lightning"  # the section of a recipe in which an export says what the format has no place for
 MAP_FILE, RECIPE_FILE, WEIGHTS_FOLDER = "projector_config.json", "config.json", "final"
 SHAPES = ("source_dim", "target_dim", "source_num_heads", "target_num_heads")
 GATE = {"initial_temperature": 1.0, "final_temperature": 0.001, "anneal_steps": 1929}
 DEFAULTS = {"hidden_dim": 1024, "intermediate_dim": 1024, "num_layers": 3, "dropout": 0.1, **GATE}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INIT_ARGS = {*SHAPES, *DEFAULTS, "dtype"}
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class InitArgs(TypedDict, total=False):
+    source_dim: Required[Size]
+    target_dim: Required[Size]
+    source_num_heads: Required[Size]
+    target_num_heads: Required[Size]
+    hidden_dim: Size
+    intermediate_dim: Size
+    num_layers: Size
+    dropout: Annotated[Number, Field(ge=0, lt=1)]
+    initial_temperature: Annotated[Number, Field(gt=0)]
+    final_temperature: Annotated[Number, Field(gt=0)]
+    anneal_steps: Size
+    dtype: Any
+
+
+Spec = TypedDict("Spec", {"class": Literal["C2CProjector"], "init_args": InitArgs})
+# Receiver 0, sharer 1: by receiver layer pairs of a sharer layer and a projector, of which the first takes effect.
+Pairs = Annotated[list[Annotated[list[int], Field(min_length=2)]], Field(min_length=1)]
+ReceiverLayers = TypedDict("ReceiverLayers", {"1": Annotated[dict[int, Pairs], Field(min_length=1)]})
+LayerPairs = TypedDict("LayerPairs", {"0": ReceiverLayers})
+
+
+class Models(TypedDict, total=False):
+    base_model: str | None
+    teacher_model: str | None
+
+
+class OwnSection(TypedDict, total=False):
+    alignment: Alignment
+    template_kwargs: dict[str, Any] | None
+    gate: dict[str, Any]
+    evaluate_in: Dtype | None
+
+
+Recipe = TypedDict("Recipe", {"model": NotRequired[Models | None], OURS: NotRequired[OwnSection | None]})
 
 
 def is_published(folder: Path) -> bool:
@@ -32,25 +78,22 @@ def is_published(folder: Path) -> bool:
     return any((place / MAP_FILE).is_file() for place in (folder, folder / WEIGHTS_FOLDER))
 
 
-def read_map(file: Path) -> tuple[dict[int, int], dict[int, int], dict[str, Any]]:
-    """Sharer layer and number of the network by receiver layer, ascending; and the file as it is."""
-    whole = read_json(file)
-    try:
-        # Receiver 0, sharer 1; of a layer's pairs the first takes effect.
-        pairs = {int(layer): tuple(map(int, listed[0])) for layer, listed in whole["0"]["1"].items()}
-        layer_map = {layer: pairs[layer][0] for layer in sorted(pairs)}
-        numbers = {layer: pairs[layer][1] for layer in layer_map}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(
-            f'{file} is not {{"0": {{"1": {{"<receiver layer>": [[<sharer layer>, <projector>]], ...}}}}}}.'
-        ) from error
-    if not layer_map:
-        raise UserError(f"{file} maps no receiver layer.")
-    return layer_map, numbers, whole
+def read_object(file: Path, schema: Any, remedy: str = "") -> dict[str, Any]:
+    """A JSON object as it stands, once it has been checked."""
+    whole = read_json(file, dict[str, Any], "fuser's")
+    checked(whole, schema, str(file), remedy)
+    return whole
+
+
+def layers_and_numbers(whole: Mapping[str, Any], where: str) -> tuple[dict[int, int], dict[int, int]]:
+    """Sharer layer and number of the projector by receiver layer, ascending."""
+    remedy = 'It is {"0": {"1": {"<receiver layer>": [[<sharer layer>, <projector>]], ...}}}.'
+    pairs = checked(whole, LayerPairs, where, remedy)["0"]["1"]
+    return tuple({layer: pairs[layer][0][place] for layer in sorted(pairs)} for place in (0, 1))
 
 
 def refuse_strangers(folder: Path, numbers: set[int]) -> None:
-    """Raises a UserError unless the folder has exactly the networks that the map names."""
+    """Raises a UserError unless the folder has exactly the projectors that the map names."""
     for kind in ("json", "pt"):
         there = {
             int(match[1])
@@ -63,38 +106,28 @@ def refuse_strangers(folder: Path, numbers: set[int]) -> None:
             raise UserError(f"{folder} {what}.{kind}: {MAP_FILE} names the projectors {sorted(numbers)}.")
 
 
-def common_init_args(specs: Mapping[int, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """The sizes that all networks have.
+def read_specs(folder: Path, numbers: list[int]) -> dict[int, dict[str, Any]]:
+    """What the projectors say of themselves, by number.
 
     Raises:
-        UserError: an unknown class or argument, or sizes that differ, so that nothing can be stacked.
+        UserError: an unknown class, argument or size, or sizes that differ, so that nothing can be stacked.
     """
-    first = next(iter(specs))
+    remedy = f"{CLASS} takes {', '.join(InitArgs.__annotations__)}."
+    specs = {i: read_object(folder / f"projector_{i}.json", Spec, remedy) for i in numbers}
     for i, spec in specs.items():
-        file = folder / f"projector_{i}.json"
-        if spec.get("class") != CLASS or not isinstance(spec.get("init_args"), dict):
-            raise UserError(f"{file} has class {spec.get('class')!r}: only {CLASS} with its init_args is known.")
-        for name in spec["init_args"].keys() - INIT_ARGS:
+        if spec != specs[numbers[0]]:
             raise UserError(
-                f"{file} has the argument {name!r}, which {CLASS} has not. {meant(name, INIT_ARGS)}".strip()
+                f"{folder}/projector_{i}.json differs from projector_{numbers[0]}.json: one fuser has the same sizes "
+                "in all layers."
             )
-        missing = [name for name in SHAPES if not isinstance(spec["init_args"].get(name), int)]
-        if missing:
-            raise UserError(f"{file} does not give {missing[0]} as a whole number.")
-        if spec != specs[first]:
-            raise UserError(f"{file} differs from projector_{first}.json: one fuser has the same sizes in all layers.")
-    return specs[first]["init_args"]
+    return specs
 
 
-def read_state(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A network's tensors, checked.
-
-    Args:
-        file: with the tensors and nothing else.
-        shapes: by name of every tensor that must be there.
+def read_state(file: Path) -> dict[str, Tensor]:
+    """A projector's tensors.
 
     Raises:
-        UserError: no plain tensors, or one is missing, surplus, or of another shape.
+        UserError: it holds anything but tensors of finite numbers.
     """
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
@@ -102,31 +135,12 @@ def read_state(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T
         raise UserError(f"{file} is damaged, or holds more than plain tensors: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{file} holds a {type(state).__name__} that is no state_dict of plain tensors.")
-    for name in (*(shapes.keys() - state.keys()), *(state.keys() - shapes.keys())):
-        what = "lacks" if name in shapes else "has a surplus"
-        raise UserError(f"{file} {what} {name}.")
     for name, tensor in state.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise UserError(f"{file}: {name} is {list(tensor.shape)}, and must be {list(shapes[name])}.")
         if tensor.dtype not in DTYPES.values():
             raise UserError(f"{file}: {name} is {tensor.dtype}, and must be one of {', '.join(DTYPES)}.")
+    refuse_infinite(state.items(), str(file))
     return state
 
 
 def dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises a UserError that names the file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, and must hold an object.")
-    return value
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

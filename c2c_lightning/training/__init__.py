@@ -1,6 +1,6 @@
 """Training: the LightningModule and its callbacks."""
 
-from c2c_lightning.training.checkpoints import find_checkpoint, run_folder
+from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint, run_folder, run_to_resume
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
@@ -12,10 +12,12 @@ __all__ = [
     "FSDP1",
     "FSDP2",
     "C2CModule",
+    "CheckpointWriter",
     "GateMap",
     "Interruption",
     "Progress",
     "RunRecord",
     "find_checkpoint",
     "run_folder",
+    "run_to_resume",
 ]

@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint import CheckpointException
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import whole
-from c2c_lightning.formats.fuser_folder import is_sharded_checkpoint
+from c2c_lightning.formats.checkpoint import check_sharded, is_sharded, save
 from c2c_lightning.runs import CHECKPOINTS
 from c2c_lightning.training.sharding import renamed
 
@@ -36,15 +35,15 @@ def consolidate(checkpoint: str) -> None:
     ended = [file for file in map(recover, left_behind) if file is not None]
     if not path.exists():
         raise UserError(f"--checkpoint {checkpoint}: no such checkpoint.")
-    candidates = [path] if is_sharded_checkpoint(path) else sorted((path / CHECKPOINTS).glob("*"))
-    sharded = [candidate for candidate in candidates if is_sharded_checkpoint(candidate)]
+    candidates = [path] if is_sharded(path) else sorted((path / CHECKPOINTS).glob("*"))
+    sharded = [candidate for candidate in candidates if is_sharded(candidate)]
     if not sharded and not ended:
         raise UserError(f"--checkpoint {checkpoint}: there is no sharded checkpoint, so nothing is to be done.")
     for file in ended:
         print(file)
     for folder in sharded:
         with whole(folder) as unfinished:
-            torch.save(read_sharded(folder), unfinished)
+            save(read_sharded(folder), unfinished)
             folder.rename(aside(folder))  # a file cannot take a folder's place
         shutil.rmtree(aside(folder))
         print(folder)
@@ -76,6 +75,7 @@ def recover(folder: Path) -> Path | None:
 
 def read_sharded(folder: Path) -> dict[str, Any]:
     """A sharded checkpoint as Lightning would have written it as one file."""
+    check_sharded(folder, f"--checkpoint {folder}")
     try:
         checkpoint = _load_distributed_checkpoint(folder)
     except (Exception, CheckpointException) as error:  # which is not an Exception

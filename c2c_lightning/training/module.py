@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.fuser_folder import FORMAT
+from c2c_lightning.formats.config import FORMAT
 from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig, LayerMap, Layers
 from c2c_lightning.models import Batch, FrozenModels, PromptStore, Reading, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import TorchCheckpointIO
-
 from c2c_lightning.errors import UserError
+from c2c_lightning.training.checkpoints import CheckpointWriter
 from c2c_lightning.training.held_out import STATE
 from c2c_lightning.training.trained_run import SharedRun
 
@@ -38,7 +37,7 @@ def own(values: Mapping[str, Any], label: str) -> dict[str, Any]:
     }
 
 
-class SharedCheckpointIO(TorchCheckpointIO):
+class SharedCheckpointIO(CheckpointWriter):
     """Saves, loads and removes each trial's part in its folder, for a path in the first one's.
 
     Args:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import stat
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from c2c_lightning import Communicator
 from c2c_lightning.communicator import load_communicator
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, GateConfig, IdenticalFuser
 from c2c_lightning.models import load_aligner
+from tests.disk import full_disk
 from tests.models import tiny
 
 
@@ -90,11 +96,22 @@ class ScaledFuser(C2CFuser):
         return 2 * super().update(sharer_GTF, receiver_GTF, groups)
 
 
-def test_a_users_own_fuser_class_is_saved_and_loaded(models, tmp_path):
+def test_a_users_own_fuser_class_is_saved_and_loaded_when_the_user_trusts_it(models, tmp_path):
     aligner = load_aligner(models[0], models[1:2])
     communicator = load_communicator(models[0], models[1:2], aligner, fuser=partial(ScaledFuser, hidden=8))
     communicator.save_pretrained(tmp_path)
-    assert type(Communicator.from_pretrained(str(tmp_path)).fusers[0]) is ScaledFuser
+    with pytest.raises(ValueError, match=r"ScaledFuser, which is none of c2c_lightning\.fuser.*say trust_remote_code"):
+        Communicator.from_pretrained(tmp_path)
+    assert type(Communicator.from_pretrained(tmp_path, trust_remote_code=True).fusers[0]) is ScaledFuser
+
+
+def test_a_module_that_came_with_a_fuser_is_not_run(saved, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="say trust_remote_code"):
+        Communicator.from_pretrained(edited(saved, fuser={"class_path": "evil.Fuser", "init_args": {}}))
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_fuser_that_reads_no_sharer_cannot_be_one_of_two(models):
@@ -111,21 +128,30 @@ def test_a_missing_file_is_named(saved, tmp_path, file):
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("damage", [b"", b'{"format": 1, "rec', b"\xff\xfe\x00", b"[]"])
+@pytest.mark.parametrize("damage", [b"", b'{"format": 1, "rec', b"\xff\xfe\x00", b"[]", b"[" * 5000])
 def test_a_damaged_file_is_named(saved, tmp_path, file, damage):
     (tmp_path / "fuser" / file).write_bytes(damage)
-    with pytest.raises(ValueError, match=rf"fuser '{saved}': its {file} is damaged"):
+    with pytest.raises(UserError, match=rf"fuser '{saved}': .*{file} is damaged"):
         Communicator.from_pretrained(saved)
 
 
 def test_a_weights_file_that_was_cut_off_is_named(saved, tmp_path):
     weights = tmp_path / "fuser" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"fuser '{saved}': its model.safetensors is damaged"):
+    with pytest.raises(UserError, match=rf"fuser '{saved}': its model.safetensors is damaged"):
         Communicator.from_pretrained(saved)
 
 
-def edited(saved: str, **changes) -> str:
+@pytest.mark.parametrize("tensor", ["0.gate.logit", "0.update_head.weight"])
+def test_weights_that_are_not_finite_are_refused(saved, tensor):
+    state = load_file(f"{saved}/model.safetensors")
+    state[tensor].view(-1)[0] = torch.nan
+    save_file(state, f"{saved}/model.safetensors")
+    with pytest.raises(UserError, match=rf"fuser '{saved}': {tensor} has values that are not finite"):
+        Communicator.from_pretrained(saved)
+
+
+def edited(saved: str | Path, **changes) -> str:
     """The saved fuser with a config.json in which some keys are others; None takes a key out."""
     file = f"{saved}/config.json"
     with open(file, encoding="utf-8") as f:
@@ -135,34 +161,103 @@ def edited(saved: str, **changes) -> str:
     return saved
 
 
+C2C = "c2c_lightning.fuser.C2CFuser"
+
+
+def fuser(class_path=C2C, **init_args) -> dict:
+    return {"fuser": {"class_path": class_path, "init_args": {"hidden": 16, "num_layers": 4} | init_args}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"format": 3}, "has format 3.*this version reads formats 1 and 2"),
-        ({"gate": None}, r"lacks \['gate'\]"),
-        ({"fuser": {"class_path": "nowhere.Fuser", "init_args": {}}}, "nowhere.Fuser, which cannot be imported"),
-        ({"fuser": {"class_path": "Fuser", "init_args": {}}}, "Fuser, which cannot be imported"),
-        ({"fuser": {"class_path": "torch.nn.None", "init_args": {}}}, "torch.nn.None, which cannot be imported"),
-        ({"fuser": {"class_path": "torch.nn.Linear", "init_args": {}}}, "torch.nn.Linear, which is no subclass of Fuser"),
-        ({"fuser": {"class_path": "os.system", "init_args": {}}}, "os.system, which is no subclass of Fuser"),
-        ({"fuser": {"class_path": "c2c_lightning.fuser.C2CFuser", "init_args": {"hidden": 8}}}, "does not fit its config.json"),
-        ({"fuser": {"class_path": "c2c_lightning.fuser.C2CFuser", "init_args": {"width": 8}}}, "its config.json.*width"),
-        ({"gate": {"kind": "learned", "colour": 1}}, "its config.json.*colour"),
-        ({"gate": {"kind": "learnt"}}, "its config.json.*gate.kind is 'learnt'"),
+        ({"gate": None}, "gate: Field required"),
+        ({"gate": {"colour": 1}}, "its gate has a 'colour'"),
+        ({"gate": {"kind": "learnt"}}, "its gate is damaged: kind.*'learnt'"),
+        ({"gate": {"kind": "learned", "init": "x"}}, "its gate is damaged: init.*'x'"),
+        ({"gate": {"kind": "learned", "parts": "keys"}}, r"0.gate.logit is \[2, 2, 1\], and would have to be \[1, 2, 1\]"),
+        ({"fuser": None}, "fuser: Field required"),
+        ({"fuser": []}, "fuser: Input should be a valid dictionary"),
+        ({"fuser": {"class_path": C2C}}, "fuser.init_args: Field required"),
+        ({"fuser": {"init_args": {}}}, "fuser.class_path: Field required"),
+        ({"fuser": {"class_path": None, "init_args": {}}}, "fuser.class_path: Input should be a valid string"),
+        (fuser("Fuser"), "'Fuser', which is no import path"),
+        (fuser(".."), r"'\.\.', which is no import path"),
+        (fuser(".evil"), r"'\.evil', which is no import path"),
+        (fuser("../../evil.Fuser"), "'../../evil.Fuser', which is no import path"),
+        (fuser("nowhere.Fuser"), "nowhere.Fuser, which is none of"),
+        (fuser("unittest.main"), "unittest.main, which is none of"),
+        (fuser("os.system"), "os.system, which is none of"),
+        (fuser("c2c_lightning.fuser.Gone"), "Gone, which cannot be imported"),
+        (fuser("c2c_lightning.fuser.Gate"), "Gate, which is no subclass of Fuser"),
+        (fuser("c2c_lightning.fuser.Fuser"), "its config makes none: .*abstract"),
+        (fuser(hidden=8), r"0.input.weight is \[4, \d+, 16\], and would have to be \[4, \d+, 8\]"),
+        (fuser(width=8), "its config makes none: .*width"),
+        (fuser(hidden="wide"), "its config makes none: "),
+        (fuser(hidden=10**8), "0.input.weight is"),
+        (fuser(hidden=10**12), "its config makes none: "),
+        (fuser(hidden=10**30), "its config makes none: "),
+        (fuser(num_layers=10**9), "its config makes more than the [0-9]+ tensors that it has"),
+        ({"layer_map": {"a": 0}}, "layer_map.*valid integer.*'a'"),
+        ({"layer_map": {"0": "x"}}, "layer_map.*valid integer.*'x'"),
+        ({"layer_map": "upwards"}, "its config makes none: model.layer_map is 'upwards'"),
+        ({"layers": {"a": 1}}, "layers.*is damaged|is damaged: layers"),
+        ({"layers": [3]}, r"It was trained on 2 receiver layers between \S+ and \S+ .*and meets \S+ with 4 layers"),
+        ({"receiver": []}, "receiver: Input should be a valid string"),
+        ({"receiver": 7}, "receiver: Input should be a valid string"),
+        ({"receiver": ""}, "receiver: String should have at least 1 character"),
+        ({"sharers": [7]}, "sharers.0: Input should be a valid string"),
+        ({"sharers": []}, "sharers: List should have at least 1 item"),
+        ({"alignment": "by ear"}, "alignment: Input should be"),
+        ({"template_kwargs": [1]}, "template_kwargs: Input should be a valid dictionary"),
     ],
+    ids=str,
 )  # fmt: skip
-def test_a_config_that_says_what_cannot_be_is_named(saved, changes, message):
-    with pytest.raises(ValueError, match=rf"fuser '{saved}'.*(?s:{message})"):
+def test_a_config_that_says_what_cannot_be_is_refused_before_models_are_read(saved, monkeypatch, changes, message):
+    # Weights that are asked for would not be found.
+    monkeypatch.setattr("c2c_lightning.communicator.load_models", None)
+    with pytest.raises(UserError, match=rf"fuser '{saved}'.*(?s:{message})"):
         Communicator.from_pretrained(edited(saved, **changes))
 
 
-def test_a_model_folder_that_is_gone_is_named(models, saved):
-    with pytest.raises(ValueError, match="model '/no/such/model': no such folder"):
-        Communicator.from_pretrained(edited(saved, sharers=["/no/such/model"]))
+def test_a_null_is_no_model(saved):
+    file = Path(saved, "config.json")
+    file.write_text(re.sub('"receiver": "[^"]*"', '"receiver": null', file.read_text()))
+    with pytest.raises(UserError, match="receiver: Input should be a valid string, not None"):
+        Communicator.from_pretrained(saved)
+
+
+def test_a_classs_own_import_may_fail_when_it_is_trusted(saved):
+    for path, says in (
+        ("nowhere.Fuser", "cannot be imported: No module"),
+        ("torch.nn.Linear", "is no subclass of Fuser"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Communicator.from_pretrained(edited(saved, **fuser(path)), trust_remote_code=True)
+
+
+def test_a_model_folder_that_is_gone_is_named_with_how_to_name_another(models, saved):
+    gone = edited(saved, sharers=["/no/such/model"])
+    with pytest.raises(UserError, match=r"model '/no/such/model': no such folder.*sharers=\[.*--model\.sharers"):
+        Communicator.from_pretrained(gone)
+    loaded = Communicator.from_pretrained(gone, sharers=[models[1]])
+    assert loaded.config()["sharers"] == [models[1]]
+    with pytest.raises(UserError, match=r"sharers is .*name 1"):
+        Communicator.from_pretrained(gone, sharers=models[1:])
+
+
+def test_a_run_that_was_moved_with_its_models_finds_them_by_their_relative_paths(models, saved, tmp_path):
+    for name, model in zip(("receiver", "sharer"), models):
+        shutil.copytree(model, tmp_path / "project" / "models" / name)
+    shutil.copytree(saved, tmp_path / "project" / "runs" / "first" / "fuser")
+    run = tmp_path / "project" / "runs" / "first"
+    edited(run / "fuser", receiver="models/receiver", sharers=["models/sharer"])
+    assert Communicator.from_pretrained(run).config()["receiver"] == str(tmp_path / "project" / "models" / "receiver")
 
 
 def test_a_model_of_another_size_is_named(models, saved):
-    with pytest.raises(ValueError, match=rf"fuser '{saved}' does not fit its config.json"):
+    with pytest.raises(UserError, match=rf"fuser '{saved}' does not fit its models.*meets .*{models[2]} with 4 layers"):
         Communicator.from_pretrained(edited(saved, sharers=[models[2]]))
 
 
@@ -178,6 +273,42 @@ def test_a_folder_can_be_moved_and_saved_over(models, saved, tmp_path):
     loaded = Communicator.from_pretrained(str(tmp_path / "elsewhere"))
     loaded.save_pretrained(tmp_path / "elsewhere")
     assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).layer_maps == loaded.layer_maps
+
+
+def test_what_is_saved_is_readable_as_umask_says(models, tmp_path):
+    before = os.umask(0o027)
+    try:
+        make(models[:2]).save_pretrained(tmp_path / "fuser")
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "fuser").iterdir()}
+    assert modes == {"config.json": 0o640, "model.safetensors": 0o640}
+
+
+def test_config_and_weights_appear_together_and_what_is_beside_them_stays(models, saved, tmp_path, monkeypatch):
+    Path(saved, "README.md").touch()
+    old = {file.name: file.read_bytes() for file in Path(saved).iterdir()}
+    communicator = make(models[:2], gate=GateConfig(kind="open"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("c2c_lightning.formats.fuser_folder.save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            communicator.save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in Path(saved).iterdir()} == old
+    communicator.save_pretrained(saved)
+    assert sorted(file.name for file in Path(saved).iterdir()) == sorted(old)
+    assert Communicator.from_pretrained(saved).gates[0].config.kind == "open"
+    assert [path.name for path in tmp_path.iterdir()] == ["fuser"]
+
+
+def test_a_full_disk_is_told_in_one_message_and_leaves_what_was_there(models, saved):
+    old = {file.name: file.read_bytes() for file in Path(saved).iterdir()}
+    with full_disk(10_000), pytest.raises(UserError, match=r"fuser cannot be written: .*[Ff]ile too large"):
+        make(models[:2]).save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in Path(saved).iterdir()} == old
 
 
 def test_a_fuser_of_format_1_whose_matrices_lay_the_other_way_round_loads_as_it_was(models, tmp_path):

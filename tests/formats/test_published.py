@@ -242,8 +242,23 @@ def damage(final: Path, how: str) -> None:
             spec["init_args"]["hiden_dim"] = spec["init_args"].pop("hidden_dim")
         case "other sizes":
             spec["init_args"]["num_layers"] = 3
-        case "heads" | "a size in words" | "a share above 1" | "a dtype":
+        case "no number":
+            state["value_in.bias"][0] = torch.nan
+        case "a model that is a number" | "a section that is a word" | "a gate that is none":
+            recipe = {
+                "a model that is a number": {"model": {"base_model": 7}},
+                "a section that is a word": {"c2c_lightning": "x"},
+                "a gate that is none": {"c2c_lightning": {"gate": {"kind": "learnt"}}},
+            }[how]
+            file = final.parent / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | recipe))
+            return
+        case (
+            "heads" | "a size in words" | "a share above 1" | "a dtype" | "layers without end" | "a width beyond memory"
+        ):
             name, value = {
+                "layers without end": ("num_layers", 10**9),
+                "a width beyond memory": ("hidden_dim", 10**8),
                 "heads": ("source_num_heads", spec["init_args"]["source_num_heads"] + 1),
                 "a size in words": ("hidden_dim", "wide"),
                 "a share above 1": ("dropout", 1.5),
@@ -278,19 +293,25 @@ def damage(final: Path, how: str) -> None:
     [
         ("a file is missing", r"lacks projector_1\.pt"),
         ("a file is surplus", r"surplus projector_9\.pt"),
-        ("a tensor is missing", r"projector_1\.pt lacks value_in\.bias"),
-        ("a tensor is surplus", r"projector_1\.pt has a surplus value_in\.scale"),
+        ("a tensor is missing", r"projector_1\.pt: it lacks value_in\.bias"),
+        ("a tensor is surplus", r"projector_1\.pt: it has a surplus value_in\.scale"),
         ("a shape", r"projector_1\.pt: key_in\.weight is"),
-        ("a class", r"projector_1\.json has class 'LinearProjector'"),
-        ("an argument", r"projector_1\.json has the argument 'hiden_dim'.*hidden_dim"),
+        ("a class", r"projector_1\.json is damaged: class: .*'LinearProjector'"),
+        ("an argument", r"projector_1\.json is damaged: init_args\.hiden_dim: Extra.*takes .*hidden_dim"),
         ("other sizes", r"projector_1\.json differs from projector_0\.json"),
         ("heads", r"made for a sharer with"),
-        ("a size in words", r"have hidden_dim 'wide': it must be a whole number above 0"),
-        ("a share above 1", r"have dropout 1\.5: it must be a number in \[0, 1\)"),
+        ("a size in words", r"projector_0\.json is damaged: init_args\.hidden_dim: .*integer, not 'wide'"),
+        ("a share above 1", r"projector_0\.json is damaged: init_args\.dropout: Input should be less than 1, not 1\.5"),
         ("a dtype", r"have dtype 'float12': it must be float32, bfloat16, float16"),
         ("a layer", r"projector_config\.json: names receiver layer 77"),
-        ("no map", r"projector_config\.json is not"),
-        ("no JSON", r"projector_1\.json cannot be read"),
+        ("no map", r"projector_config\.json is damaged: 0\.1: Field required"),
+        ("no JSON", r"projector_1\.json is damaged: Invalid JSON"),
+        ("layers without end", r"its config makes more than the [0-9]+ tensors"),
+        ("a width beyond memory", r"projector_0\.pt: key_in\.weight is"),
+        ("no number", r"projector_1\.pt: value_in\.bias has values that are not finite"),
+        ("a model that is a number", r"config\.json is damaged: model\.base_model: .*string, not 7"),
+        ("a section that is a word", r"config\.json is damaged: c2c_lightning: .*dictionary, not 'x'"),
+        ("a gate that is none", r"config\.json: c2c_lightning: its gate is damaged: kind"),
         ("a pickle", r"projector_1\.pt is damaged, or holds more than plain tensors"),
         ("a pickle in torch's wrapping", r"projector_1\.pt is damaged, or holds more than plain tensors"),
     ],
@@ -304,6 +325,45 @@ def test_a_damaged_one_gets_one_message_and_nothing_is_executed_or_written(
         main(["convert", "--source", str(published), "--out", str(tmp_path / "ours")])
     assert re.search(says, str(refusal.value))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["published"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        ({}, ""),
+        (7, r"section published is damaged: Input should be a valid dictionary, not 7"),
+        ({"recipe": None}, r"section published is damaged: projector_config: Field required"),
+        ("another's layers", "section published is of another fuser: its layers or projectors"),
+    ],
+)
+def test_what_was_kept_of_an_import_is_checked_before_it_is_written(published, tmp_path, kept, says):
+    config, state = read_published(published)
+    if kept == "another's layers":
+        kept = {**config["published"], "projector_config": {"0": {"1": {"0": [[0, 0]]}}}}
+    config["published"] = kept
+    if not says:
+        write_published(tmp_path / "theirs", config, state)
+        return
+    with pytest.raises(UserError, match=says):
+        write_published(tmp_path / "theirs", config, state)
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_told(published, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "out", Path("/proc/nope")):
+        with pytest.raises(SystemExit, match=rf"{place} cannot be written"):
+            main(["convert", "--source", str(published), "--out", str(place)])
+
+
+def test_models_that_were_moved_are_named_anew(published, tmp_path):
+    recipe = {"model": {"base_model": "/gone/receiver", "teacher_model": "/gone/sharer"}}
+    (published / "config.json").write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit, match=r"model '/gone/sharer': no such folder.*--sharer of convert"):
+        main(["convert", "--source", str(published), "--out", str(tmp_path / "ours")])
+    models = ["--receiver", RECEIVER, "--sharer", SHARER]
+    main(["convert", "--source", str(published), "--out", str(tmp_path / "ours"), *models])
+    assert Communicator.from_pretrained(published, receiver=RECEIVER, sharers=[SHARER]).layer_maps == [LAYER_MAP]
 
 
 def test_models_are_named_by_the_recipe_or_by_the_user(published):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from c2c_lightning import Communicator
-from c2c_lightning.formats.fuser_folder import import_fuser
+from c2c_lightning.formats.config import import_fuser
 from c2c_lightning.fuser import Gate, GateConfig, KVShape
 from c2c_lightning.fuser.closed_form import STATISTICS
 from tests.training.ranks import FSDP2, launch
