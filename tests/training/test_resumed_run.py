@@ -1,6 +1,7 @@
 """A run that was cut off ends with the fuser that it would have had."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -115,12 +116,21 @@ def test_resuming_a_finished_run_leaves_it_as_it_was(fit, tmp_path):
     assert run.tracked.info.status == "FINISHED"
 
 
-def test_last_is_the_newest_run_and_no_other(fit, tmp_path):
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again_in_its_folder(fit, tmp_path, capfd):
     fit("--trainer.max_steps=2", workspace=tmp_path)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SystemExit):
         fit("--trainer.callbacks+=tests.training.runs.Fail", workspace=tmp_path)
-    with pytest.raises(SystemExit, match="was cut off before its first checkpoint"):
-        fit("--trainer.max_steps=4", "--ckpt_path=last", workspace=tmp_path)
+    early = newest(tmp_path)
+    fit("--trainer.max_steps=2", f"--trainer.default_root_dir={early.folder}", "--trainer.limit_train_batches=0.5",
+        "--trainer.enable_checkpointing=false", workspace=tmp_path)  # fmt: skip
+    shutil.rmtree(early.folder / "fuser")
+    (early.folder / "summary.json").unlink()
+    again = fit("--trainer.max_steps=2", "--ckpt_path=last", workspace=tmp_path)
+    assert again.folder == early.folder
+    assert again.summary["steps"] == 2
+    assert "was cut off before its first checkpoint: it begins again" in "".join(capfd.readouterr())
+    with pytest.raises(SystemExit, match="already holds a run"):
+        fit("--trainer.max_steps=2", f"--trainer.default_root_dir={early.folder}", workspace=tmp_path)
 
 
 def test_the_recorded_configuration_makes_a_run_of_its_own(fit, tmp_path):

@@ -1,0 +1,145 @@
+"""A checkpoint is written whole or the run says why not, and what cannot be read is refused in one message."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2c_lightning import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.formats.fuser_folder import newest_fuser
+from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint
+from tests.disk import full_disk
+from tests.training.runs import Run
+
+GATE = "communicator.fusers.0.gate.logit"
+
+
+@pytest.fixture(scope="module")
+def run(fit) -> Run:
+    return fit("--trainer.max_steps=2", "--trainer.val_check_interval=1")
+
+
+def spoil(checkpoint: dict, how: str) -> object:
+    state = checkpoint["state_dict"]
+    match how:
+        case "no checkpoint at all":
+            return [1]
+        case "no loops" | "no callbacks" | "no lr_schedulers" | "no optimizer_states" | "no state_dict" | "no c2c":
+            del checkpoint[how.removeprefix("no ")]
+        case "no version":
+            del checkpoint["pytorch-lightning_version"]
+        case "no schedule":
+            checkpoint["lr_schedulers"] = []
+        case "loops empty":
+            checkpoint["loops"] = {"fit_loop": {}}
+        case "optimizer a list":
+            checkpoint["optimizer_states"] = [7]
+        case "state empty":
+            state.clear()
+        case "state a list":
+            checkpoint["state_dict"] = list(state.values())
+        case "state of numbers":
+            state[GATE] = 1.0
+        case "callbacks bad":
+            checkpoint["callbacks"] = {"GateMap": 7}
+        case "c2c a list" | "c2c null":
+            checkpoint["c2c"] = {"c2c a list": [1], "c2c null": None}[how]
+        case "c2c without models":
+            del checkpoint["c2c"]["receiver"]
+        case "not finite":
+            state[GATE][0] = torch.inf
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("no checkpoint at all", "it was not written by c2c_lightning"),
+        ("no c2c", "it was not written by c2c_lightning"),
+        ("no loops", "loops: Field required"),
+        ("no callbacks", "callbacks: Field required"),
+        ("no lr_schedulers", "lr_schedulers: Field required"),
+        ("no optimizer_states", "optimizer_states: Field required"),
+        ("no state_dict", "state_dict: Field required"),
+        ("no version", "pytorch-lightning_version: Field required"),
+        ("no schedule", "a learning rate's schedule for each optimizer"),
+        ("loops empty", r"loops\.fit_loop"),
+        ("optimizer a list", r"optimizer_states\.0: Input should be a valid dictionary"),
+        ("state empty", "state_dict: Dictionary should have at least 1 item"),
+        ("state a list", "state_dict: Input should be a valid dictionary"),
+        ("state of numbers", rf"state_dict\.{GATE}: Input should be an instance of Tensor"),
+        ("callbacks bad", r"callbacks\.GateMap: Input should be a valid dictionary"),
+        ("c2c a list", "c2c: Input should be a valid dictionary"),
+        ("c2c null", "c2c: Input should be a valid dictionary"),
+        ("c2c without models", "receiver: Field required"),
+        ("not finite", rf"{GATE} has values that are not finite"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_message_as_checkpoint_and_as_fuser(run, tmp_path, how, says):
+    file = tmp_path / "some.ckpt"
+    torch.save(spoil(run.checkpoint(), how), file)
+    with pytest.raises(UserError, match=rf"--ckpt_path {file}.*{says}"):
+        find_checkpoint(file)
+    with pytest.raises(UserError, match=rf"fuser '{file}'.*{says}"):
+        Communicator.from_pretrained(file)
+
+
+def copied(run: Run, folder: Path) -> Path:
+    """A run that was cut off while it wrote last.ckpt, as a copy."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    for file in (run.folder / "checkpoints").iterdir():
+        whole = file.read_bytes()
+        (folder / "checkpoints" / file.name).write_bytes(whole[:1000] if file.name == "last.ckpt" else whole)
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_taken_where_last_ckpt_is_damaged(run, tmp_path, capsys):
+    folder = copied(run, tmp_path / "run")
+    whole = folder / "checkpoints" / "step=2.ckpt"
+    assert find_checkpoint(folder) == whole
+    assert "last.ckpt: the file is damaged" in capsys.readouterr().err
+    assert newest_fuser(tmp_path) == whole
+    assert "last.ckpt': the file is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"last\.ckpt: the file is damaged.*Go on from {whole}, which is whole"):
+        find_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_that_has_ended_without_checkpoints_is_no_run_to_go_on_with(tmp_path):
+    (tmp_path / "fuser").mkdir()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="neither a run with a checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_checkpoints_are_not_written_by_way_of_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    CheckpointWriter().save_checkpoint({"step": 1}, tmp_path / "checkpoints" / "last.ckpt")
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt") == {"step": 1}
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_old_one(tmp_path, full):
+    folder = tmp_path / "checkpoints"
+    CheckpointWriter().save_checkpoint({"step": 1}, folder / "last.ckpt")
+    large = {"weights": torch.zeros(100_000)}
+    if full:
+        with full_disk(10_000), pytest.raises(UserError, match=r"last\.ckpt cannot be written: File too large"):
+            CheckpointWriter().save_checkpoint(large, folder / "last.ckpt")
+    else:
+        with pytest.raises(UserError, match=r"inside/last\.ckpt cannot be written: Not a directory"):
+            CheckpointWriter().save_checkpoint(large, folder / "last.ckpt" / "inside" / "last.ckpt")
+    assert torch.load(folder / "last.ckpt") == {"step": 1}
+    assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
+
+
+def test_a_signal_promises_no_checkpoint_that_could_not_be_written(fit, tmp_path, capfd):
+    stop = ["--trainer.callbacks+=tests.training.runs.RaiseSignal", "--trainer.callbacks.step=1"]
+    with full_disk(200_000), pytest.raises(SystemExit, match=r"last\.ckpt cannot be written: File too large"):
+        fit("--trainer.max_steps=9", "--trainer.logger=false", *stop, workspace=tmp_path)
+    assert "Go on with" not in "".join(capfd.readouterr())
