@@ -1,25 +1,12 @@
 """A run's record is there as a whole or not at all."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 from jsonargparse import ArgumentParser
 
 from c2c_lightning.training import RunRecord
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Within it no file can be longer than 20 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.disk import full_disk
 
 
 def test_a_configuration_that_cannot_be_written_leaves_the_one_that_is_there(tmp_path):
@@ -32,6 +19,6 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_that_is_there(tmp
     assert "max_steps: '300'" in written
     assert "ckpt_path: null" in written, "so that the file can be run again as it is"
     other = RunRecord(parser, parser.parse_args(["--trainer.max_steps=500"]))
-    with full_disk(), pytest.raises(OSError, match="File too large"):
+    with full_disk(5), pytest.raises(UserError, match="File too large"):
         other.begin(run)
     assert (run.folder / "config.yaml").read_text() == written
