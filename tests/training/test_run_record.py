@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from jsonargparse import ArgumentParser
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.training import RunRecord
 from tests.disk import full_disk
 
