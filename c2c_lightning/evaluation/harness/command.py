@@ -7,7 +7,8 @@ from pathlib import Path
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
-from c2c_lightning.runs import make_folder, newest_fuser
+from c2c_lightning.formats.fuser_folder import named
+from c2c_lightning.runs import make_folder
 
 
 def lm_eval_command(
@@ -24,6 +25,9 @@ def lm_eval_command(
     dtype: str = "auto",
     device: str | None = None,
     max_gen_toks: int = 256,
+    receiver: str | None = None,
+    sharers: list[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Evaluates a fuser on tasks of the lm-evaluation-harness and prints its table.
 
@@ -42,13 +46,15 @@ def lm_eval_command(
         dtype: of the frozen models; auto for the one they were saved in.
         device: where they run, such as cuda:1; None for the GPU if there is one.
         max_gen_toks: new tokens in a response where the task does not say.
+        receiver: folder or hub id of the receiver, where it is no longer where the fuser says.
+        sharers: the same of all sharers.
+        trust_remote_code: import a fuser class that is not one of this package, and so run its file.
 
     Raises:
         UserError: the harness is not installed, or a task, its data or the fuser cannot be had.
     """
     # Before hours of answering.
-    if fuser == "last":
-        fuser = str(newest_fuser())
+    fuser = named(fuser)
     if limit is not None and limit <= 0:
         raise UserError(f"limit is {limit}: give a number of questions, or a share of them below 1.")
     file = None if output is None else Path(output).expanduser()
@@ -71,7 +77,15 @@ def lm_eval_command(
     names = tasks.split(",") if isinstance(tasks, str) else tasks
     results = simple_evaluate(
         model=NAME,
-        model_args={"pretrained": fuser, "dtype": dtype, "fuse": fuse, "max_gen_toks": max_gen_toks},
+        model_args={
+            "pretrained": fuser,
+            "dtype": dtype,
+            "fuse": fuse,
+            "max_gen_toks": max_gen_toks,
+            "receiver": receiver,
+            "sharers": sharers,
+            "trust_remote_code": trust_remote_code,
+        },
         tasks=manager.match([name.strip() for name in names if name.strip()]),
         task_manager=manager,
         num_fewshot=num_fewshot,

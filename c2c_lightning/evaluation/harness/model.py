@@ -42,6 +42,9 @@ class C2CLM(TemplateLM):
         device: where they run; None for the GPU if there is one.
         fuse: False for the receiver alone.
         max_gen_toks: new tokens where a task does not say.
+        receiver: as `Communicator.from_pretrained` takes it.
+        sharers: the same.
+        trust_remote_code: the same.
         **ignored: what the harness hands to every model, such as `max_batch_size`.
 
     Raises:
@@ -56,6 +59,9 @@ class C2CLM(TemplateLM):
         device: str | None = None,
         fuse: bool = True,
         max_gen_toks: int = 256,
+        receiver: str | None = None,
+        sharers: list[str] | str | None = None,
+        trust_remote_code: bool = False,
         **ignored: Any,
     ):
         super().__init__()
@@ -67,7 +73,9 @@ class C2CLM(TemplateLM):
             torch.empty(0, device=self._device)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
             raise UserError(f"device is {device!r}, which is not here: {first_line(error)}.") from error
-        self.communicator = Communicator.from_pretrained(pretrained, dtype).to(self._device)
+        self.communicator = Communicator.from_pretrained(
+            pretrained, dtype, receiver, [sharers] if isinstance(sharers, str) else sharers, trust_remote_code
+        ).to(self._device)
         aligner = self.communicator.models.aligner
         self.tokenizer = aligner.receiver
         # The choices of a question come one after the other, and need its context read only once.
