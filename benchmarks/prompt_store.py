@@ -94,8 +94,8 @@ def seconds(communicator: Communicator, batches: list[Batch], folder: Path) -> t
 
 
 def forget(folder: Path) -> None:
-    """Has the operating system drop shards from memory."""
-    for path in folder.glob("??/*.safetensors"):
+    """Has the operating system drop entries from memory."""
+    for path in folder.rglob("*.val"):
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
