@@ -12,6 +12,7 @@ again, as in the C2C paper (arXiv 2510.03215). For comparison.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,15 @@ Alignment = Literal["spans", "published"]
 UNALIGNED = -1
 CHARACTER = 840  # divisible by 1 to 8, the number of tokens that a character may be spread over
 MARK = "\ue000{}\ue001"
+# Of a reasoning model's message: the thoughts, which its template may leave out of turns that are past.
+THOUGHTS = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+# What `apply_chat_template` is given here, or takes for itself; `tools` and `documents` go on to the template.
+NOT_FOR_TEMPLATES = {"messages", *inspect.signature(Tokenizer.apply_chat_template).parameters} - {
+    "self",
+    "kwargs",
+    "tools",
+    "documents",
+}
 
 
 @dataclass
@@ -88,6 +98,11 @@ class Aligner:
     ):
         if alignment not in ("spans", "published"):
             raise UserError(f"model.alignment is {alignment!r}: give spans or published.")
+        taken = sorted(NOT_FOR_TEMPLATES.intersection(template_kwargs or ()))
+        if taken:
+            raise UserError(
+                f"model.template_kwargs has {taken[0]}, which is not the chat template's to decide: leave it out."
+            )
         self.receiver, self.sharers, self.alignment = receiver, sharers, alignment
         # Qwen3's template opens an empty think block with it; templates that do not know it ignore it.
         self.template_kwargs = {"enable_thinking": False} if template_kwargs is None else template_kwargs
@@ -115,38 +130,69 @@ class Aligner:
     def response_ids(self, messages: list[Message], prompt: AlignedPrompt) -> list[int]:
         """The receiver's ids of the last message, an assistant's, up to and including its end of turn.
 
+        Special tokens in the message are kept, but for one that would end the turn before its end.
+
         Raises:
-            UserError: the receiver's chat template changes the message, or refuses the conversation.
+            UserError: the receiver's chat template changes the message, or refuses the conversation; the message
+                thinks where the prompt says that there is nothing to think; or an end of turn stands in it.
         """
         tokenizer = self.receiver
-        full = self.render(tokenizer, messages, add_generation_prompt=False)
-        if full.startswith(prompt.text):
-            text = full[len(prompt.text) :]
-        else:
-            last = messages[-1]
-            marked = self.render(
-                tokenizer, [*messages[:-1], {**last, "content": MARK.format(0)}], add_generation_prompt=False
-            )
-            head, found, tail = marked.rpartition(MARK.format(0))
-            fitting = [s for s in stripped(last["content"]) if found and full.endswith(s + tail)]
-            # What stands before may differ with the content: a think block in it, say.
-            said = min(fitting, key=lambda s: full != head + s + tail, default=None)
-            if said is None:
-                raise UserError(f"the chat template of {tokenizer.name_or_path!r} changes the assistant's message")
-            text = said + tail
-        response = self.ids_after(prompt, text)
+        text, num_said = self._response(messages, prompt)
+        ids, ends = self._ids_after(prompt, text)
         special = set(tokenizer.all_special_ids)
-        end = next((i for i, token in enumerate(response) if token in special), None)
-        return [*response, tokenizer.eos_token_id] if end is None else response[: end + 1]
+        end = next((i for i, (token, at) in enumerate(zip(ids, ends)) if at > num_said and token in special), None)
+        response = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
+        early = {tokenizer.eos_token_id, response[-1]}.intersection(response[:-1])
+        if early:
+            token = tokenizer.convert_ids_to_tokens(early.pop())
+            raise UserError(f"the assistant's message has {token!r} in its text, a token that ends a turn")
+        return response
+
+    def _response(self, messages: list[Message], prompt: AlignedPrompt) -> tuple[str, int]:
+        """What follows the prompt: the message and its end of turn, and how many characters the message has of it."""
+        said = messages[-1]["content"]
+        thoughts, asked = THOUGHTS.match(said), prompt.text.rstrip()
+        if thoughts and asked.endswith("</think>"):
+            if thoughts.group(1).strip():
+                raise UserError(
+                    "the assistant's message begins with a <think> block, but the prompt has an empty one already: "
+                    "give model.template_kwargs {enable_thinking: true}, or take the blocks out of the data"
+                )
+            said = said[thoughts.end() :]
+        opened = thoughts is not None and asked.endswith("<think>")
+        if opened:
+            said = said[thoughts.start(1) :].lstrip()
+        full = self.render(self.receiver, messages, add_generation_prompt=False)
+        marked = [*messages[:-1], {**messages[-1], "content": MARK.format(0)}]
+        head, found, tail = self.render(self.receiver, marked, add_generation_prompt=False).rpartition(MARK.format(0))
+        text = full[len(prompt.text) :]
+        # White space may change around thoughts, and nothing else.
+        whole = "".join(said.split()) in "".join(text.split())
+        if found and full.startswith(prompt.text) and text.endswith(tail) and whole:
+            return text, len(text) - len(tail)
+        if found and opened:  # templates that open a block leave it out of turns that are past
+            return said + tail, len(said)
+        fitting = [s for s in stripped(said) if found and full.endswith(s + tail)]
+        # What stands before may differ with the content: a think block in it, say.
+        kept = min(fitting, key=lambda s: full != head + s + tail, default=None)
+        if kept is None:
+            raise UserError(f"the chat template of {self.receiver.name_or_path!r} changes the assistant's message")
+        return kept + tail, len(kept)
 
     def ids_after(self, prompt: AlignedPrompt, text: str) -> list[int]:
         """The receiver's ids of a text that goes on from a prompt."""
-        ids = self.receiver(prompt.text + text, add_special_tokens=False).input_ids
+        return self._ids_after(prompt, text)[0]
+
+    def _ids_after(self, prompt: AlignedPrompt, text: str) -> tuple[list[int], list[int]]:
+        """See `ids_after`; also how many of the text's characters have been read by each token's end."""
+        whole = self.receiver(prompt.text + text, add_special_tokens=False, return_offsets_mapping=True)
         start = len(prompt.receiver_ids)
-        if ids[:start] == prompt.receiver_ids:
-            return ids[start:]
+        if whole.input_ids[:start] == prompt.receiver_ids:
+            ends = [end - len(prompt.text) for _, end in whole.offset_mapping]
+            return whole.input_ids[start:], ends[start:]
         # Prompt and text merge in a token; generation starts from the prompt's own tokens.
-        return self.receiver(text, add_special_tokens=False).input_ids
+        alone = self.receiver(text, add_special_tokens=False, return_offsets_mapping=True)
+        return alone.input_ids, [end for _, end in alone.offset_mapping]
 
     def render(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool = True) -> str:
         """A conversation as text, as the tokenizer's chat template has it.
@@ -180,13 +226,17 @@ class Aligner:
         at, spans = len(first), {}
         for i, after in zip(found, frame_after):
             content = messages[i]["content"]
-            said = next((s for s in stripped(content) if text.startswith(s + after, at)), None)
+            thoughts = THOUGHTS.match(content) if messages[i]["role"] == "assistant" else None
+            # A template may leave out what was thought in a turn that is past.
+            leads = [0] if thoughts is None else [0, content.index("</think>") + len("</think>")]
+            ways = ((s, lead + content[lead:].index(s)) for lead in leads for s in stripped(content[lead:]))
+            said, skipped = next(((s, n) for s, n in ways if text.startswith(s + after, at)), (None, 0))
             if said is None:
                 raise UserError(
                     f"the chat template of {tokenizer.name_or_path!r} changes the text of the "
                     f"{messages[i]['role']}'s message, or what stands around it by what it says"
                 )
-            spans[i] = Span(at, at + len(said), content.index(said))
+            spans[i] = Span(at, at + len(said), skipped)
             at += len(said) + len(after)
         blank = Span(0, 0)
         for i in range(len(messages)):

@@ -186,3 +186,11 @@ def test_template_kwargs_reach_every_template():
     tokenizer = with_template(template)
     assert Aligner(tokenizer, []).prompt(user("Oslo")).text == "quiet Oslo"
     assert Aligner(tokenizer, [], template_kwargs={}).prompt(user("Oslo")).text == "Oslo"
+
+
+@pytest.mark.parametrize(
+    "key", ["tokenize", "return_dict", "return_tensors", "add_generation_prompt", "messages", "padding"]
+)
+def test_what_is_not_the_templates_to_decide_is_refused_by_name(key):
+    with pytest.raises(ValueError, match=rf"model\.template_kwargs has {key}, which is not the chat template's"):
+        Aligner(tiny.tokenizer("chatml"), [], template_kwargs={key: True})
