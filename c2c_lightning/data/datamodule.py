@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from c2c_lightning.data.batch_maker import LEFT_OUT, BatchMaker
-from c2c_lightning.data.loader import BatchStream, Loader
+from c2c_lightning.data.loader import BatchStream, Loader, lengths_of
 from c2c_lightning.data.partners import Partners
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
@@ -22,6 +23,8 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.models import Aligner, Batch
 
 log = logging.getLogger(__name__)
+# If none of so many of the shortest examples can be used, nothing can.
+TRIED = 32
 
 
 class InstructionData(L.LightningDataModule):
@@ -92,11 +95,6 @@ class InstructionData(L.LightningDataModule):
             raise UserError(f"data.max_length is {max_length}: a prompt and a response need at least 2 tokens.")
         columns = (prompt_column, response_column) if prompt_column and response_column else None
         val_split = val_split or split
-        if val_path and (val_path, val_split) == (path, split):
-            raise UserError(
-                f"data.val_path {val_path!r} is data.path, so validation would be on what was trained on: give "
-                "another, or another data.val_split, or neither to hold out data.val_fraction."
-            )
         self.source = Source(path, split, subset, streaming, columns, supervise)
         self.val_source = (
             Source(val_path, val_split, subset, False, columns, supervise, "data.val_") if val_path else None
@@ -105,6 +103,13 @@ class InstructionData(L.LightningDataModule):
             log.warning("data.streaming without data.val_path: there is no validation.")
         for source in filter(None, (self.source, self.val_source)):
             source.check()
+        both = self.source.shared(self.val_source) if self.val_source else None
+        if both:
+            raise UserError(
+                f"data.val_path {val_path!r} and data.path {path!r} both have {both}, so validation would be on what "
+                f"was trained on: give another, or another data.val_split (a part of it, such as {split}[:100], if "
+                "that is what you want), or neither to hold out data.val_fraction."
+            )
         self.val_fraction, self.streaming, self.max_length = val_fraction, streaming, max_length
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.bucket = bucket
@@ -115,21 +120,21 @@ class InstructionData(L.LightningDataModule):
 
     def train_examples(self) -> Sequence[Example] | Callable[[], Iterable[Example]]:
         """What to train on: a sequence, or (streaming) a function that yields it."""
-        if self.streaming:
-            return partial(_stream, self.source)
-        return self._parts[0]
+        return partial(_stream, self.source) if self.streaming else self._parts[0]
 
     def val_examples(self) -> Sequence[Example]:
         """What to validate on; may be empty."""
-        if self.val_source is not None:
-            return StoredExamples.of(self.val_source)
-        return [] if self.streaming else self._parts[1]
+        return self._parts[1]
 
     @cached_property
     def _parts(self) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Examples to train on (none of a stream) and to validate on."""
+        validation = [] if self.val_source is None else StoredExamples.of(self.val_source)
+        if self.streaming:
+            return [], validation
         stored = StoredExamples.of(self.source)
         if self.val_source is not None or self.val_fraction == 0:
-            return stored, []
+            return stored, validation
         # Which records are held out must not depend on the run's seed, or runs could not be compared.
         kept, held_out = stored.hold_out(self.val_fraction, np.random.default_rng(0))
         if not len(held_out):
@@ -139,8 +144,24 @@ class InstructionData(L.LightningDataModule):
             )
         return kept, held_out
 
+    def setup(self, stage: str) -> None:
+        """Reads the data, and sees that something in it can be used, before models are loaded and folders made.
+
+        Raises:
+            UserError: the data cannot be read, or each of the shortest examples is too long or refused by a template.
+        """
+        make_batch = BatchMaker(self.aligner, self.max_length, self.exact_answers)
+        for examples in (self.train_examples(), self.val_examples()) if stage == "fit" else (self.val_examples(),):
+            if callable(examples):
+                make_batch.check(islice(examples(), self.buffer))
+            elif len(examples):
+                shortest = np.argsort(lengths_of(examples).sum(axis=1), kind="stable")[:TRIED]
+                make_batch.check(examples[i] for i in shortest.tolist())
+
     def train_dataloader(self) -> Loader:
-        return self._loader(self.train_examples(), self.batch_size, self.seed)
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        # Shuffled, the first batches would be others in every epoch.
+        return self._loader(self.train_examples(), self.batch_size, None if overfit else self.seed)
 
     def val_dataloader(self) -> Loader | list:
         examples = self.val_examples()
@@ -177,22 +198,18 @@ class InstructionData(L.LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         global_batch = batch_size * world_size
         make_batch = BatchMaker(self.aligner, self.max_length, self.exact_answers)
-
-        def stream(epoch: int, start: int) -> BatchStream:
-            return BatchStream(
-                examples,
-                make_batch,
-                global_batch,
-                rank,
-                world_size,
-                seed,
-                self.buffer,
-                self.bucket,
-                epoch,
-                start,
-                partners,
-            )
-
+        stream = partial(
+            BatchStream,
+            examples,
+            partners,
+            make_batch,
+            global_batch,
+            rank,
+            world_size,
+            seed,
+            self.buffer,
+            self.bucket,
+        )
         num_examples = None if callable(examples) else len(examples)
         num_batches = None if num_examples is None else -(-num_examples // global_batch)
         order = {

@@ -8,6 +8,7 @@ where it was cut off: the state is a pair of numbers, and what the order depends
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,6 @@ from c2c_lightning.models import Batch
 # batches (9% of GSM8K's tokens are padding; of 50 batches it would be 13%), few enough that every
 # epoch makes others.
 BUCKET_BATCHES = 400
-# If none of so many of the shortest examples can be used, nothing can.
-TRIED = 32
 
 
 def arrange(
@@ -63,13 +62,15 @@ def _alike(places: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.
     return _alike(places[:half], lengths, batch_size) + _alike(places[half:], lengths, batch_size)
 
 
+@dataclass(eq=False)
 class BatchStream(IterableDataset):
     """This rank's and this worker's batches of one epoch.
 
     In a DataLoader worker a UserError comes out as the last item instead of being raised.
 
-    Args:
+    Attributes:
         examples: a sequence of examples, or (streaming) a function that yields them in order.
+        partners: of the examples, if they are a sequence; see `Batch.partners`.
         make_batch: tokenizes; called in the worker.
         batch_size: over all ranks.
         rank, world_size: which part of each global batch to take.
@@ -78,27 +79,19 @@ class BatchStream(IterableDataset):
         bucket: make batches of examples of like length.
         epoch: changes the shuffled order.
         start: global batches of this epoch to leave out.
-        partners: of the examples, if they are a sequence; see `Batch.partners`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example] | Callable[[], Iterable[Example]],
-        make_batch: BatchMaker,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int | None,
-        buffer: int,
-        bucket: bool,
-        epoch: int,
-        start: int,
-        partners: Partners | None = None,
-    ):
-        self.examples, self.make_batch, self.batch_size = examples, make_batch, batch_size
-        self.rank, self.world_size, self.seed, self.bucket = rank, world_size, seed, bucket
-        self.pool_size = -(-buffer // batch_size) * batch_size
-        self.epoch, self.start, self.partners = epoch, start, partners
+    examples: Sequence[Example] | Callable[[], Iterable[Example]]
+    partners: Partners | None
+    make_batch: BatchMaker
+    batch_size: int
+    rank: int
+    world_size: int
+    seed: int | None
+    buffer: int
+    bucket: bool
+    epoch: int
+    start: int
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
@@ -123,21 +116,23 @@ class BatchStream(IterableDataset):
 
     def _global_batches(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
         rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))
-        for i, (examples, lengths) in enumerate(self._pools()):
-            if i == 0:
-                shortest = np.argsort(lengths.sum(axis=1), kind="stable")[:TRIED]
-                self.make_batch.check(examples[int(k)] for k in shortest)
+        for examples, lengths in self._pools():
             for places in arrange(lengths, self.batch_size, rng, self.bucket):
                 yield examples, places
 
     def _pools(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
         """The examples, or a buffer of them after the other, with their lengths."""
-        if isinstance(self.examples, StoredExamples):
-            yield self.examples, self.examples.lengths
-            return
-        pools = _cut(self.examples(), self.pool_size) if callable(self.examples) else [self.examples]
+        size = -(-self.buffer // self.batch_size) * self.batch_size
+        pools = _cut(self.examples(), size) if callable(self.examples) else [self.examples]
         for pool in pools:
-            yield pool, np.array([example.lengths for example in pool])
+            yield pool, lengths_of(pool)
+
+
+def lengths_of(examples: Sequence[Example]) -> np.ndarray:
+    """(examples, 2) characters of prompt and response."""
+    if isinstance(examples, StoredExamples):
+        return examples.lengths
+    return np.array([example.lengths for example in examples])
 
 
 def _cut(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
+SHORT = reprlib.Repr()  # of values that may be long, or nested so deep that repr() cannot
+SHORT.maxstring, SHORT.maxlist = 100, 20
 
 ROLES = {
     "system": "system",
@@ -65,7 +68,7 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
     if columns is not None:
         missing = [column for column in columns if column not in record]
         if missing:
-            raise MalformedRecord(f"no column {missing[0]!r} among {sorted(record)}")
+            raise MalformedRecord(f"no column {missing[0]!r} among {SHORT.repr(sorted(record))}")
         return _pair(record[columns[0]], record[columns[1]])
     for key in ("messages", "conversations"):
         if key in record:
@@ -74,13 +77,13 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         instruction, extra = record["instruction"], record.get("input")
         for part in (instruction, extra or ""):
             if not isinstance(part, str):
-                raise MalformedRecord(f"the user's text is {part!r}")
+                raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
         return _pair(f"{instruction}\n\n{extra}" if extra else instruction, record["output"])
     for prompt, response in PAIRS:
         if prompt in record and response in record:
             return _pair(record[prompt], record[response])
     raise MalformedRecord(
-        f"columns {sorted(record)} are no known format; name them with data.prompt_column and data.response_column"
+        f"columns {SHORT.repr(sorted(record))} are no known format; name them with data.prompt_column and data.response_column"
     )
 
 
@@ -107,9 +110,9 @@ def _chat(turns: Any, key: str) -> list[Message]:
         speaker = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         if not isinstance(speaker, str) or speaker not in ROLES:
-            raise MalformedRecord(f"a turn of {key} is by {speaker!r}, none of {sorted(ROLES)}")
+            raise MalformedRecord(f"a turn of {key} is by {SHORT.repr(speaker)}, none of {sorted(ROLES)}")
         if not isinstance(content, str) or not (content.strip() or speaker == "system"):
-            raise MalformedRecord(f"the {ROLES[speaker]}'s text is {content!r}")
+            raise MalformedRecord(f"the {ROLES[speaker]}'s text is {SHORT.repr(content)}")
         try:
             content.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes

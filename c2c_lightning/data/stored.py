@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.data.source import Source
+from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,15 @@ class StoredExamples(Sequence[Example]):
         kwargs = {"source": source, "versions": json.dumps(source.versions())}
         try:
             stored = cls(datasets.Dataset.from_generator(_stored_rows, gen_kwargs=kwargs))
-        except DatasetGenerationError as error:
-            if isinstance(error.__cause__, ValueError):
-                raise error.__cause__ from None
+        except (DatasetGenerationError, OSError) as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, UserError):
+                raise cause from None
+            if isinstance(cause, OSError):
+                raise UserError(
+                    f"{datasets.config.HF_DATASETS_CACHE}, where examples are kept, cannot be written: {cause}. "
+                    "Make room, or name another folder in HF_DATASETS_CACHE."
+                ) from error
             raise
         return stored._without_malformed(str(source.path))
 

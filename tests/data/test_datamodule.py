@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import Counter
+from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 from some_data import LONG, pairs, write_jsonl
 
+from c2c_lightning.cli.commands import main
 from c2c_lightning.data import InstructionData
 from c2c_lightning.models import Aligner
+from tests.training.runs import BASE
 
 
 def responses(examples) -> list[str]:
@@ -87,18 +92,17 @@ def test_an_example_that_is_too_long_is_left_out_and_counted_and_never_cut(strea
     assert all(batch.prompt_ids.shape[1] + batch.response_ids.shape[1] <= 200 for batch in batches)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_data_that_are_all_too_long_stop_at_once(streaming, num_workers, tmp_path, aligner):
-    file = write_jsonl(tmp_path / "data.jsonl", [LONG] * 3)
-    data = InstructionData(
-        file, val_fraction=0, streaming=streaming, num_workers=num_workers, max_length=200, aligner=aligner
-    )
+@pytest.mark.parametrize("held_out", [False, True])
+def test_data_that_are_all_too_long_are_refused_before_a_run_begins(streaming, held_out, tmp_path, aligner):
+    long, usable = write_jsonl(tmp_path / "long.jsonl", [LONG] * 3), write_jsonl(tmp_path / "usable.jsonl", pairs(3))
+    path, val_path = (usable, long) if held_out else (long, usable)
+    data = InstructionData(path, val_path=val_path, streaming=streaming, max_length=200, aligner=aligner)
     with pytest.raises(
         ValueError, match=r"^data.max_length is 200, but even the shortest examples are longer"
     ) as error:
-        next(iter(data.train_dataloader()))
-    assert f"{file}:1 has " in str(error.value)
+        data.setup("fit")
+    assert f"{long}:1 has " in str(error.value)
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def test_a_record_that_a_chat_template_refuses_is_left_out_and_counted(tmp_path,
 def test_data_that_a_chat_template_refuses_altogether_stop_at_once(tmp_path, strict_aligner):
     data = InstructionData(write_jsonl(tmp_path / "data.jsonl", [SYSTEM] * 5), val_fraction=0, aligner=strict_aligner)
     with pytest.raises(ValueError, match=r"no example can be read.*System role not supported"):
-        next(iter(data.train_dataloader()))
+        data.setup("fit")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -148,7 +152,7 @@ def test_malformed_data_stop_a_stream_with_the_same_message_in_any_process(num_w
         ({"val_path": "./nowhere"}, "data.val_path './nowhere': no such file or folder"),
         ({"path": "notes.txt"}, "data.path 'notes.txt': give JSONL or Parquet, not .txt"),
         ({"path": "empty"}, "data.path 'empty': the folder has no JSONL or Parquet file"),
-        ({"val_path": "data.jsonl"}, "data.val_path 'data.jsonl' is data.path"),
+        ({"val_path": "data.jsonl"}, "data.val_path 'data.jsonl' and data.path 'data.jsonl' both have data.jsonl"),
         ({"batch_size": 0}, "data.batch_size is 0: it must be at least 1"),
         ({"val_batch_size": 0}, "data.val_batch_size is 0"),
         ({"buffer": 0}, "data.buffer is 0"),
@@ -167,6 +171,84 @@ def test_what_a_user_gets_wrong_is_refused_before_anything_is_read(settings, mes
     write_jsonl(tmp_path / "data.jsonl", pairs(3))
     with pytest.raises(ValueError, match=message):
         InstructionData(**{"path": "data.jsonl", **settings})
+
+
+def test_the_file_that_is_trained_on_is_not_validated_on_whatever_its_name_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "data.jsonl", pairs(9))
+    (tmp_path / "link.jsonl").symlink_to("data.jsonl")
+    (tmp_path / "hard_link.jsonl").hardlink_to("data.jsonl")
+    for val_path in ("./data.jsonl", str(tmp_path / "data.jsonl"), "link.jsonl", "hard_link.jsonl", ["link.jsonl"]):
+        for path in ("data.jsonl", ["data.jsonl"], "."):
+            with pytest.raises(ValueError, match=r"so validation would be on what was trained on: give another"):
+                InstructionData(path, val_path=val_path)
+    with pytest.raises(ValueError, match="both have nobody/no-data"):
+        InstructionData("nobody/no-data", val_path="nobody/no-data")
+    wish = InstructionData("data.jsonl", val_path="./data.jsonl", val_split="train[:3]")
+    assert (len(wish.train_examples()), len(wish.val_examples())) == (9, 3)
+
+
+def test_overfitting_goes_over_the_same_batches_in_every_epoch(tmp_path, aligner):
+    class Answers(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.given = torch.nn.Parameter(torch.zeros(())), []
+
+        def training_step(self, batch, batch_idx):
+            self.given.append((batch.epoch, batch.references))
+            return self.weight * 0.0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = InstructionData(
+        write_jsonl(tmp_path / "data.jsonl", pairs(40)), batch_size=4, exact_answers=True, aligner=aligner
+    )
+    module = Answers()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    L.Trainer(accelerator="cpu", overfit_batches=2, max_epochs=3, **quiet).fit(module, datamodule=data)
+    assert [epoch for epoch, _ in module.given] == [0, 0, 1, 1, 2, 2]
+    batches = [references for _, references in module.given]
+    assert batches[:2] == batches[2:4] == batches[4:]
+    assert batches[0] != batches[1]
+
+
+UNREADABLE = {
+    "empty": b"",
+    "binary": bytes(range(256)) * 9,
+    "deep": b'{"prompt": ' + b"[" * 2000 + b"]" * 2000 + b', "response": "6"}',
+    "latin-1": '{"prompt": "café?", "response": "ja"}'.encode("latin-1"),
+    "numbers": b'{"prompt": 6, "response": 7}',
+    "null": b'{"messages": [{"role": "user", "content": "Six?"}, {"role": "assistant", "content": null}]}',
+    "surrogate": b'{"prompt": "\\ud800", "response": "6"}',
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_data_that_cannot_be_read_are_one_message_and_leave_nothing_behind(kind, tmp_path, monkeypatch):
+    (tmp_path / "bad.jsonl").write_bytes(UNREADABLE[kind])
+    error = refused(tmp_path, monkeypatch)
+    assert "bad.jsonl' has no records" in error if kind == "empty" else "bad.jsonl:1: " in error
+
+
+def test_data_of_which_nothing_can_be_used_leave_nothing_behind(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "bad.jsonl", pairs(9))
+    error = refused(tmp_path, monkeypatch, "--data.init_args.max_length=2")
+    assert "data.max_length is 2, but even the shortest examples are longer" in error
+    error = refused(tmp_path, monkeypatch, '--model.template_kwargs={"tokenize": true}')
+    assert "model.template_kwargs has tokenize" in error
+
+
+def refused(folder: Path, monkeypatch, *args: str) -> str:
+    """What `fit` on `bad.jsonl` says when it refuses it, having made no folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    before = {path.name for path in folder.iterdir()}
+    data = ["--data=InstructionData", "--data.init_args.path=bad.jsonl"]
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", BASE, *data, "--trainer.logger=false", *args])
+    assert {path.name for path in folder.iterdir()} - before <= {"datasets_cache"}
+    return str(exit.value)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from some_data import pairs, write_jsonl
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
+from c2c_lightning.errors import UserError
 
 FORMATS = {
     "openai": {"messages": [{"role": "user", "content": "Six?"}, {"role": "assistant", "content": "6"}]},
@@ -86,6 +87,74 @@ def test_an_unknown_split_is_refused_with_those_that_there_are(tmp_path):
         StoredExamples.of(Source(path, split="dev"))
 
 
+def split_folder(folder: Path) -> Path:
+    """Files of three splits, in the ways that data are handed round."""
+    for name, numbers in {
+        "chats_train.jsonl": range(10),
+        "more/train-00001-of-00002.jsonl": range(10, 20),
+        "val/part.jsonl": range(20, 24),
+        "testing.jsonl": range(24, 30),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, [pairs(30)[i] for i in numbers])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers"),
+    [
+        ("train", range(20)),
+        ("train[:5]", range(5)),
+        ("train[8:12]", range(8, 12)),
+        ("train[90%:]", range(18, 20)),
+        ("train[-1:]", [19]),
+        ("train[5:2]", []),
+        ("validation", range(20, 24)),
+        ("val", range(20, 24)),
+        ("test[:2]+validation", [24, 25, 20, 21, 22, 23]),
+    ],
+)
+def test_a_split_and_a_part_of_it_are_read_from_a_folder_and_a_saved_dataset_alike(split, numbers, tmp_path):
+    folder = split_folder(tmp_path / "folder")
+    saved = {name: list(Source(str(folder), name).rows()) for name in ("train", "validation", "test")}
+    tables = {name: datasets.Dataset.from_list([record for _, record in rows]) for name, rows in saved.items()}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "saved")
+    for path in (folder, tmp_path / "saved"):
+        source = Source(str(path), split)
+        source.check()
+        assert [record["response"] for _, record in source.rows()] == [f"answer {i}" for i in numbers]
+
+
+def test_a_part_is_taken_of_a_file_and_of_a_folder_whose_files_name_no_split(tmp_path):
+    (tmp_path / "data").mkdir()
+    paths = [write_jsonl(tmp_path / "data" / f"{name}.jsonl", pairs(8)) for name in "ab"]
+    for path, number in ((paths[0], 6), (str(tmp_path / "data"), 12)):
+        rows = list(Source(path, "train[:75%]").rows())
+        assert len(rows) == number
+    datasets.Dataset.from_list(pairs(8)).save_to_disk(tmp_path / "saved")
+    assert len(list(Source(str(tmp_path / "saved"), "train[:3]").rows())) == 3
+    assert len(list(Source(paths[0], "train[:2]+train[6:]").rows())) == 4
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("dev2", r"data\.split is 'dev2', but .* has \['testing', 'train', 'val'\]"),
+        ("train[:x]", r"data\.split is 'train\[:x\]': give a split, or a part of one"),
+        ("train+", "data.split is 'train\\+', but .* has"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused_before_anything_is_read(split, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Source(str(split_folder(tmp_path)), split).check()
+
+
+def test_two_splits_of_a_file_are_refused(tmp_path):
+    file = write_jsonl(tmp_path / "data.jsonl", pairs(3))
+    with pytest.raises(ValueError, match=r"data\.split is 'train\+test', but .* has no splits: name one"):
+        Source(file, "train+test").check()
+
+
 def test_a_hub_dataset_that_is_not_there_is_one_clear_error():
     for streaming in (False, True):
         source = Source("nobody/no-data-v1.5", streaming=streaming)
@@ -96,12 +165,22 @@ def test_a_hub_dataset_that_is_not_there_is_one_clear_error():
         StoredExamples.of(Source("nobody/no-data"))
 
 
+def deep(levels: int = 2000) -> str:
+    return "[" * levels + "]" * levels
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b'{"prompt": "caf\xe9", "response": "yes"}', "not JSON: 'utf-8' codec can't decode"),
         (b'{"prompt": "cut o', "not JSON"),
         (b"[1, 2]", "it is a list, not an object"),
+        (b'{"prompt": "Six?", "response": ' + deep().encode() + b"}", "not JSON: maximum recursion depth"),
+        (b'{"prompt": "Six?", "response": ' + deep(400).encode() + b"}", "the assistant's text is [[["),
+        (b'{"prompt": "Six?", "response": "\\ud800"}', "the assistant's text is not Unicode"),
+        (b'{"prompt": "Six?", "response": [{"type": "text", "text": "6"}]}', "the assistant's text is [{"),
+        (b'{"prompt": "Six?", "response": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
+        (bytes(range(128, 256)), "not JSON: "),
         (b'{"prompt": "Six?"}', "are no known format"),
         (b'{"prompt": "Six?", "response": null}', "the assistant's text is None"),
         (b'{"messages": [{"role": "judge", "content": "Six?"}]}', "a turn of messages is by 'judge'"),
@@ -139,8 +218,25 @@ def test_a_damaged_file_is_one_error_that_names_it(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "Six?", "response": "6"}\n' * 1000)[:40])
     (tmp_path / "text.parquet").write_text("prompt,response")
     (tmp_path / "cut.json").write_text('[{"prompt": "Six?", "response"')
-    for file in ("cut.jsonl.gz", "text.parquet", "cut.json"):
-        with pytest.raises(ValueError, match=f"data.path: .*{file} cannot be read: "):
+    (tmp_path / "deep.json").write_text(deep())
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "folder.jsonl" / "text.parquet").mkdir()
+    for name in ("dataset_dict.json", "state.json"):
+        (tmp_path / name.partition(".")[0]).mkdir()
+        (tmp_path / name.partition(".")[0] / name).write_text("\0 garbage")
+    datasets.Dataset.from_list(pairs(3)).save_to_disk(tmp_path / "arrow")
+    next((tmp_path / "arrow").glob("*.arrow")).write_bytes(b"garbage")
+    for file in (
+        "cut.jsonl.gz",
+        "text.parquet",
+        "cut.json",
+        "deep.json",
+        "folder.jsonl",
+        "dataset_dict",
+        "state",
+        "arrow",
+    ):
+        with pytest.raises(UserError, match=f"data.path: .*{file}.* cannot be read: "):
             StoredExamples.of(Source(str(tmp_path / file)))
 
 
