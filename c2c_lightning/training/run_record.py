@@ -168,6 +168,6 @@ def summarize(run: TrainedRun, seconds: float) -> None:
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.1%}" if is_share(name) else f"{value:,.4g}")
-    console = Console()
+    console = Console(markup=False)  # folders may have brackets in their names
     console.print(table)
     console.print(f"fuser, checkpoints and summary.json: {run.folder}", soft_wrap=True)

@@ -10,9 +10,8 @@ import pytest
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import answer_file
-from c2c_lightning.evaluation.report.comparison import compare_runs
+from c2c_lightning.evaluation.report.comparison import compare_runs, load_evaluations
 from c2c_lightning.evaluation.report.findings import findings
-from c2c_lightning.evaluation.report.finished import load_evaluations
 from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.runs import RESULTS_FILE
 from tests.evaluation.invented import Invented, results, right
@@ -107,7 +106,7 @@ def test_settings_are_shown_where_they_differ(evaluation):
     evaluation("a")
     evaluation("b", gate="kind open", layers="all")
     compare_runs(["a", "b"])
-    table = page().tables[-1]
+    table = page().tables[-2]
     assert table == [["setting", "a", "b"], ["gate", "kind learned", "kind open"], ["layers", "–", "all"]]
     assert "Qwen3-0.6B" in page().words
 
@@ -143,12 +142,44 @@ def test_what_is_no_evaluation_is_named_with_the_remedy(evaluation, tmp_path):
     assert not (tmp_path / "comparison").exists()
     with pytest.raises(UserError, match="empty list"):
         compare_runs([])
-    incomplete = '{"title": "t", "facts": {}, "benchmarks": {"nano": {}}}'
-    misshapen = '{"title": "t", "facts": [], "benchmarks": []}'
-    for text in ("{", "[]", '{"title": "t"}', incomplete, misshapen):
-        (tmp_path / "a" / "results.json").write_text(text)
-        with pytest.raises(UserError, match=r"a/results\.json"):
+
+
+def test_a_damaged_file_of_results_is_one_message_that_says_where(evaluation, tmp_path):
+    found, _ = evaluation("a")
+    file = tmp_path / "a" / "results.json"
+    whole = json.loads(file.read_text())
+    spoilt = {
+        "benchmarks.invented.methods: Input should be an object": {"methods": []},
+        "benchmarks.invented.raw_gain: Input should be an object": {"raw_gain": "large"},
+        "benchmarks.invented.prompt: Input should be an object": {"prompt": None},
+        "benchmarks.invented.question_specific_gain.over: Field required": {
+            "question_specific_gain": found["raw_gain"]
+        },
+    }
+    texts = {m: json.dumps(whole | {"benchmarks": {"invented": found | c}}) for m, c in spoilt.items()} | {
+        "Invalid JSON: recursion limit": "[" * 3000,
+        "Invalid JSON": "{",
+        "Input should be": "[]",
+        "facts: Field required": '{"title": "t"}',
+        "facts.gate: Input should be a valid string": json.dumps(whole | {"facts": {"gate": {"kind": "open"}}}),
+        "should match pattern": json.dumps(whole | {"benchmarks": {"../x": found}}),
+        "benchmarks.invented.benchmark": json.dumps(
+            whole | {"benchmarks": {"invented": found | {"benchmark": "../x"}}}
+        ),
+    }
+    for message, text in texts.items():
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"a/results\.json is damaged: .*the answers are kept") as error:
             compare_runs(["a"])
+        assert message in str(error.value)
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_folder_may_have_brackets_and_commas_in_its_name(evaluation, tmp_path):
+    evaluation("run[1],x/evaluation-[2]")
+    compare_runs("run[1],x", "out[3]")
+    assert (tmp_path / "out[3]" / "comparison.html").exists()
+    assert [each.label for each in load_evaluations(["run[1],x"])] == ["run[1],x"]
 
 
 def test_the_same_evaluations_give_the_same_bytes(evaluation, tmp_path):

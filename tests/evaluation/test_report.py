@@ -10,8 +10,7 @@ import pytest
 
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.report.findings import findings
-from c2c_lightning.evaluation.report.page import write_report
-from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.wording import sections
 from tests.evaluation.invented import results, right
 from tests.evaluation.page import Page, pipe_tables

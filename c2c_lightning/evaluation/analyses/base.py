@@ -20,8 +20,8 @@ from c2c_lightning.evaluation.report.formatting import (
     score,
     score_interval,
 )
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate, accuracy, compare
 
 

@@ -22,8 +22,8 @@ from c2c_lightning.drawing.style import (
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
 from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate
 
 TEXT = """\

@@ -21,8 +21,8 @@ from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import cache_bytes
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch, Reading

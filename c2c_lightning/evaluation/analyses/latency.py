@@ -21,8 +21,8 @@ from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.evaluation.report.formatting import NOTHING
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 
 METHODS = ("receiver", "sharer", "text_to_text", "c2c", "c2c_after_text")
 STAGES = {  # and their colours

@@ -27,8 +27,8 @@ from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C, Method
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Reading

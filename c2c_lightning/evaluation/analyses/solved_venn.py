@@ -14,8 +14,8 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.report.formatting import percent
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 
 METHODS = ("receiver", "sharer", "c2c")
 TEXT = """\

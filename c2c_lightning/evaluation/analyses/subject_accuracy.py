@@ -12,8 +12,8 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.forest import INK
 from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis, with_interval
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.evaluation.report.statistics import Estimate, accuracy
 
 METHODS = ("receiver", "sharer", "text_to_text", "c2c")

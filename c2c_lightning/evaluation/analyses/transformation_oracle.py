@@ -24,8 +24,8 @@ from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
 from c2c_lightning.evaluation.analyses.token_sample import TokenSample
 from c2c_lightning.evaluation.asking.observing import Observer
 from c2c_lightning.evaluation.report.formatting import percent
+from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.section import Section
 from c2c_lightning.fuser import PART_NAMES
 
 DRAWN = 250  # tokens of every kind in a picture

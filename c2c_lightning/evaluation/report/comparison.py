@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from c2c_lightning.drawing.forest import INK, PALE, Row, draw_forest
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings
-from c2c_lightning.evaluation.report.finished import FinishedEvaluation, load_evaluations
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.asking.answers import Answer, answer_file
+from c2c_lightning.evaluation.report.findings import (
+    C2C,
+    RECEIVER,
+    SHARER,
+    TEXT_TO_TEXT,
+    Compared,
+    Findings,
+    Results,
+    compared,
+)
 from c2c_lightning.evaluation.report.formatting import NOTHING, p_value, plain, points_with_interval, score, verdict
-from c2c_lightning.evaluation.report.page import write_report
-from c2c_lightning.evaluation.report.reading_guide import reading_guide
-from c2c_lightning.evaluation.report.section import Section
+from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.statistics import compare
-from c2c_lightning.runs import make_folder
+from c2c_lightning.evaluation.report.wording import reading_guide
+from c2c_lightning.files import read_json
+from c2c_lightning.runs import RESULTS_FILE, make_folder
 
 SHOWN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
+
+
+@dataclass
+class FinishedEvaluation:
+    """What an evaluation has left behind.
+
+    Attributes:
+        label: what sets its folder apart from the others'.
+        folder: where it lies.
+        facts: its settings.
+        benchmarks: its findings, by benchmark.
+    """
+
+    label: str
+    folder: Path
+    facts: dict[str, str]
+    benchmarks: dict[str, Findings]
+
+    def answers(self, benchmark: str) -> dict[str, Answer]:
+        """C2C's answers by question id; empty if they are not kept."""
+        return answer_file(self.folder, benchmark, C2C).read()
 
 
 def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
@@ -38,7 +70,9 @@ def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
     Raises:
         UserError: one of them holds no finished evaluation.
     """
-    found = load_evaluations(runs.split(",") if isinstance(runs, str) else runs)
+    if isinstance(runs, str):
+        runs = [runs] if os.path.exists(runs) else runs.split(",")
+    found = load_evaluations(runs)
     folder = Path(output)
     make_folder(folder, "output")
     names = list(dict.fromkeys(name for each in found for name in each.benchmarks))
@@ -48,6 +82,51 @@ def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
     parts["How to read this"] = reading_guide([findings for each in found for findings in each.benchmarks.values()])
     file = write_report(folder, f"{len(found)} evaluations side by side", common, parts, "comparison")
     print(f"comparison: {file}")
+
+
+def load_evaluations(given: Sequence[str]) -> list[FinishedEvaluation]:
+    """The evaluations in folders of evaluations, of training runs, or that patterns match; each once.
+
+    Raises:
+        UserError: names everything that holds no finished evaluation, or the first of its files that is damaged.
+    """
+    folders: dict[Path, None] = {}
+    problems = []
+    for name in given:
+        # A folder's own name may hold brackets; only what is no folder is a pattern.
+        matches = [Path(name)] if os.path.exists(name) else sorted(map(Path, glob.glob(name)))
+        inside = [folder for match in matches for folder in _evaluations(match)]
+        folders |= dict.fromkeys(folder.resolve() for folder in inside)
+        if not inside:
+            reason = f"no {RESULTS_FILE} in it or its evaluation-*" if any(m.is_dir() for m in matches) else "no folder"
+            problems.append(f"{name} ({reason})")
+    if problems or not folders:
+        raise UserError(
+            f"runs: no finished evaluation in {', '.join(problems) or 'an empty list'}. Name folders that "
+            "`python -m c2c_lightning test` has written, or run it to its end: "
+            "python -m c2c_lightning test --config conf/eval/nano.yaml --model.fuser FOLDER"
+        )
+    found = []
+    for folder, label in zip(folders, _labels(list(folders))):
+        remedy = "It may be of another version: evaluate again, the answers are kept."
+        results = read_json(folder / RESULTS_FILE, Results, "runs:", remedy)
+        found.append(FinishedEvaluation(label, folder, results["facts"], results["benchmarks"]))
+    return found
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    """The folder itself if it is an evaluation's, otherwise the evaluations of a training run."""
+    if (folder / RESULTS_FILE).is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.glob(f"evaluation-*/{RESULTS_FILE}"))
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """What sets the folders apart: the training run's if each is the only evaluation of one, otherwise the path."""
+    runs = [folder.parent if folder.name.startswith("evaluation-") else folder for folder in folders]
+    told = runs if len(set(runs)) == len(runs) else list(folders)
+    common = Path(os.path.commonpath([folder.parent for folder in told]))
+    return [folder.relative_to(common).as_posix() for folder in told]
 
 
 def _benchmark(name: str, evaluations: Sequence[FinishedEvaluation], folder: Path) -> list[Section]:
@@ -78,7 +157,7 @@ def _side_by_side(name: str, evaluations: Sequence[FinishedEvaluation], folder: 
     return Section("Question-specific gain of each", text, tables, figures)
 
 
-def _drawn(label: str, gain: dict[str, Any]) -> Row:
+def _drawn(label: str, gain: Compared) -> Row:
     numbers = points_with_interval(gain["difference"])
     return Row(label, gain["difference"], numbers, INK if gain["significant"] else PALE)
 
@@ -136,17 +215,16 @@ def _paired(name: str, evaluations: Sequence[FinishedEvaluation]) -> Section:
             unpaired.append(other.label)
             continue
         scores = [[of[id].score for id in own] for of in (answers, own)]
-        comparison = compare(*scores, seed=first.benchmarks[name]["seed"])
-        numbers = asdict(comparison) | {"significant": comparison.significant}
+        numbers = compared(compare(*scores, seed=first.benchmarks[name]["seed"]))
         rows.append(
             {
                 "C2C of": other.label,
                 "difference in points [95% interval]": points_with_interval(numbers["difference"]),
-                "p": p_value(comparison.p),
+                "p": p_value(numbers["p"]),
                 "verdict": verdict(numbers, other.label, first.label),
-                "only the other better": f"{comparison.only_first:,}",
-                "only the baseline better": f"{comparison.only_second:,}",
-                "test": comparison.test,
+                "only the other better": f"{numbers['only_c2c']:,}",
+                "only the baseline better": f"{numbers['only_other']:,}",
+                "test": numbers["test"],
             }
         )
     text = f"The baseline is {plain(first.label)}, the one that was named first."

@@ -1,7 +1,7 @@
-"""From all answers to one benchmark to the numbers that a report is made of.
+"""From all answers to one benchmark to the numbers that a report is made of, and what results.json holds of them.
 
-They are JSON-able, so that a page can be made again, and runs be compared, without asking the models.
-Scores, differences and intervals are in [-1, 1]; only words and tables make points of them.
+Scores, differences and intervals are in [-1, 1]; only words and tables make points of them. Of results.json a page can
+be made again, and runs be compared, without asking the models.
 """
 
 from __future__ import annotations
@@ -9,36 +9,101 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import StringConstraints
+from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.benchmarks.base import NAME
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.statistics import Comparison, accuracy, compare, question_specific_gain
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
 
-Findings = dict[str, Any]
-FINDINGS = frozenset(
-    [
-        "benchmark",
-        "prompt",
-        "answer_mode",
-        "measure",
-        "num_items",
-        "items",
-        "dropped",
-        "guessing",
-        "seed",
-        "methods",
-        "left_out",
-        "comparisons",
-        "raw_gain",
-        "question_specific_gain",
-    ]
-)
+
+class Interval(TypedDict):
+    """An `Estimate`."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Compared(TypedDict):
+    """C2C less another method."""
+
+    difference: Interval
+    p: float
+    significant: bool
+    test: str
+    only_c2c: int
+    only_other: int
+
+
+class GainFound(Compared):
+    """C2C less the best control; p is the largest over the controls."""
+
+    over: str
+
+
+class MethodFound(TypedDict):
+    """How well a method does, and what an answer costs it on average."""
+
+    description: str
+    control: bool
+    generic: bool
+    accuracy: Interval
+    unread: float
+    truncated: float
+    prefill_ms: float
+    decode_ms: float
+    receiver_tokens: float
+    sharer_tokens: float
+    handed_over_bytes: float
+
+
+class PromptFound(TypedDict):
+    """Which prompt asked."""
+
+    name: str
+    version: int
+
+
+class Findings(TypedDict):
+    """What an evaluation found out on one benchmark.
+
+    Attributes:
+        items: digest of the questions: the same where the same were asked.
+        guessing: accuracy of a guess; None where there is nothing to choose from.
+        left_out: methods that were not asked, with the reason.
+        comparisons: of C2C with each other method.
+    """
+
+    benchmark: Annotated[str, StringConstraints(pattern=NAME)]
+    prompt: PromptFound
+    answer_mode: str
+    measure: str
+    num_items: int
+    items: str
+    dropped: dict[str, int]
+    guessing: float | None
+    seed: int
+    methods: dict[str, MethodFound]
+    left_out: dict[str, str]
+    comparisons: dict[str, Compared]
+    raw_gain: Compared | None
+    question_specific_gain: GainFound | None
+
+
+class Results(TypedDict):
+    """What results.json holds: the settings, and by benchmark what was found."""
+
+    title: str
+    facts: dict[str, str]
+    benchmarks: dict[Annotated[str, StringConstraints(pattern=NAME)], Findings]
 
 
 def findings(results: BenchmarkResults) -> Findings:
@@ -53,12 +118,13 @@ def findings(results: BenchmarkResults) -> Findings:
     """
     scores = {name: results.scores(name) for name in results.answers}
     rivals = [name for name in scores if name != C2C] if C2C in scores else []
-    comparisons = {name: _comparison(compare(scores[C2C], scores[name], results.seed)) for name in rivals}
+    comparisons = {name: compared(compare(scores[C2C], scores[name], results.seed)) for name in rivals}
     gain = None
     if rivals and results.generic:
         # The receiver first: of equally good ones the first is named, and zero_update should equal it.
         baselines = [*({RECEIVER} & scores.keys()), *results.generic]
-        gain = _gain(question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed))
+        of = question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed)
+        gain = GainFound(compared(of.comparison) | {"over": of.over, "p": of.p, "significant": of.significant})
     benchmark = results.benchmark
     return {
         "benchmark": benchmark.name,
@@ -66,7 +132,7 @@ def findings(results: BenchmarkResults) -> Findings:
         "answer_mode": benchmark.answer_mode,
         "measure": results.measure,
         "num_items": len(results.items),
-        "items": _fingerprint(benchmark),
+        "items": _digest(benchmark),
         "dropped": dict(benchmark.dropped),
         "guessing": _guessing(benchmark),
         "seed": results.seed,
@@ -78,7 +144,19 @@ def findings(results: BenchmarkResults) -> Findings:
     }
 
 
-def _method(results: BenchmarkResults, name: str) -> dict[str, Any]:
+def compared(comparison: Comparison) -> Compared:
+    """A comparison as results.json holds it."""
+    return {
+        "difference": asdict(comparison.difference),
+        "p": comparison.p,
+        "significant": comparison.significant,
+        "test": comparison.test,
+        "only_c2c": comparison.only_first,
+        "only_other": comparison.only_second,
+    }
+
+
+def _method(results: BenchmarkResults, name: str) -> MethodFound:
     method, answers = results.methods[name], results.answers[name]
 
     def mean(attribute: str) -> float:
@@ -99,29 +177,12 @@ def _method(results: BenchmarkResults, name: str) -> dict[str, Any]:
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "difference": asdict(comparison.difference),
-        "p": comparison.p,
-        "significant": comparison.significant,
-        "test": comparison.test,
-        "only_c2c": comparison.only_first,
-        "only_other": comparison.only_second,
-    }
-
-
-def _gain(gain: Gain) -> dict[str, Any]:
-    return _comparison(gain.comparison) | {"over": gain.over, "p": gain.p, "significant": gain.significant}
-
-
-def _fingerprint(benchmark: Benchmark) -> str:
-    """Tells whether two evaluations asked the same items."""
+def _digest(benchmark: Benchmark) -> str:
     text = json.dumps([asdict(item) for item in benchmark.items()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _guessing(benchmark: Benchmark) -> float | None:
-    """The accuracy of a guess; None where there is nothing to choose from."""
     if not benchmark.has_choices:
         return None
     return float(np.mean([len(item.answers) / len(item.choices) for item in benchmark.items()]))

@@ -1,4 +1,4 @@
-"""Writes sections as one page that needs nothing beside it, and as Markdown.
+"""The sections of a report: words, tables and figures; written as one page that needs nothing beside it, and as Markdown.
 
 The same input gives the same bytes.
 """
@@ -9,6 +9,7 @@ import base64
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,9 +19,25 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from c2c_lightning.evaluation.report.formatting import NOTHING, plain
-from c2c_lightning.evaluation.report.section import Section
 
 NUMBER = re.compile(r"[<≈+−-]? ?\d")
+
+
+@dataclass
+class Section:
+    """What one part of an evaluation has to say.
+
+    Attributes:
+        title: its heading.
+        text: paragraphs in Markdown, divided by blank lines.
+        tables: by caption; values are formatted already.
+        figures: PNG files by caption.
+    """
+
+    title: str
+    text: str = ""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
 
 
 def write_report(

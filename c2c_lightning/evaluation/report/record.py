@@ -34,13 +34,10 @@ from rich.table import Table
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
-from c2c_lightning.evaluation.report.findings import findings
+from c2c_lightning.evaluation.report.findings import Findings, findings
 from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
-from c2c_lightning.evaluation.report.headline import gain_as_told
-from c2c_lightning.evaluation.report.page import write_report
-from c2c_lightning.evaluation.report.reading_guide import reading_guide
-from c2c_lightning.evaluation.report.section import Section
-from c2c_lightning.evaluation.report.wording import sections
+from c2c_lightning.evaluation.report.page import Section, write_report
+from c2c_lightning.evaluation.report.wording import gain_as_told, reading_guide, sections
 from c2c_lightning.files import read_bytes, write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking
@@ -156,7 +153,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
     parts: dict[str, list[Section]] = {}
-    found: dict[str, Any] = {}
+    found: dict[str, Findings] = {}
     for results in module.results():
         name = results.benchmark.name
         figures = folder / FIGURES / name
@@ -211,7 +208,7 @@ def describe(module: Evaluation) -> dict[str, str]:
 def log_report(
     tracker: MLflowTracker,
     folder: Path,
-    found: dict[str, Any],
+    found: dict[str, Findings],
     parts: dict[str, list[Section]],
     logged: Container[str],
 ) -> None:
@@ -240,25 +237,24 @@ def slug(words: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:80] or "table"
 
 
-def show(found: dict[str, Any], folder: Path) -> None:
+def show(found: dict[str, Findings], folder: Path) -> None:
     """Prints the scores, the gain, and where the report is."""
-    console = Console()
+    # Names may hold brackets, which are no markup of rich's.
+    console = Console(markup=False, soft_wrap=True)
     for name, numbers in found.items():
         measure = numbers["measure"]
         table = Table(title=f"{name}: {numbers['num_items']:,} questions")
         for column in ("method", measure, "95% interval"):
             table.add_column(column, justify="left" if column == "method" else "right")
-        for method, of_method in numbers["methods"].items():
-            estimate = of_method["accuracy"]
+        for method, of in numbers["methods"].items():
+            estimate = of["accuracy"]
             table.add_row(shown(method), score(estimate["value"], measure), score_interval(estimate, measure))
         console.print(table)
         for method, reason in numbers["left_out"].items():
-            console.print(f"not asked: {method}, because {reason}", markup=False, soft_wrap=True)
-        if numbers["question_specific_gain"]:
-            gain = gain_as_told(numbers)
+            console.print(f"not asked: {method}, because {reason}")
+        gain = gain_as_told(numbers)
+        if gain:
+            certainty = "" if gain["significant"] else f", {NOT_SIGNIFICANT}"
             value = points_with_interval(gain["difference"])
-            verdict = "" if gain["significant"] else f", {NOT_SIGNIFICANT}"
-            console.print(
-                f"question-specific gain: {value} points, over {gain['over']}{verdict}", markup=False, soft_wrap=True
-            )
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+            console.print(f"question-specific gain: {value} points, over {gain['over']}{certainty}")
+    console.print(f"report: {folder / 'report.html'}")
