@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from c2c_lightning.fuser.gate import Gate
 
+OURS = "c2c_lightning.fuser"
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -56,8 +58,9 @@ class Fuser(nn.Module, ABC):
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.recomputes = False  # activations in the backward pass, instead of keeping them
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
-        # Noted now: what shards a fuser puts another class in its place.
-        self.class_path = f"{type(self).__module__}.{type(self).__qualname__}"
+        # FSDP2 replaces the class, so remember its path now. Ours go by the name that the package exports.
+        module = OURS if type(self).__module__.startswith(f"{OURS}.") else type(self).__module__
+        self.class_path = f"{module}.{type(self).__qualname__}"
 
     @property
     def draws(self) -> bool:

@@ -84,7 +84,7 @@ def test_an_explicit_layer_map_comes_back_as_it_was(models, tmp_path):
 def test_the_folder_names_the_models_and_holds_the_fuser_only(models, saved, tmp_path):
     config = json.loads((tmp_path / "fuser" / "config.json").read_text())
     assert (config["receiver"], config["sharers"]) == (models[0], [models[1]])
-    assert config["fuser"]["class_path"] == "c2c_lightning.fuser.c2c.C2CFuser"
+    assert config["fuser"]["class_path"] == "c2c_lightning.fuser.C2CFuser"
     assert config["fuser"]["init_args"] == {"hidden": 16, "intermediate": None, "num_layers": 4, "dropout": 0.2}
     assert sorted(p.name for p in (tmp_path / "fuser").iterdir()) == ["config.json", "model.safetensors"]
 
