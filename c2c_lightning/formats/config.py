@@ -149,6 +149,8 @@ def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) ->
             f"fuser {name!r} is a {path}, which is none of {OURS}*: importing it would run code that came with the "
             "fuser or lies in this folder. If you trust it, say trust_remote_code."
         )
+    if path.startswith(OURS):
+        module = OURS.rstrip(".")  # whichever file of the package an earlier version had the class in
     try:
         fuser = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a module may do anything when it is imported

@@ -49,7 +49,7 @@ from c2c_lightning.models.loading import kv_shape, load_config
 
 PUBLISHED = "published"  # the key in our config.json
 OWN_KEYS = ("alignment", "template_kwargs", "gate")
-CLASS_PATH = f"{C2CFuser.__module__}.{C2CFuser.__qualname__}"
+CLASS_PATH, ITS_FIRST = "c2c_lightning.fuser.C2CFuser", "c2c_lightning.fuser.c2c.C2CFuser"
 PARTS = ("key", "value")
 TEMPERATURE = "gate_temperature"
 # Where a parameter of ours stands in a part of theirs.
@@ -196,7 +196,7 @@ def publishable(config: Mapping[str, Any]) -> dict[int, int]:
     """
     gate = GateConfig(**config["gate"])
     for is_wrong, what in (
-        (config["fuser"]["class_path"] not in (CLASS_PATH, "c2c_lightning.fuser.C2CFuser"), "is no C2CFuser"),
+        (config["fuser"]["class_path"] not in (CLASS_PATH, ITS_FIRST), "is no C2CFuser"),
         (len(config["sharers"]) != 1, f"has {len(config['sharers'])} sharers, and not one"),
         (gate.kind != "learned", f"has gates of kind {gate.kind}, and not learned ones"),
         (gate.parts != "both", f"fuses {gate.parts}, and not both keys and values"),
