@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,23 +21,24 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from requests import RequestException
-from sqlalchemy.exc import SQLAlchemyError
 
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.files import write_whole
+from c2c_lightning.files import read_json, write_whole
 
 MLFLOW_FILE = "mlflow.json"
 RETRY_SECONDS = 60
 MAX_METRICS = 1000  # MLflow's own limit of one request
+MAX_FAILURES = 3
+Action = Callable[[MlflowClient], Any]
 
 
 class MLflowTracker(MLFlowLogger):
     """Lightning's MLflow logger, with a store that works out of the box and may be out of reach.
 
-    Nothing is opened before `begin`, so that a run that is refused leaves no trace. While a tracking
-    server does not answer, what it should have got is kept and tried again every minute; metrics that
-    could not be delivered by the end of the run are left in `untracked_metrics.jsonl` in its folder.
+    Nothing is opened before `begin`, so that a run that is refused leaves no trace. Whatever a store or its server
+    answers, the run goes on: what was not taken is kept and tried again every minute. Artifacts wait apart from all
+    else, so one that cannot be stored holds up nothing. Metrics that were not delivered by the end of the run are left
+    in `untracked_metrics.jsonl` in its folder.
 
     Args:
         experiment: name of the MLflow experiment.
@@ -57,6 +62,8 @@ class MLflowTracker(MLFlowLogger):
         # A training step should not wait for minutes on a server that is gone.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Of every error, also those that we warn of in one line, MLflow would log a page.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
         is_file = uri.startswith("sqlite:///")
         artifacts = Path("mlartifacts").resolve().as_uri() if is_file else None
@@ -72,20 +79,31 @@ class MLflowTracker(MLFlowLogger):
                     run_id=run_id,
                     artifact_location=artifacts,
                 )
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except Exception as error:  # also ImportError, of a database's driver
             raise UserError(f"MLflow cannot use the tracking URI {uri!r}: {first_line(error)}") from error
         self.tracking_uri = uri
+        self._actions: list[Action] = []
         self._metrics: list[Metric] = []
-        self._actions: list[Callable[[MlflowClient], Any]] = []
-        self._begun = self._interrupted = False
-        self._silent_until = 0.0
+        self._refused: list[Metric] = []  # invalid in themselves
+        self._artifacts: dict[str, Action] = {}  # by name: of a file that is logged again, the last content counts
+        self._folder: Path | None = None
+        self._begun = self._interrupted = self._ended = False
+        self._silent_until = self._artifacts_silent_until = 0.0
 
     @rank_zero_only
-    def begin(self) -> None:
-        """Opens the run, or reopens the one that is continued."""
-        if not self._begun:
-            self._begun = True
-            self.send(lambda client: client.update_run(self._run_id, status="RUNNING"))
+    def begin(self, folder: Path | None = None) -> None:
+        """Opens the run, or reopens the one that is continued.
+
+        Args:
+            folder: of the run, where `mlflow.json` is left as soon as MLflow's run is there, so that whoever takes
+                the folder up again, after whatever end, goes on with it; the run then ends with this process.
+        """
+        if self._begun:
+            return
+        self._begun, self._folder = True, folder
+        if folder is not None:
+            atexit.register(self.finalize, "failed")  # if nothing has said how it ended
+        self.send(lambda client: client.update_run(self._run_id, status="RUNNING"))
 
     @property
     def experiment(self) -> MlflowClient:
@@ -115,10 +133,14 @@ class MLflowTracker(MLFlowLogger):
         self.send(lambda client: super(MLflowTracker, self).log_hyperparams(params))
 
     @rank_zero_only
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Copies a file, or all that is in a folder, to the run."""
-        copy = "log_artifacts" if Path(path).is_dir() else "log_artifact"
-        self.send(lambda client: getattr(client, copy)(self._run_id, str(path), folder))
+    def log_artifact(self, path: str | Path, folder: str | None = None, run_id: str | None = None) -> None:
+        """Copies a file, or all that is in a folder, to the run, or to another one."""
+
+        def log(client: MlflowClient) -> None:
+            copy = client.log_artifacts if Path(path).is_dir() else client.log_artifact
+            copy(run_id or self._run_id, str(path), folder)
+
+        self._send_artifact(f"{run_id} {folder} {path}", log)
 
     @rank_zero_only
     def log_table(self, table: pd.DataFrame, path: str) -> None:
@@ -131,7 +153,7 @@ class MLflowTracker(MLFlowLogger):
             else:
                 client.log_table(self._run_id, table, path)
 
-        self.send(log)
+        self._send_artifact(path, log)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -141,63 +163,123 @@ class MLflowTracker(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         # Lightning reports an interrupted run as failed, after we have said what it was.
-        if not self._begun or self._interrupted:
+        if not self._begun or self._interrupted or (self._ended and status == "failed"):
             return
-        self._interrupted = status == "interrupted"
-        self._silent_until = 0.0
+        self._interrupted, self._ended = status == "interrupted", True
+        self._silent_until = self._artifacts_silent_until = 0.0
         ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
         self.send(lambda client: client.set_terminated(self._run_id, ended))
 
     @rank_zero_only
     def save_undelivered(self, folder: Path) -> None:
         """Leaves the metrics that the store never got in a file, if there are any."""
-        self._silent_until = 0.0
+        self._silent_until = self._artifacts_silent_until = 0.0
         self._deliver()
-        if self._metrics:
-            file = folder / "untracked_metrics.jsonl"
-            rows = [json.dumps(dict(metric)) for metric in self._metrics]
-            file.write_text("\n".join(rows) + "\n", encoding="utf-8")
-            rank_zero_warn(f"{len(rows)} metrics could not be delivered to MLflow; they are in {file}")
+        if self._artifacts:
+            rank_zero_warn(f"MLflow did not take {len(self._artifacts)} files; they are in {folder}")
+        rows = [json.dumps(dict(metric)) for metric in (*self._refused, *self._metrics)]
+        if not rows:
+            return
+        file = folder / "untracked_metrics.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as kept:
+                kept.write("\n".join(rows) + "\n")
+        except OSError as error:
+            rank_zero_warn(f"{len(rows)} metrics could neither be delivered to MLflow nor kept in {file}: {error}")
+            return
+        self._metrics, self._refused = [], []
+        rank_zero_warn(f"{len(rows)} metrics could not be delivered to MLflow; they are in {file}")
 
     @rank_zero_only
-    def send(self, action: Callable[[MlflowClient], Any]) -> None:
+    def send(self, action: Action) -> None:
         """Has something done to the store: now, or when it is back, after all that was sent before."""
         self._actions.append(action)
+        self._deliver()
+
+    def _send_artifact(self, name: str, action: Action) -> None:
+        self._artifacts.pop(name, None)
+        self._artifacts[name] = action
         self._deliver()
 
     def _deliver(self) -> None:
         """Sends all that waits, in order, as far as the store takes it."""
         if not self._begun or time.monotonic() < self._silent_until:
             return
-        while self._actions and self._attempt(self._actions[0]):
-            del self._actions[0]
-        while self._metrics and not self._actions:
-            part = self._metrics[:MAX_METRICS]
-            if not self._attempt(lambda client, part=part: client.log_batch(self._run_id, metrics=part)):
-                return
-            del self._metrics[: len(part)]
-
-    def _attempt(self, action: Callable[[MlflowClient], Any]) -> bool:
-        """Whether an action is done with: it succeeded, or the store would refuse it for ever."""
         try:
-            action(self._open())
-        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            if isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500:
-                rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
-                return True
+            while self._actions:
+                self._attempt(self._actions[0])
+                del self._actions[0]
+            while self._metrics:
+                part = self._metrics[:MAX_METRICS]
+                if not self._attempt(lambda client, part=part: client.log_batch(self._run_id, metrics=part)):
+                    self._deliver_singly(part)
+                del self._metrics[: len(part)]
+        except Exception as error:  # whatever a client, driver or server makes of it
             self._silent_until = time.monotonic() + RETRY_SECONDS
             rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; the run goes on. ({first_line(error)})")
+            return
+        self._deliver_artifacts()
+
+    def _attempt(self, action: Action) -> bool:
+        """Whether the store took it; False if it never will, because what is sent is invalid; raises otherwise."""
+        try:
+            action(self._open())
+        except MlflowException as error:
+            if error.get_http_status_code() != HTTPStatus.BAD_REQUEST:  # not 401, 403, 404: those can be mended
+                raise
+            rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
             return False
         return True
 
+    def _deliver_singly(self, metrics: list[Metric]) -> None:
+        """Metrics of a batch that was refused as a whole: those that are valid get in."""
+        for metric in metrics:
+            if not self._attempt(lambda client, metric=metric: client.log_batch(self._run_id, metrics=[metric])):
+                self._refused.append(metric)
+
+    def _deliver_artifacts(self) -> None:
+        """One that fails goes to the end of the queue; where several fail in a row, all wait."""
+        failures = 0
+        for name, action in list(self._artifacts.items()):
+            if failures == MAX_FAILURES or time.monotonic() < self._artifacts_silent_until:
+                break
+            del self._artifacts[name]
+            try:
+                action(self._open())
+                failures = 0
+            except Exception as error:  # also ImportError, of a storage's client
+                self._artifacts[name] = action
+                failures += 1
+                rank_zero_warn(f"MLflow at {self.tracking_uri} cannot store {name!r} now: {first_line(error)}")
+        if failures:
+            self._artifacts_silent_until = time.monotonic() + RETRY_SECONDS
+
     def _open(self) -> MlflowClient:
         """The client, once the run is there; raises if the store is out of reach."""
-        fresh = not self._initialized
-        client = super().experiment
-        if fresh:
+        if self._initialized:
+            return self._mlflow_client
+        try:
+            client = super().experiment
+        except MlflowException as error:
+            if self._run_id is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            rank_zero_warn(f"MLflow at {self.tracking_uri} has no run {self._run_id} any more: a new one is begun.")
+            self._run_id = None
+            client = super().experiment
+        if self._folder is not None:
+            note_tracking(self, self._folder)
+        with contextlib.suppress(MlflowException):
             # MLflow's UI would otherwise open on its pages for prompts and traces.
             client.set_experiment_tag(self._experiment_id, "mlflow.experimentKind", "custom_model_development")
         return client
+
+
+@dataclass
+class Noted:
+    """What `mlflow.json` holds."""
+
+    tracking_uri: str
+    run_id: str
 
 
 class Logged(Protocol):
@@ -223,10 +305,4 @@ def noted_tracking(folder: Path) -> dict[str, str]:
     file = folder / MLFLOW_FILE
     if not file.exists():
         return {}
-    try:
-        noted = json.loads(file.read_text(encoding="utf-8"))
-        return {key: noted[key] for key in ("tracking_uri", "run_id")}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{file} is damaged ({first_line(error)}): remove it, and a new MLflow run is begun."
-        ) from error
+    return vars(read_json(file, Noted, "MLflow's note", "Remove it, and a new MLflow run is begun."))

@@ -35,8 +35,7 @@ class SweepTracker:
     def begin(self) -> None:
         """Begins the sweep's run, or resumes it."""
         known = self.tracker.run_id is not None
-        self.tracker.begin()
-        self.tracker.send(lambda client: note_tracking(self.tracker, self.folder))
+        self.tracker.begin(self.folder)
         if not known:
             sweep = self.sweep
             judged = {"metric": sweep.metric, "mode": sweep.mode, "search": sweep.search, "engine": sweep.engine}
@@ -84,10 +83,10 @@ class SweepTracker:
             if trial.state == "failed":
                 client.set_tag(run_id, "log", log_tail(trial.folder)[-LONGEST_TAG:])
                 client.set_terminated(run_id, "FAILED")
-            if trial.state in ENDED and (trial.folder / LOG).exists():
-                client.log_artifact(run_id, str(trial.folder / LOG))
 
         self.tracker.send(write)
+        if trial.state in ENDED and (trial.folder / LOG).exists():
+            self.tracker.log_artifact(trial.folder / LOG, run_id=run_id)
 
     def finish(self, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Keeps what the sweep found.

@@ -15,6 +15,7 @@ import json
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from rich.table import Table
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted
-from c2c_lightning.tracking import note_tracking
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.sharding import whole_state
 from c2c_lightning.training.trained_run import TrainedRun
+
+TRACEBACK_FILE = "traceback.txt"
 
 
 class RunRecord(L.Callback):
@@ -74,7 +76,7 @@ class RunRecord(L.Callback):
         tracker = run.tracker
         if tracker is None:
             return
-        tracker.begin()
+        tracker.begin(run.folder)
         settings = yaml.safe_load(text)
         if not run.resumed:
             tracker.log_hyperparams({key: settings[key] for key in ("seed_everything", "model", "data", "trainer")})
@@ -87,7 +89,6 @@ class RunRecord(L.Callback):
                 "run_folder": str(run.folder.resolve()),
             }
         )
-        note_tracking(tracker, run.folder)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Sees to it that the last step is the one that is validated, saved and exported."""
@@ -104,7 +105,6 @@ class RunRecord(L.Callback):
                 communicator.save_pretrained(run.folder / FUSER, state)
                 if run.tracker is not None:
                     run.tracker.log_artifact(run.folder / FUSER, FUSER)
-                    note_tracking(run.tracker, run.folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Cut off after its last step, and so before its end, for which Lightning sees no reason to train.
@@ -130,17 +130,18 @@ class RunRecord(L.Callback):
 
 def note_exception(run: TrainedRun, exception: BaseException) -> None:
     """Leaves word of what ended a run: a traceback, unless somebody asked it to stop."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     tracker = run.tracker
+    with suppress(OSError):  # a full disk may be what ended it
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
+            text = "".join(traceback.format_exception(exception))
+            (run.folder / TRACEBACK_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
     if tracker is not None:
-        tracker.begin()
-    if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
-        text = "".join(traceback.format_exception(exception))
-        (run.folder / "traceback.txt").write_text(text, encoding="utf-8")
-        if tracker is not None:
-            tracker.log_artifact(run.folder / "traceback.txt")
+        tracker.begin(run.folder)
+        if (run.folder / TRACEBACK_FILE).exists():
+            tracker.log_artifact(run.folder / TRACEBACK_FILE)
+        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
             tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
-    if tracker is not None:
         tracker.save_undelivered(run.folder)
 
 

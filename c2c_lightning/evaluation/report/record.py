@@ -40,7 +40,7 @@ from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.wording import gain_as_told, reading_guide, sections
 from c2c_lightning.files import read_bytes, write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted
-from c2c_lightning.tracking import MLflowTracker, find_tracker, note_tracking, noted_tracking
+from c2c_lightning.tracking import MLflowTracker, find_tracker, noted_tracking
 
 FIGURES, SETTINGS_FILE, LOCK_FILE = "figures", "settings.sha256", ".lock"
 
@@ -89,13 +89,13 @@ class EvaluationRecord(L.Callback):
         rank_zero_info(f"evaluation: {folder}")
         tracker = find_tracker(trainer)
         if tracker is not None:
-            tracker.begin()
-            if not noted_tracking(folder):
+            is_new = not noted_tracking(folder)
+            tracker.begin(folder)
+            if is_new:
                 written = yaml.safe_load(text)
                 tracker.log_hyperparams({key: written[key] for key in ("model", "data")})
             tracker.log_artifact(folder / CONFIG_FILE)
             tracker.set_tags({"run_folder": str(folder.resolve()), "fuser": module.fuser})
-            note_tracking(tracker, folder)
 
     def on_test_end(self, trainer: L.Trainer, module: Evaluation) -> None:
         if trainer.is_global_zero:
@@ -178,7 +178,6 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     tracker = find_tracker(trainer)
     if tracker is not None:
         log_report(tracker, folder, found, parts, logged=module.accuracy)
-        note_tracking(tracker, folder)
         tracker.save_undelivered(folder)
     show(found, folder)
 
