@@ -140,7 +140,7 @@ class MLflowTracker(MLFlowLogger):
             copy = client.log_artifacts if Path(path).is_dir() else client.log_artifact
             copy(run_id or self._run_id, str(path), folder)
 
-        self._send_artifact(f"{run_id} {folder} {path}", log)
+        self._send_artifact(" ".join(filter(None, (run_id, folder, str(path)))), log)
 
     @rank_zero_only
     def log_table(self, table: pd.DataFrame, path: str) -> None:
