@@ -102,6 +102,16 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=path)
 
 
+def test_drawing_imports_neither_torch_nor_anything_of_ours():
+    code = """
+import sys, c2c_lightning.drawing.style
+ours = {name for name in sys.modules if name.startswith("c2c_lightning.")}
+assert ours == {"c2c_lightning.drawing", "c2c_lightning.drawing.forest", "c2c_lightning.drawing.style"}, ours
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
 def test_what_follows_a_trial_on_a_cluster_is_light():
     """A machine runs one for each trial beside its training process."""
     heavy = "{'torch', 'transformers', 'lightning', 'mlflow'}"

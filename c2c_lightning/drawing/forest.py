@@ -15,6 +15,9 @@ GRID = "#e6e8ea"
 WIDTH, DPI = 8.5, 200  # inches, dots per inch
 FONTS = {"font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK}
 
+# Names of models, subjects and folders may hold "$", which begins a formula otherwise, and a wrong formula is an error.
+NAMES_AS_THEY_ARE = {"text.parse_math": False}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,14 +48,15 @@ def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float |
         reference: share at which a dotted line stands; None for no line.
         reference_label: what the line means.
     """
-    plain = [each.replace("$", r"\$") for each in (xlabel, reference_label)]
-    with matplotlib.rc_context(FONTS):
+    with matplotlib.rc_context({**FONTS, **NAMES_AS_THEY_ARE}):
         figure = Figure(figsize=(WIDTH, 1.0 + 0.29 * len(rows)), layout="constrained")
         axis = figure.subplots()
         if reference is not None:
             axis.axvline(100 * reference, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             top = axis.get_xaxis_transform()
-            axis.text(100 * reference, 1.01, plain[1], transform=top, ha="center", va="bottom", color=PALE, fontsize=8)
+            axis.text(
+                100 * reference, 1.01, reference_label, transform=top, ha="center", va="bottom", color=PALE, fontsize=8
+            )
         for place, row in enumerate(rows):
             value, low, high = (100 * row.estimate[key] for key in ("value", "low", "high"))
             axis.hlines(place, low, high, color=row.colour, linewidth=1.6)
@@ -60,11 +64,11 @@ def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float |
             axis.plot(value, place, "o", markersize=6, color=row.colour, markerfacecolor=face, markeredgewidth=1.6)
             beside = axis.get_yaxis_transform()
             axis.text(1.02, place, row.numbers, transform=beside, va="center", color=row.colour, fontsize=8.5)
-        axis.set_yticks(range(len(rows)), [row.label.replace("$", r"\$") for row in rows])
+        axis.set_yticks(range(len(rows)), [row.label for row in rows])
         for tick, row in zip(axis.get_yticklabels(), rows):
             tick.set_color(row.colour)
         axis.set_ylim(len(rows) - 0.4, -0.6)
-        axis.set_xlabel(plain[0])
+        axis.set_xlabel(xlabel)
         axis.grid(axis="x", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(axis="y", length=0)

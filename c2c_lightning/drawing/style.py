@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
+from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, NAMES_AS_THEY_ARE, PALE, WIDTH
 
 CONTRAST = "#d55e00"  # of the second of two series, beside ACCENT
-# C2C's is forest.py's; the other hues are Okabe and Ito's, as that one is.
+# Okabe and Ito's hues, one for each method.
 COLOURS = {
     "receiver": PALE,
     "sharer": "#e69f00",
@@ -41,6 +41,7 @@ class Estimate(Protocol):
 styled = matplotlib.rc_context(
     {
         **FONTS,
+        **NAMES_AS_THEY_ARE,
         "axes.labelcolor": INK,
         "axes.edgecolor": PALE,
         "axes.axisbelow": True,

@@ -8,9 +8,11 @@ import re
 import pandas as pd
 import pytest
 
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing.forest import Row, draw_forest
+from c2c_lightning.drawing.style import new_figure, save, shown, styled
 from c2c_lightning.evaluation.report.findings import findings
 from c2c_lightning.evaluation.report.page import Section, write_report
+from c2c_lightning.evaluation.report.record import show
 from c2c_lightning.evaluation.report.wording import sections
 from tests.evaluation.invented import results, right
 from tests.evaluation.page import Page, pipe_tables
@@ -87,6 +89,28 @@ def test_names_from_outside_stay_text(tmp_path):
     assert page.words.count(EVIL) == 10
     assert page.tables == pipe_tables(text) == [[["subject", "accuracy"], [EVIL, "10.0%"], ["a|b", "*20*%"]]]
     assert text.replace(r"\<script>", "").count("<script>") == 1  # in the section's own text, which is Markdown
+
+
+def test_formulas_in_names_are_drawn_as_text(tmp_path):
+    name = r"$\nothing{$ [b]"
+    draw_forest([Row(name, {"value": 0, "low": 0, "high": 1}, name)], name, tmp_path / "forest.png", 0.0, name)
+
+    @styled
+    def draw():
+        figure = new_figure(1)
+        figure.subplots().set_yticks([0], [name])
+        return figure
+
+    save(draw(), tmp_path, "style")
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys, tmp_path):
+    found = findings(results({"receiver": right(20, N), "c2c": right(90, N)}))
+    found["methods"]["a[/b]"] = found["methods"]["c2c"]
+    show({"own[/c]": found}, tmp_path / "run[/d]")
+    printed = capsys.readouterr().out
+    for name in ("own[/c]", "a[/b]", str(tmp_path / "run[/d]" / "report.html")):
+        assert name in printed
 
 
 def test_numbers_are_aligned_to_the_right_and_words_are_not(tmp_path):
