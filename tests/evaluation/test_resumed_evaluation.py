@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import linecache
 import re
@@ -11,6 +12,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
@@ -68,6 +70,11 @@ def test_a_signal_ends_it_at_once_with_a_word_and_the_shells_code(fuser, tmp_pat
     assert begun.read_bytes().count(b"\n") < 41
 
 
+def a_list() -> bytes:
+    torch.save([1], written := io.BytesIO())
+    return written.getvalue()
+
+
 def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
     with FileLock(few.folder / ".lock"), pytest.raises(SystemExit) as refused:
         main(arguments(fuser, few.folder, *FEW))
@@ -89,6 +96,7 @@ def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
         ("answers/nano/c2c.jsonl", lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": "?"', whole), "no such question"),
         ("answers/nano/c2c.jsonl", lambda whole: whole.replace(b"null", b"[-1.0]"), "another number of letters than 0"),
         ("answers/nano/c2c.jsonl", None, "c2c.jsonl cannot be read: Is a directory"),
+        ("measured/nano/mean_update.pt", lambda _: a_list(), "mean_update.pt is damaged (a list"),
         ("measured/nano/mean_update.pt", lambda whole: whole[: len(whole) // 2], "mean_update.pt is damaged"),
         ("settings.sha256", lambda whole: b"\xff" + whole, "has answers of another fuser"),
         ("questions-nano.sha256", lambda whole: b"\xff" + whole, "has answers to other questions"),

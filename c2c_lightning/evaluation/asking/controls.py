@@ -224,3 +224,6 @@ def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) ->
     by_distance = measured["by_distance"].float()[:, :, None, :, -near:] - own[..., -near:, :]
     update[..., -near:, :] = torch.where(reach_BE > 0, by_distance / reach_BE.clamp(min=1), update[..., -near:, :])
     return update
+
+
+CONTROLS = (WrongQuestion, ZeroUpdate, ZeroCache, MeanUpdate, CalibratedReceiver, ShuffledChoices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,34 +20,19 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile, answer_file
 from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.controls import CONTROLS
+from c2c_lightning.evaluation.asking.methods import C2C, Answering, Method, OracleRouting, Receiver, Routing, Sharer
 from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches, save_measured
 from c2c_lightning.evaluation.asking.questions import Questions, is_measured, too_long
 from c2c_lightning.evaluation.asking.settings import questions_digest
+from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.controls import (
-    CalibratedReceiver,
-    MeanUpdate,
-    ShuffledChoices,
-    WrongQuestion,
-    ZeroCache,
-    ZeroUpdate,
-)
-from c2c_lightning.evaluation.methods import (
-    C2C,
-    Answering,
-    C2CAfterText,
-    Method,
-    OracleRouting,
-    Receiver,
-    Routing,
-    Sharer,
-    TextToText,
-)
 from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
 from c2c_lightning.files import read_bytes, write_whole
 from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
+METHODS = (Receiver, Sharer, TextToText, Routing, OracleRouting, C2C, C2CAfterText)
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
 KEPT_BYTES = 2**28  # of caches that stay from being measured to being answered
 
@@ -73,21 +59,14 @@ class Evaluation(L.LightningModule):
     ):
         super().__init__()
         self.fuser, self.dtype_name = fuser, dtype
-        if methods is None:
-            methods = [Receiver(), Sharer(), TextToText(), Routing(), OracleRouting(), C2C(), C2CAfterText()]
-        if controls is None:
-            controls = [
-                WrongQuestion(),
-                ZeroUpdate(),
-                ZeroCache(),
-                MeanUpdate(),
-                CalibratedReceiver(),
-                ShuffledChoices(),
-            ]
-        self.methods, self.controls = methods, controls
-        nameless = [type(method).__name__ for method in self.compared if not getattr(method, "name", None)]
-        if nameless:
-            raise UserError(f"method {nameless[0]} has no name: give its class a `name` and a `description`.")
+        self.methods = [make() for make in METHODS] if methods is None else methods
+        self.controls = [make() for make in CONTROLS] if controls is None else controls
+        for method in self.compared:
+            if not re.fullmatch(r"\w[\w.-]*", getattr(method, "name", None) or ""):
+                raise UserError(
+                    f"method {type(method).__name__} has no name for files: give its class a `name` of letters, digits, "
+                    "'_', '-' and '.', and a `description`."
+                )
         names = [method.name for method in self.compared]
         for name in names:
             if names.count(name) > 1:

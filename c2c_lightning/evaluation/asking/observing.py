@@ -65,13 +65,13 @@ class Observer(ABC):
     name: str
 
     @cached_property
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, dict[str, Tensor]]:
         """What came out, by benchmark; there once all of its caches have been read."""
         return {}
 
     @abstractmethod
     def metric(self, communicator: Communicator) -> Metric:
-        """A fresh metric, whose `update` takes `Caches` and whose `compute` gives what is `measured`."""
+        """A fresh metric, whose `update` takes `Caches` and whose `compute` gives tensors by name."""
 
 
 @torch.no_grad()
@@ -101,14 +101,14 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     return Caches(questions, batch, reading.receiver_stack(fusers.fused_layers), stacks, fused, weights)
 
 
-def save_measured(measured: Any, path: Path) -> None:
+def save_measured(measured: dict[str, Tensor], path: Path) -> None:
     """Keeps what was measured; the file is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
         torch.save(measured, unfinished)
 
 
-def load_measured(path: Path) -> Any:
+def load_measured(path: Path) -> dict[str, Tensor] | None:
     """What was measured before; None if nothing.
 
     Raises:
@@ -117,6 +117,9 @@ def load_measured(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        measured = torch.load(path, weights_only=True)
+        if not isinstance(measured, dict) or not all(isinstance(value, Tensor) for value in measured.values()):
+            raise TypeError(f"a {type(measured).__name__}, and not tensors by name")
     except Exception as error:  # zipfile, pickle and torch each have their own
         raise UserError(f"{path} is damaged ({first_line(error)}): remove it, and it is measured again.") from error
+    return measured
