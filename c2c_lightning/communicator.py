@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.config import find_model, make_fusers
+from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
@@ -165,11 +165,11 @@ class Communicator(OldNames):
         """
         name = named(name)
         config, state = read_fuser(name, receiver, sharers)
-        receiver, *sharers = (find_model(model, name) for model in (config["receiver"], *config["sharers"]))
-        config |= {"receiver": receiver, "sharers": sharers}
+        config = located(config, name)
         fusers = make_fusers(config, state, name, trust_remote_code)  # refuses before models are read
-        aligner = load_aligner(receiver, sharers, config["alignment"], config["template_kwargs"])
-        return cls(FrozenModels(*load_models(receiver, sharers, dtype), aligner), fusers).eval()
+        models = config["receiver"], config["sharers"]
+        aligner = load_aligner(*models, config["alignment"], config["template_kwargs"])
+        return cls(FrozenModels(*load_models(*models, dtype), aligner), fusers).eval()
 
 
 def load_communicator(

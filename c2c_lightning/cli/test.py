@@ -20,7 +20,8 @@ from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgres
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
 from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
-from c2c_lightning.formats.fuser_folder import newest_fuser, read_fuser
+from c2c_lightning.formats.config import located
+from c2c_lightning.formats.fuser_folder import named, read_fuser
 from c2c_lightning.models import check_models
 from c2c_lightning.runs import RUNS, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
@@ -70,9 +71,9 @@ class EvaluationCLI(LightningCLI):
                 )
         if config.model.methods == [] and not config.model.controls:
             raise UserError("model.methods and model.controls are empty, so nothing is asked: name a method.")
-        if config.model.fuser == "last":
-            config.model.fuser = str(newest_fuser())
-        saved, _ = read_fuser(config.model.fuser)
+        model = config.model
+        model.fuser = named(model.fuser)
+        saved = located(read_fuser(model.fuser, model.receiver, model.sharers)[0], model.fuser)
         names = {key: saved[key] for key in ("receiver", "sharers", "alignment", "template_kwargs")}
         check_models(**names, dtype=config.model.dtype)
         settings = yaml.safe_load(self._subcommand_parsers[self.subcommand].dump(config, skip_none=False))

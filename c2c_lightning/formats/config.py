@@ -75,6 +75,12 @@ def renamed_models(config: dict[str, Any], receiver: str | None, sharers: Sequen
     return config | {"receiver": receiver or config["receiver"], "sharers": list(sharers or config["sharers"])}
 
 
+def located(config: dict[str, Any], fuser: str) -> dict[str, Any]:
+    """The config with its models where `find_model` finds them."""
+    sharers = [find_model(sharer, fuser) for sharer in config["sharers"]]
+    return config | {"receiver": find_model(config["receiver"], fuser), "sharers": sharers}
+
+
 def find_model(name: str, fuser: str) -> str:
     """A model that a fuser names: as it stands, or seen from the fuser's folder and those above it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.config import find_model
+from c2c_lightning.formats.config import located
 from c2c_lightning.formats.fuser_folder import CHECKPOINT, find_fuser, named, read_fuser, write_fuser_folder
 from c2c_lightning.formats.published import write_published
 from c2c_lightning.formats.published_files import WEIGHTS_FOLDER, is_published
@@ -32,7 +32,5 @@ def convert(source: str, out: str, receiver: str | None = None, sharer: str | No
         write_fuser_folder(folder, config, state)
         print(f"{folder}: fuser of ours, ready for --fuser {folder}")
     else:
-        models = {"receiver": find_model(config["receiver"], source)}
-        models["sharers"] = [find_model(name, source) for name in config["sharers"]]
-        write_published(folder, config | models, state)
+        write_published(folder, located(config, source), state)
         print(f"{folder}: published format, its projectors in {folder / WEIGHTS_FOLDER}")

@@ -158,10 +158,10 @@ def find_fuser(name: str) -> Path:
         raise UserError(f"fuser {name!r} is neither a folder nor to be had from the hub: {reason}") from error
 
 
-def fingerprint(name: str) -> str:
-    """The same for the same fuser, wherever it lies and in whatever form."""
-    config, state = read_fuser(name)
-    digest = hashlib.sha256(json.dumps({key: config[key] for key in KEYS}, sort_keys=True).encode())
+def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """The same for the same fuser, wherever it and its models lie and in whatever form."""
+    counted = {key: config[key] for key in ("format", *KEYS) if key not in ("receiver", "sharers")}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
     for tensor_name in sorted(state):
         digest.update(tensor_name.encode())
         digest.update(state[tensor_name].reshape(-1).contiguous().view(torch.uint8).numpy())

@@ -45,6 +45,9 @@ class Evaluation(L.LightningModule):
         methods: ways to answer; None for all that there are.
         controls: what C2C has to be better than; None for all that there are, [] for none.
         dtype: of the frozen models; `auto` for the one they were saved in.
+        receiver: folder or hub id of the receiver, where it is no longer where the fuser says.
+        sharers: the same of all sharers.
+        trust_remote_code: import a fuser class that is not one of this package, and so run its file.
 
     Raises:
         UserError: two methods of the same name, or one without.
@@ -56,9 +59,13 @@ class Evaluation(L.LightningModule):
         methods: list[Method] | None = None,
         controls: list[Method] | None = None,
         dtype: str = "auto",
+        receiver: str | None = None,
+        sharers: list[str] | None = None,
+        trust_remote_code: bool = False,
     ):
         super().__init__()
-        self.fuser, self.dtype_name = fuser, dtype
+        self.fuser = fuser
+        self.load = partial(Communicator.from_pretrained, fuser, dtype, receiver, sharers, trust_remote_code)
         self.methods = [make() for make in METHODS] if methods is None else methods
         self.controls = [make() for make in CONTROLS] if controls is None else controls
         for method in self.compared:
@@ -102,7 +109,7 @@ class Evaluation(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.communicator is None:
-            self.communicator = Communicator.from_pretrained(self.fuser, self.dtype_name)
+            self.communicator = self.load()
             for benchmark in self.benchmarks:
                 benchmark.leave_out(too_long(benchmark, self.communicator.models), "longer than a model can read")
 

@@ -10,10 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.formats.config import located
 from c2c_lightning.formats.fuser_folder import fingerprint, read_fuser
 from c2c_lightning.models.identity import fingerprint_of_files
 
-CANNOT = {"model": ("fuser",), "data": ("batch_size",)}  # the fuser counts by its weights, not by its path
+# Fuser and models count by their weights, not by their paths.
+CANNOT = {"model": ("fuser", "receiver", "sharers", "trust_remote_code"), "data": ("batch_size",)}
 
 
 def digest(settings: dict[str, Any]) -> str:
@@ -28,11 +30,12 @@ def digest(settings: dict[str, Any]) -> str:
         part: {key: value for key, value in settings[part].items() if key not in CANNOT[part]} for part in CANNOT
     }
     counted["precision"] = settings["trainer"]["precision"]
-    fuser = settings["model"]["fuser"]
-    config, _ = read_fuser(fuser)
+    model = settings["model"]
+    config, state = read_fuser(model["fuser"], model.get("receiver"), model.get("sharers"))
+    config = located(config, model["fuser"])
     # Receiver and sharers by what their folders hold: one that was trained on under its old name answers anew.
     models = [fingerprint_of_files(name) for name in (config["receiver"], *config["sharers"])]
-    text = json.dumps([fingerprint(fuser), models, counted, sources(counted)], sort_keys=True)
+    text = json.dumps([fingerprint(config, state), models, counted, sources(counted)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
