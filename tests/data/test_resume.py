@@ -39,8 +39,10 @@ def places(batches: list[Batch]) -> list[tuple[int, int, list[str]]]:
 
 
 @ways
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("num_done", [0, 1, 5, PER_EPOCH, PER_EPOCH + 2, 2 * PER_EPOCH])
+@pytest.mark.parametrize(
+    ("num_workers", "num_done"),
+    [*((0, done) for done in (0, 1, 5, PER_EPOCH, PER_EPOCH + 2, 2 * PER_EPOCH)), (2, 1), (2, PER_EPOCH + 2)],
+)
 def test_a_fresh_loader_goes_on_where_the_model_was(make_data, streaming, num_workers, num_done):
     data = make_data(streaming=streaming)
     whole = epochs(data.train_dataloader(), 4)
