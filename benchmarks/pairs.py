@@ -75,7 +75,8 @@ def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwarg
     """
     receiver, _, sharer = pair.partition("+")
     models = [random_model(name, DTYPES[dtype], device) for name in (receiver, sharer)]
-    aligner = SimpleNamespace(receiver=SimpleNamespace(pad_token_id=0), pad_ids=[0, 0])
+    tokenizer = SimpleNamespace(pad_token_id=0, get_vocab=dict)
+    aligner = SimpleNamespace(receiver=tokenizer, sharers=[tokenizer], pad_ids=[0, 0])
     gate = GateConfig(noise="logistic", init=1.0)
 
     def fuser(*shapes: Any) -> C2CFuser:
