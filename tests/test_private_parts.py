@@ -26,6 +26,8 @@ class Part(NamedTuple):
 
 
 PARTS = [
+    Part("diskcache.core", "EVICTION_POLICY", "stored prompts that are in use do not give way"),
+    Part("diskcache.core", "MODE_BINARY", "nothing but bytes is read back from a prompt store"),
     Part("argparse.ArgumentParser", "_actions", "which options there are, to say which one was meant"),
     Part(
         "lightning.fabric.strategies.fsdp", "_move_torchmetrics_to_device", "FSDP1 sets a module up as Lightning does"
@@ -59,6 +61,14 @@ PARTS = [
     Part("torch._dynamo.config", "recompile_limit", "the same"),
     Part("torch.nn.Module", "_compiled_call_impl", "whether a module was compiled in place"),
     Part("torch.nn.Module", "_forward_hooks", "whether anybody watches a model's layers"),
+    Part("torch.nn.Module", "register_forward_pre_hook", "logits are computed at some positions only"),
+    Part("transformers.DynamicCache", "batch_repeat_interleave", "beams on a filled cache"),
+    Part("transformers.cache_utils.DynamicLayer", "lazy_initialization", "a cache is made of stored keys and values"),
+    Part("transformers.cache_utils.DynamicLayer", "keys", "the layers of a cache are read and written"),
+    Part("transformers.cache_utils.DynamicLayer", "values", "the same"),
+    Part("transformers.cache_utils.Cache", "layers", "the same"),
+    Part("transformers.generation.GenerationMixin", "_prepare_generation_config", "fills up from generation_config"),
+    Part("transformers.quantizers.AutoHfQuantizer", "supports_quant_method", "unknown quantisations are refused"),
     Part("transformers.PretrainedConfig", "_attn_implementation", "stored prompts are those of one attention kernel"),
 ]
 PUBLIC = {"_replace", "_asdict", "_fields"}  # of named tuples, which have to tell methods from fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,9 +54,11 @@ def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
     """A model's configuration.
 
     Raises:
-        UserError: it cannot be read, or asks for a kind of quantisation that nobody here knows.
+        UserError: it cannot be read, holds NaN, or asks for a kind of quantisation that nobody here knows.
     """
     config = _load(AutoConfig, name, "config.json")
+    if strange := [key for key, value in config.to_dict().items() if isinstance(value, float) and math.isnan(value)]:
+        raise UserError(f"model {str(name)!r}: its config.json says that {strange[0]} is not a number (NaN).")
     quantised = getattr(config, "quantization_config", None)
     # transformers would load such weights as if they were plain ones, with a warning.
     if quantised and not _try(AutoHfQuantizer.supports_quant_method, name, "quantization_config", quantised):

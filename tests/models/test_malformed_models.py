@@ -79,6 +79,7 @@ SPOILT = {  # of the sharer: how, and what is said
     "config list": (written("config.json", "[]"), "cannot read its config.json"),
     "config deep": (written("config.json", "[" * 5000), "cannot read its config.json"),
     "eps text": (config(rms_norm_eps="x"), "config.json.*rms_norm_eps.*float"),
+    "eps nan": (config(rms_norm_eps=float("nan")), "config.json.*rms_norm_eps is not a number"),
     "no heads": (config(num_attention_heads=0), "num_attention_heads"),
     "no layers": (config(num_hidden_layers=0, layer_types=...), "num_hidden_layers"),
     "layers text": (config(num_hidden_layers="two"), "config.json.*num_hidden_layers"),
