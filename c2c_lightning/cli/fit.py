@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from c2c_lightning.cli.lightning_parser import Parser
+from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import check_models
@@ -46,7 +46,7 @@ TRAINER_DEFAULTS = {
 }
 
 
-class C2CCLI(LightningCLI):
+class C2CCLI(CheckedCLI):
     """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -106,9 +106,6 @@ class C2CCLI(LightningCLI):
         trainer.default_root_dir = str(folder)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
-        for key in ("accumulate_grad_batches", "val_check_interval"):
-            if trainer[key] is not None and trainer[key] <= 0:
-                raise UserError(f"trainer.{key} is {trainer[key]}: it must be positive.")
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
         model = config.model

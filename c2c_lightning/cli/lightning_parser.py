@@ -1,14 +1,23 @@
-"""The parser of the commands that LightningCLI runs."""
+"""What the commands that LightningCLI runs have in common: their parser, and checks of what Lightning would not check."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import os
+import re
+from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from jsonargparse.util import import_object
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from c2c_lightning import fuser
 from c2c_lightning.cli.parser import CommandParser
 from c2c_lightning.data import InstructionData, NanoData
+from c2c_lightning.errors import UserError, first_line, user_message
 
 FUSERS = [
     c for c in vars(fuser).values() if inspect.isclass(c) and issubclass(c, fuser.Fuser) and not inspect.isabstract(c)
@@ -19,3 +28,59 @@ class Parser(CommandParser, LightningArgumentParser):
     """Knows also the classes that a configuration of `fit` may name."""
 
     classes = (*FUSERS, InstructionData, NanoData)
+
+
+class CheckedCLI(LightningCLI):
+    """A LightningCLI that says in one message what is wrong with seed and trainer, before anything is built."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        check_seed(config.seed_everything)
+        check_trainer(config.trainer)
+        check_fuser(config.model.get("fuser"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand is not None:  # a configuration that is only looked at may be for another machine
+            check_devices(self.config[self.subcommand].trainer)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(user_message(error) or f"trainer: {first_line(error)}") from error
+
+
+def check_seed(seed: bool | int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}.")
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Refuses what Lightning takes without a word, or refuses by traceback."""
+    for key in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+        value = trainer[key]
+        if isinstance(value, (int, float)) and not 0 < value < math.inf:
+            raise UserError(f"trainer.{key} is {value}: it must be positive.")
+    interval = trainer.val_check_interval
+    if isinstance(interval, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", interval):
+        raise UserError(f"trainer.val_check_interval is {interval!r}: give a number of batches, or DD:HH:MM:SS.")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:
+        raise UserError(f"trainer.gradient_clip_val is {clip}: give a positive number, or null for no clipping.")
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches is 0, so nothing would be trained: leave it out, or raise it.")
+
+
+def check_devices(trainer: Namespace) -> None:
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
+    cores = os.cpu_count() or 1
+    if on_cpu and str(trainer.devices).isdigit() and int(trainer.devices) > cores:
+        # Every process would wait for the others at each step.
+        raise UserError(f"trainer.devices is {trainer.devices}, but there are {cores} CPU cores: give {cores} at most.")
+
+
+def check_fuser(config: Any) -> None:
+    """Refuses a class that is no whole fuser; what is named otherwise, such as a folder, is not looked at."""
+    path = getattr(config, "class_path", None)
+    if path is not None and inspect.isabstract(import_object(path)):
+        known = ", ".join(c.__name__ for c in FUSERS)
+        raise UserError(f"model.fuser is {path}, which is abstract: give a class derived from it, such as {known}.")

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
 
-from c2c_lightning.cli.lightning_parser import Parser
+from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation import analyses, benchmarks, controls, methods
 from c2c_lightning.evaluation.analyses.base import Analysis
@@ -48,7 +48,7 @@ class EvaluationParser(Parser):
     )
 
 
-class EvaluationCLI(LightningCLI):
+class EvaluationCLI(CheckedCLI):
     """`test` with an `Evaluation` on `BenchmarkData`."""
 
     @staticmethod

@@ -8,6 +8,7 @@ token opposite, D head_dim, F = H * D features.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.gate import Gate
 
 OURS = "c2c_lightning.fuser"
@@ -55,6 +57,12 @@ class Fuser(nn.Module, ABC):
 
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
+        for name, value in init_args.items():
+            parameter = inspect.signature(type(self)).parameters.get(name)
+            kind = type(parameter.default) if parameter else None
+            numbers = {int: (int,), float: (int, float)}.get(kind)
+            if numbers and (isinstance(value, bool) or not isinstance(value, numbers)):
+                raise UserError(f"fuser {name} is {value!r}: give a number, such as {parameter.default}.")
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.recomputes = False  # activations in the backward pass, instead of keeping them
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)

@@ -54,7 +54,7 @@ class GateConfig:
             if get_origin(hint) is Literal and value not in words:
                 raise UserError(f"gate.{name} is {value!r}: give {', '.join(words[:-1])} or {words[-1]}.")
         self.temperature = tuple(self.temperature)
-        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+        if len(self.temperature) != 2 or not all(0 < value < math.inf for value in self.temperature):
             raise UserError(f"gate.temperature is {list(self.temperature)}: give two positive numbers, first and last.")
         if not math.isfinite(self.init):
             raise UserError(f"gate.init is {self.init}: give a number.")

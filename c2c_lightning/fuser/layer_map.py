@@ -49,12 +49,16 @@ def _select(layers: Layers, num_receiver: int) -> set[int]:
     if isinstance(layers, list):
         for layer in layers:
             _check(layer, num_receiver, "receiver", "model.layers")
+        if len(set(layers)) < len(layers):
+            raise UserError(f"model.layers {layers} names a layer twice.")
         return set(layers)
     if layers == "all":
         return set(everything)
     word, _, number = layers.partition(":")
     if word in ("first", "last", "every") and number.isdigit() and int(number) > 0:
         k = int(number)
+        if k > num_receiver:
+            raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers.")
         return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
     raise UserError(
         f"model.layers is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers."

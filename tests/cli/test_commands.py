@@ -119,14 +119,58 @@ def test_a_misspelt_command_gets_the_one_that_was_meant():
         (["--ckpt_path=."], "neither a run with a checkpoint nor a sharded one"),
         (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0"),
         (["--trainer.devices=0"], "devices"),
+        (["--trainer.devices=-2"], "devices"),
+        (["--trainer.devices=abc"], "devices"),
+        (["--trainer.devices=999"], "trainer.devices is 999, but there are"),
+        (["--trainer.accelerator=warp"], "invalid accelerator name"),
+        (["--trainer.strategy=nope"], "invalid strategy name"),
+        (["--trainer.num_nodes=0"], "num_nodes"),
+        (["--trainer.precision=9"], "trainer.precision is 9"),
+        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1"),
+        (["--trainer.gradient_clip_val=.nan"], "trainer.gradient_clip_val is nan"),
+        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches is 0"),
+        (["--trainer.val_check_interval=x"], "trainer.val_check_interval is 'x'"),
+        (["--trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch is 0"),
+        (["--seed_everything=-1"], "seed_everything is -1"),
+        (["--seed_everything=99999999999"], "seed_everything is 99999999999"),
+        (["--model.fuser=c2c_lightning.fuser.Fuser"], "which is abstract"),
+        (["--model.fuser.init_args.hidden=null"], "fuser hidden is None"),
+        (["--model.gate.temperature=[.nan,1]"], "gate.temperature is [nan, 1.0]"),
+        (["--model.gate.temperature=[1,.inf]"], "gate.temperature is [1.0, inf]"),
+        (["--model.layers=[0,0]"], "names a layer twice"),
+        (["--model.layers=first:99"], "but the receiver has 4 layers"),
         (["--model.optimizer.lr=.nan"], "model.optimizer.lr is nan"),
         (["--model.dtype=float17"], "float17"),
         (["--data=InstructionData", "--data.init_args.path=nowhere.jsonl"], "'nowhere.jsonl': no such file"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_wrong_input_gets_one_message(arguments, says):
+def test_wrong_input_gets_one_message_and_leaves_nothing(arguments, says, workspace):
     assert says in message("fit", BASE, *arguments)
+    assert not [file for file in workspace.glob("runs/*") if file.name != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'model: {receiver: "\xff"}', "mine.yaml is no configuration: 'utf-8' codec"),
+        (b'model: {dtype: "${nope.x}"}', "model.dtype: Interpolation key"),
+        (b'model: {dtype: "${oc.env:NOT_SET}"}', "Environment variable 'NOT_SET' not found"),
+        (b'model: {dtype: "${nope:1}"}', "model.dtype: Unsupported interpolation type nope"),
+        (b'model: {dtype: "${unclosed"}', "model.dtype: "),
+        (b'model: {dtype: "${model.receiver}", receiver: "${model.dtype}"}', "Recursive interpolation"),
+        (b"model: {gate: {init: 1" + b"0" * 400 + b"}}", "too large"),
+        (b"trainer: {callbacks: [{class_path: os.path.join}]}", "os.path.join does not correspond to a subclass"),
+        (b"data: [1, 2]", "data is [1, 2]: Not a valid subclass of InstructionData"),
+        (b"[" * 3000, "mine.yaml"),
+        (b"- a", "mine.yaml"),
+        (b"a: [", "mine.yaml"),
+    ],
+)
+def test_a_file_that_is_no_configuration_gets_one_message(text, says, workspace):
+    (workspace / "mine.yaml").write_bytes(text)
+    assert says in message("fit", BASE, "--config=mine.yaml")
+    assert not (workspace / "runs").exists()
 
 
 def test_a_model_folder_without_tokenizer_or_chat_template_is_refused(workspace):
