@@ -115,7 +115,9 @@ class Communicator(OldNames):
                 "or a list of such conversations."
             )
         single = isinstance(messages[0], dict)
-        reading = self.read([messages] if single else messages)
+        conversations = [messages] if single else messages
+        check_conversations(conversations)
+        reading = self.read(conversations)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])
@@ -185,3 +187,16 @@ def load_communicator(
         **fusers: see `Fusers`.
     """
     return Communicator.fresh(FrozenModels(*load_models(receiver, sharers, dtype), aligner), **fusers)
+
+
+def check_conversations(conversations: list[list[Message]]) -> None:
+    """Raises a UserError that names the first message that is none."""
+    for conversation in conversations:
+        if not isinstance(conversation, list) or not conversation:
+            raise UserError(f"generate was given the conversation {conversation!r:.80}: give a list of messages.")
+        for message in conversation:
+            said = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
+            if not all(isinstance(text, str) for text in said):
+                raise UserError(
+                    f"generate was given the message {message!r:.80}: its role and its content must both be text."
+                )

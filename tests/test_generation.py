@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, TextStreamer
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models.cache import position_ids
 from tests.models import tiny
@@ -182,4 +183,15 @@ def test_what_would_go_wrong_on_a_fused_cache_is_refused():
         communicator.generate(tiny.CONVERSATIONS, prompt_lookup_num_tokens=3)
     for wrong in ("In which country?", [], [None]):
         with pytest.raises(ValueError, match="give chat messages"):
+            communicator.generate(wrong)
+    for wrong in (
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": ["In which country?"]}],
+        [{"role": "user"}],
+        [{"content": "In which country?"}],
+        [[{"role": "user", "content": "In which country?"}], [{"role": "user", "content": None}]],
+        [[]],
+        [["In which country?"]],
+    ):
+        with pytest.raises(UserError, match="generate was given"):
             communicator.generate(wrong)

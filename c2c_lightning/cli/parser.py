@@ -20,6 +20,7 @@ UNKNOWN_NAME = re.compile(
     r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'|import path string: (\w+)"
     r"|invalid choice: '(\w+)'|[Oo]ption '(\w+)' is not accepted|has no attribute '(\w+)'"
 )
+NO_MAPPING = re.compile("Problems parsing config|Unexpected config")
 NO_UNION_MEMBER = re.compile(
     r'Parser key "([\w.]+)":\s+Does not validate against any of the Union.*?\n  Errors:\n(.*)\n  Given value type:.*?'
     r"Given value: (.*)",
@@ -59,6 +60,11 @@ class CommandParser(ArgumentParser):
             return super().parse_path(path, *args, **kwargs)
         except (UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is no configuration: {first_line(error)}.") from error
+        except SystemExit as refused:
+            if not NO_MAPPING.search(str(refused.code)):
+                raise
+            said = re.sub(r'\s*(in "<unicode string>", |\n)\s*', " ", str(refused.code)).removeprefix("error: ")
+            sys.exit(f"error: {path} is no configuration: {said:.300}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the process with the message, without the usage that argparse would print before it."""

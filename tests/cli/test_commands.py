@@ -254,5 +254,6 @@ def test_without_a_command_all_commands_are_listed(capsys):
 
 def test_a_folder_that_holds_a_run_is_not_written_over(workspace):
     (workspace / "mine").mkdir()
-    (workspace / "mine" / "config.yaml").touch()
+    for name in ("config.yaml", "summary.json"):
+        (workspace / "mine" / name).touch()
     assert "mine already holds a run" in message("fit", BASE, "--trainer.default_root_dir=mine")
