@@ -100,7 +100,9 @@ def test_controls_that_do_harm_do_not_enlarge_the_gain():
     found = findings(results(scores))
     assert found["question_specific_gain"]["over"] == "receiver"
     assert found["question_specific_gain"]["difference"] == found["raw_gain"]["difference"]
-    assert "points** above the receiver alone, which no control exceeds. No control gives these" in said(scores)
+    assert "points** above the receiver alone, which no control exceeds. These points are question-specific" in said(
+        scores
+    )
 
 
 @pytest.mark.parametrize("receiver", [40, 180, 240, 300])

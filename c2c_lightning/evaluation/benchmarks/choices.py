@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
@@ -44,8 +46,8 @@ class Labelled:
 
 
 @dataclass
-class ARCRecord:
-    question: str
+class LabelledRecord:
+    question: Annotated[str, Field(validation_alias=AliasChoices("question", "question_stem"))]
     choices: Labelled
     answerKey: str
     id: TextOrNumber = ""
@@ -61,7 +63,7 @@ class ARCChallenge(Benchmark):
         **kwargs: as for every benchmark.
     """
 
-    columns, exemplar_split = ARCRecord, "train"
+    columns, exemplar_split = LabelledRecord, "train"
 
     def __init__(
         self,
@@ -72,20 +74,12 @@ class ARCChallenge(Benchmark):
     ):
         super().__init__(path, name=name, subset=subset, **kwargs)
 
-    def to_item(self, record: ARCRecord, source: str) -> Item:
+    def to_item(self, record: LabelledRecord, source: str) -> Item:
         choices, letter = record.choices.answer(record.answerKey)
-        return Item(str(record.id), record.question, (letter,), choices)
+        return Item(record.id, record.question, (letter,), choices)
 
 
-@dataclass
-class OpenBookQARecord:
-    question_stem: str
-    choices: Labelled
-    answerKey: str
-    id: TextOrNumber = ""
-
-
-class OpenBookQA(Benchmark):
+class OpenBookQA(ARCChallenge):
     """Elementary science questions that need a fact and common sense (arXiv 1809.02789), asked without the book.
 
     Args:
@@ -95,8 +89,6 @@ class OpenBookQA(Benchmark):
         **kwargs: as for every benchmark.
     """
 
-    columns, exemplar_split = OpenBookQARecord, "train"
-
     def __init__(
         self,
         path: str | list[str] = "allenai/openbookqa",
@@ -104,11 +96,7 @@ class OpenBookQA(Benchmark):
         subset: str = "main",
         **kwargs: Any,
     ):
-        super().__init__(path, name=name, subset=subset, **kwargs)
-
-    def to_item(self, record: OpenBookQARecord, source: str) -> Item:
-        choices, letter = record.choices.answer(record.answerKey)
-        return Item(str(record.id), record.question_stem, (letter,), choices)
+        super().__init__(path, name, subset, **kwargs)
 
 
 @dataclass
@@ -203,7 +191,7 @@ class MMLURedux(BySubject):
         else:
             known = ", ".join(("ok", "no_correct_answer", *CORRECTED, *UNCLEAR))
             raise MalformedRecord(f"error_type {error!r} is none of {known}; correct it")
-        return Item(str(record.id), record.question, answers, choices, record.subject)
+        return Item(record.id, record.question, answers, choices, record.subject)
 
 
 def letter_at(place: Any, choices: Sequence[str]) -> str:

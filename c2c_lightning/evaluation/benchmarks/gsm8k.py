@@ -57,7 +57,7 @@ class GSM8K(Benchmark):
         if not mark:
             raise MalformedRecord("answer has no final number; write it after '####'")
         steps = re.sub(r"<<[^>]*>>", "", solution).strip()  # without the marks for a calculator
-        return SolvedItem(str(record.id), record.question, (answer.strip(),), solution=steps)
+        return SolvedItem(record.id, record.question, (answer.strip(),), solution=steps)
 
     def answer_values(self, item: SolvedItem) -> dict[str, str]:
         return {**super().answer_values(item), "solution": item.solution}

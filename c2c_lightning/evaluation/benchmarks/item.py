@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import StrictFloat, StrictInt
+from pydantic import BeforeValidator
 
 from c2c_lightning.data.records import MalformedRecord
 
 LETTERS = string.ascii_uppercase
 # A column of text in which numbers count as the text that they are written as.
-TextOrNumber = str | StrictInt | StrictFloat
+TextOrNumber = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 
 
 @dataclass(frozen=True)

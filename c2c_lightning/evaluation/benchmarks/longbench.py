@@ -148,7 +148,7 @@ class LongBenchE(BySubject):
         if prompt.metric == "classification" and not set(answers) & set(classes):
             raise MalformedRecord(f"answers {answers} are not among the {len(classes)} classes; correct them")
         return ClassItem(
-            str(record.id),
+            record.id,
             record.input if record.input.strip() else prompt.question,
             tuple(answers),
             subject=subject,

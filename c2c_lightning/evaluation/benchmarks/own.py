@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError
@@ -11,16 +13,18 @@ from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.evaluation.benchmarks.choices import by_text, meanings
 from c2c_lightning.evaluation.benchmarks.item import Grade, Item, TextOrNumber, check_choices
+from c2c_lightning.files import checked
 
+OneOrMore = Annotated[list[TextOrNumber], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 GRADINGS = {"exact": grading.exact, "math": grading.math, "f1": grading.f1}
 
 
 @dataclass
 class OwnRecord:
     question: str
-    choices: list[TextOrNumber] = field(default_factory=list)
+    choices: list[Any] = field(default_factory=list)
     answer: Any = None
-    reference: TextOrNumber | list[TextOrNumber] = field(default_factory=list)
+    reference: OneOrMore = field(default_factory=list)
     id: TextOrNumber = ""
     subject: TextOrNumber = ""
     context: str = ""
@@ -56,32 +60,26 @@ class OwnQuestions(Benchmark):
         self.grading = grading
 
     def to_item(self, record: OwnRecord, source: str) -> Item:
-        if record.choices:
-            answers = (_meant(record.answer, record.choices),)
-        elif record.reference == []:
-            raise MalformedRecord("it has neither choices nor a reference; give `choices` and `answer`, or `reference`")
+        choices = tuple(checked(record.choices, list[TextOrNumber], f"{self.name}: {source}: choices"))
+        if choices:
+            answers = (_meant(record.answer, record.choices, choices),)
+        elif record.reference:
+            answers = tuple(record.reference)
         else:
-            answers = record.reference if isinstance(record.reference, list) else [record.reference]
-        return Item(
-            str(record.id),
-            record.question,
-            tuple(map(str, answers)),
-            tuple(map(str, record.choices)),
-            str(record.subject),
-            record.context,
-        )
+            raise MalformedRecord("it has neither choices nor a reference; give `choices` and `answer`, or `reference`")
+        return Item(record.id, record.question, answers, choices, record.subject, record.context)
 
     def grade(self, item: Item, response: str) -> Grade:
         return super().grade(item, response) if item.choices else GRADINGS[self.grading](response, item.answers)
 
 
-def _meant(answer: Any, choices: list[TextOrNumber]) -> str:
-    texts = tuple(map(str, choices))
+def _meant(answer: Any, choices: list[Any], texts: tuple[str, ...]) -> str:
+    """The letter of an answer to `choices`, whose texts are `texts`."""
     check_choices(texts)
     found = meanings(answer, texts)
     if isinstance(answer, str) and answer.strip().isdecimal():
         found = by_text(answer, texts) or found  # "4" among 3, 4, 5 and 6 is the text
-    elif isinstance(answer, int | float) and answer in choices:
+    elif type(answer) in (int, float) and answer in choices:
         found = found | by_text(str(answer), texts)  # the number 4 may be a place too
     if len(found) > 1:
         remedy = "place as a number" if isinstance(answer, str) else "letter"

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from c2c_lightning.evaluation.report.formatting import NOTHING, plain
+from c2c_lightning.files import write_whole
 
 NUMBER = re.compile(r"[<≈+−-]? ?\d")
 
@@ -78,7 +79,7 @@ def write_report(
     }
     for suffix in ("html", "md"):
         text = environment.get_template(f"report.{suffix}").render(title=title, facts=facts, parts=parts)
-        (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8")
+        write_whole(folder / f"{name}.{suffix}", text)
     return folder / f"{name}.html"
 
 

@@ -85,7 +85,7 @@ class EvaluationRecord(L.Callback):
         config = self.config.clone()
         config.trainer.default_root_dir = None
         text = self.parser.dump(config, skip_none=False)
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_whole(folder / CONFIG_FILE, text)
         rank_zero_info(f"evaluation: {folder}")
         tracker = find_tracker(trainer)
         if tracker is not None:

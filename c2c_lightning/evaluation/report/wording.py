@@ -44,8 +44,8 @@ KINDS = (("Methods", False), ("Controls", True))
 VERDICTS = {
     "gain": (
         "Question-specific gain",
-        "C2C is **{gain} points** above {over}. No control gives these points, so they come from what the sharer's cache "
-        "says about the question at hand.",
+        "C2C is **{gain} points** above {over}. These points are question-specific: no control gives them, so they come "
+        "from what the sharer's cache says about the question at hand.",
     ),
     "gain, wrong question not asked": (
         "Question-specific gain",
@@ -144,7 +144,7 @@ def headline(found: Findings) -> Section:
     if raw:
         numbers.append(_number(raw, "raw gain", "C2C less the receiver alone"))
     caution = [CAUTION] if found["num_items"] < FEW else []
-    return Section(title, "\n\n".join([*numbers, sentence, *caution]))
+    return Section(title, "\n\n".join([*numbers, sentence, *caution, _levels(found)]))
 
 
 def gain_as_told(found: Findings) -> Compared | None:
@@ -168,6 +168,14 @@ def _case(found: Findings) -> str:
     if gain["difference"]["value"] <= 0:
         return "loss"
     return "gain" if WRONG_QUESTION in found["methods"] else "gain, wrong question not asked"
+
+
+def _levels(found: Findings) -> str:
+    """How well the main methods do."""
+    measure = "accuracy" if found["measure"] == "accuracy" else "mean score (of 100)"
+    means = {name: score(m["accuracy"]["value"], found["measure"]) for name, m in found["methods"].items()}
+    said = ", ".join(f"{shown(name)} {means[name]}" for name in (C2C, RECEIVER, SHARER, TEXT_TO_TEXT) if name in means)
+    return f"{measure.capitalize()} on {found['num_items']:,} questions: {said}." if said else ""
 
 
 def _number(compared: Compared, name: str, words: str) -> str:
