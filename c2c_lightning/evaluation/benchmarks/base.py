@@ -20,7 +20,7 @@ from c2c_lightning.errors import UserError, meant
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.item import Grade, Item, check_item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
-from c2c_lightning.evaluation.benchmarks.rows import Row, is_local, read_rows, shared_part, subset_names
+from c2c_lightning.evaluation.benchmarks.rows import Row, is_local, read_rows, subset_names
 from c2c_lightning.files import checked
 from c2c_lightning.models import Message
 
@@ -180,7 +180,7 @@ class Benchmark(ABC):
         """The records that the exemplars are made of; None if there are none."""
         if self.exemplars:
             source = self._source(self.exemplars, self.exemplar_split or "train", "exemplars")
-            overlap = shared_part(self._source(self.path, self.split, "path"), source)
+            overlap = self._source(self.path, self.split, "path").shared(source)
             if overlap:
                 raise UserError(
                     f"{self.name}.exemplars: {overlap} holds the questions too; give exemplars from elsewhere."

@@ -34,9 +34,9 @@ def read_rows(source: Source, subsets: Callable[[str], list[str | None]]) -> Ite
     for part in source.parts():
         if is_local(part.path):
             yield from _rows_of(_stem(part.path), part)
-            continue
-        for subset in subsets(part.path):
-            yield from _rows_of(subset or _stem(part.path), replace(part, subset=subset))
+        else:
+            for subset in subsets(part.path):
+                yield from _rows_of(subset or _stem(part.path), replace(part, subset=subset))
 
 
 def subset_names(hub_id: str, key: str) -> list[str]:
@@ -55,12 +55,6 @@ def is_local(path: str) -> bool:
     return Path(path).expanduser().exists()
 
 
-def shared_part(one: Source, other: Source) -> str | None:
-    """A file, or a split of a dataset, that both read; None if there is none."""
-    places = {_place(part) for part in one.parts()}
-    return next((part.path for part in other.parts() if _place(part) in places), None)
-
-
 def _rows_of(stem: str, source: Source) -> Iterator[Row]:
     for number, (place, record) in enumerate(source.rows()):
         yield Row(stem, number, place, record)
@@ -70,8 +64,3 @@ def _stem(path: str) -> str:
     name = Path(path).name
     suffix = next((suffix for suffix in JSON_LINES + PARQUET if name.endswith(suffix)), "")
     return name.removesuffix(suffix)
-
-
-def _place(part: Source) -> tuple[str, str]:
-    path = Path(part.path).expanduser()
-    return (str(path.resolve()) if path.exists() else part.path, "" if path.is_file() else part.split)
