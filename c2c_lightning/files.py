@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from c2c_lightning.errors import UserError, first_line
 
@@ -132,6 +133,11 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text that is there as a whole or not at all."""
     with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """A value as JSON, in which a number that is not finite is null: JSON has no NaN."""
+    return to_json(value, indent=indent, inf_nan_mode="null").decode("utf-8") + "\n"
 
 
 @cache

@@ -27,13 +27,12 @@ from c2c_lightning.training import (
     CheckpointWriter,
     GateMap,
     Interruption,
-    Progress,
     RunRecord,
     find_checkpoint,
     run_folder,
     run_to_resume,
 )
-from c2c_lightning.training.allocation import keep_freed_memory
+from c2c_lightning.training.acceleration import keep_freed_memory
 
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {
@@ -87,6 +86,8 @@ class C2CCLI(CheckedCLI):
             trainer.default_root_dir = folder or str(run)
 
     def before_instantiate_classes(self) -> None:
+        if self.subcommand == "validate" and self.config.validate.ckpt_path is None:
+            raise UserError("validate needs --ckpt_path: without a checkpoint there is only an untrained fuser.")
         if self.subcommand != "fit":
             return
         # A gate that is all but closed hands back gradients too small for a normal float, with which a CPU is
@@ -136,7 +137,7 @@ class C2CCLI(CheckedCLI):
         folder = Path(config.default_root_dir)
         if "logger" not in kwargs:
             kwargs["logger"] = self.loggers() or False
-        callbacks = [*(config.callbacks or []), GateMap(), Progress(), Interruption(), *callbacks]
+        callbacks = [*(config.callbacks or []), GateMap(), Interruption(), *callbacks]
         # Rich's bar would count to epoch -2 when only max_steps is set.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar())

@@ -15,9 +15,7 @@ from c2c_lightning.cli.fit import C2CCLI, WIRING
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, LAST, TRIAL_FILE
 from c2c_lightning.sweep.sharable import differing_keys
-from c2c_lightning.training.shared import SharedLogger, SharedModule, StopFiles
-from c2c_lightning.training.shared_checkpoint import SharedCheckpointIO, label
-from c2c_lightning.training.trained_run import SharedRun
+from c2c_lightning.training.shared import SharedCheckpointIO, SharedLogger, StopFiles, join
 
 
 class TrialCLI(C2CCLI):
@@ -67,18 +65,17 @@ def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
             f"these runs differ in {', '.join(different)}, and only fuser, gate, layers, layer_map, optimizer and "
             "prompt_store may differ where the prefill is shared: train them apart."
         )
-    trials = [
-        SharedRun(label(number), cli.model, folder, cli.loggers())
-        for number, (folder, cli) in enumerate(zip(folders, clis))
-    ]
     first = clis[0]
-    first.save_config_kwargs = {"configs": {trial.label: cli.config["fit"] for trial, cli in zip(trials, clis)}}
+    module = join([cli.model for cli in clis], folders, [cli.loggers() for cli in clis])
+    first.save_config_kwargs = {
+        "configs": {run.label: cli.config["fit"] for run, cli in zip(module.runs, clis, strict=True)}
+    }
     plugins = first.config_init["fit"].trainer.plugins or []
     trainer = C2CCLI.instantiate_trainer(
         first,
         callbacks=[StopFiles()],
-        logger=SharedLogger(trials),
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), SharedCheckpointIO(trials)],
+        logger=SharedLogger(module.runs),
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), SharedCheckpointIO(module.runs)],
     )
     if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise UserError(
@@ -90,7 +87,9 @@ def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
             "trainer.precision 16-mixed scales the losses of all trials together, so that one trial's overflow would "
             "cost the others a step: give bf16-mixed, or train apart."
         )
-    trainer.fit(SharedModule(trials), datamodule=first.datamodule, ckpt_path=first.config["fit"].ckpt_path)
+    trainer.fit(module, datamodule=first.datamodule, ckpt_path=first.config["fit"].ckpt_path)
+    if module.failed:
+        raise UserError(" ".join(f"{folder}: {error}" for folder, error in module.failed.items()))
 
 
 def parse(folder: Path, progress_bar: bool) -> TrialCLI:

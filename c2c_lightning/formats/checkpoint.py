@@ -10,13 +10,17 @@ import io
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic needs it before Python 3.12
+)
 
 import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
-from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+from typing_extensions import TypedDict
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import checked, whole
@@ -54,6 +58,14 @@ class Loops(TypedDict):
     fit_loop: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
+class RunState(TypedDict):
+    """What a run has of its own besides weights and optimizer, see `training.run`."""
+
+    metrics: dict[str, float]
+    gate_steps: list[int]
+    gate_history: list[list[InstanceOf[Tensor]]]
+
+
 # What a run needs to go on to the bit.
 Checkpoint = TypedDict(
     "Checkpoint",
@@ -67,6 +79,8 @@ Checkpoint = TypedDict(
         "callbacks": dict[str, dict[str, Any]],
         OPTIMIZERS: list[OptimizerState],
         SCHEDULERS: list[dict[str, Any]],
+        "run": NotRequired[RunState],
+        "schedule": NotRequired[list[tuple[int, int]]],
     },
 )
 

@@ -55,8 +55,8 @@ def check(config: Mapping[str, Any], said: str, build: Build) -> None:
 
 def check_layers(module: C2CModule) -> None:
     """Lays the layer map and the gates over the models' sizes."""
-    receiver = kv_shape(load_config(module.receiver))
+    receiver, fusers = kv_shape(load_config(module.receiver)), module.runs[0].fuser_settings
     for name in module.sharers:
         sharer = kv_shape(load_config(name))
-        mapped = map_layers(module.layer_map, module.layers, receiver.num_layers, sharer.num_layers)
-        Gate(module.gate, list(mapped), receiver.num_kv_heads)
+        mapped = map_layers(fusers["layer_map"], fusers["layers"], receiver.num_layers, sharer.num_layers)
+        Gate(fusers["gate"], list(mapped), receiver.num_kv_heads)

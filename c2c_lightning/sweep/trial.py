@@ -25,7 +25,7 @@ class Trial:
         ended: when it ended, in seconds since 1970.
         stopped_at: step of the validation by which it was stopped; it may have been trained a little longer.
         run_id: of its MLflow run; None while there is none.
-        progress: a row for each validation, see `training.progress.add_progress`.
+        progress: a row for each validation, see `training.run_record.add_progress`.
     """
 
     number: int

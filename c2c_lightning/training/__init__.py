@@ -4,7 +4,6 @@ from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
-from c2c_lightning.training.progress import Progress
 from c2c_lightning.training.run_record import RunRecord
 from c2c_lightning.training.strategies import FSDP1, FSDP2
 
@@ -15,7 +14,6 @@ __all__ = [
     "CheckpointWriter",
     "GateMap",
     "Interruption",
-    "Progress",
     "RunRecord",
     "find_checkpoint",
     "run_folder",

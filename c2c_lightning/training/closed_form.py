@@ -1,33 +1,44 @@
-"""How a run fits fusers that no optimizer trains."""
+"""How a run fits fusers that no optimizer trains: they collect from training batches and are solved at validation.
+
+Every fifth batch of the first epoch, from the second on, is held out: fusers do not collect from it, and their update
+is scaled to where the loss on the newest of these batches is least.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
+
 import lightning as L
+import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from scipy.optimize import minimize_scalar
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.closed_form import ClosedFormFuser
 from c2c_lightning.models import Batch
-from c2c_lightning.training.calibration import fit_in_closed_form
-from c2c_lightning.training.held_out import HeldOut
+from c2c_lightning.models.batch import SharerPrompt
+
+HELD_OUT_EVERY, HELD_OUT_FIRST, HELD_OUT_MOST = 5, 1, 8
+SCALES = (-10.0, 4.0)  # log2 of an update's length by that of the receiver's cache
 
 
 class ClosedForm:
-    """Has a communicator's fusers with a closed form collect in training, and fits them at validation.
+    """A communicator's fusers that have a closed form; false if there are none.
 
     Args:
         communicator: whose fusers are to begin.
     """
 
     def __init__(self, communicator: Communicator):
-        self.communicator, self.held_out = communicator, HeldOut()
+        self.communicator = communicator
+        self.held_out: deque[Batch] = deque(maxlen=HELD_OUT_MOST)
         self.fusers = [fuser for fuser in communicator.fusers if isinstance(fuser, ClosedFormFuser)]
         for fuser in self.fusers:
             fuser.begin()
 
     def __bool__(self) -> bool:
-        """Whether there are such fusers."""
         return bool(self.fusers)
 
     @property
@@ -47,7 +58,7 @@ class ClosedForm:
                 f"{type(strategy).__name__} on {trainer.world_size}: set trainer.strategy to auto, "
                 "trainer.devices to 1 and trainer.num_nodes to 1."
             )
-        if not any(gate.active() for gate in self.communicator.gates):
+        if not any(gate.active() for gate in self.communicator.fusers.gates):
             raise UserError(
                 f"model.fuser is {self.name}, under which gates do not learn, and all of them are closed: "
                 "set model.gate.kind to open, or model.gate.init above 0."
@@ -66,19 +77,66 @@ class ClosedForm:
             )
 
     def see(self, batch: Batch) -> None:
-        """Says before a training batch whether fusers are to collect of it."""
-        # Gradients at the receiver's own cache are the same in every epoch.
-        collects = not self.held_out.takes(batch) and batch.epoch == 0
+        """Says before a training batch whether fusers are to collect from it."""
+        # Later epochs have the same records in another order, and gradients at the receiver's own cache are the same
+        # in every epoch.
+        first_epoch = batch.epoch == 0
+        held_out = first_epoch and batch.index % HELD_OUT_EVERY == HELD_OUT_FIRST
+        if held_out:
+            self.held_out.append(batch)
         for fuser in self.fusers:
-            fuser.collects = collects
+            fuser.collects = first_epoch and not held_out
 
+    @torch.no_grad()
     def fit(self, trainer: L.Trainer) -> float:
-        """Sets the fusers' weights from what they have collected so far; returns their update's scale."""
-        batches = [batch.to(self.communicator.receiver.device) for batch in self.held_out]
-        if not batches:
+        """Sets the fusers' weights from what they have collected so far; they must be in eval mode.
+
+        Returns:
+            The update's length by that of the receiver's cache; 0 where any update does harm.
+
+        Raises:
+            UserError: nothing was collected, or nothing held out.
+        """
+        if not self.held_out:
             raise UserError(
                 f"model.fuser is {self.name}, which is fitted to some training batches and scaled on others, and "
                 "there was one alone: train on more data, or set data.init_args.batch_size lower."
             )
         with trainer.precision_plugin.val_step_context():
-            return fit_in_closed_form(self.communicator, batches)
+            return self._solve_and_scale([batch.to(trainer.strategy.root_device) for batch in self.held_out])
+
+    def _solve_and_scale(self, batches: list[Batch]) -> float:
+        for fuser in self.fusers:
+            fuser.solve()
+        solved = [fuser.weights().clone() for fuser in self.fusers]
+        readings = [self.communicator.read(batch) for batch in batches]
+
+        def rescale(scale: float) -> None:
+            for fuser, weight in zip(self.fusers, solved):
+                fuser.weights().copy_(weight * scale)
+
+        def loss(scale: float) -> float:
+            rescale(scale)
+            return sum(self.communicator(reading)[0].item() for reading in readings)
+
+        found = minimize_scalar(
+            lambda log_scale: loss(2**log_scale), bounds=SCALES, method="bounded", options={"xatol": 0.1}
+        )
+        scale = 2**found.x if found.fun < loss(0.0) else 0.0
+        rescale(scale)
+        return scale
+
+    def state(self) -> list[dict[str, Any]]:
+        """The batches held out, as a checkpoint has them, so that a resumed run is scaled on the same."""
+        names = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
+        return [
+            {name: getattr(batch, name) for name in names}
+            | {"sharers": [[sharer.ids, sharer.mask, sharer.positions] for sharer in batch.sharers]}
+            for batch in self.held_out
+        ]
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Takes over what `state` gave."""
+        self.held_out.clear()
+        for tensors in state:
+            self.held_out.append(Batch(**{**tensors, "sharers": [SharerPrompt(*s) for s in tensors["sharers"]]}))

@@ -1,13 +1,21 @@
-"""Accuracy where responses are short enough to be right word for word."""
+"""Accuracy where responses are short enough to be right word for word.
+
+Methods: `c2c`, the receiver on the fused cache; `wrong_question`, the same with the sharers' caches of the question's
+partner (see `Batch.partners`); `receiver` and `sharer` (`sharer_1`, ... of further ones), each alone, that is, without
+any other model's cache.
+"""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.models import Reading
+from c2c_lightning.models import Batch, FrozenModels, Reading
 from c2c_lightning.models.decoding import GREEDY, generate
 from c2c_lightning.models.loading import is_sharded
 
@@ -15,12 +23,32 @@ from c2c_lightning.models.loading import is_sharded
 SHARER_TOKENS = 32
 
 
-class ExactAnswers(nn.Module):
-    """The share of exact greedy answers, by method.
+class Accuracy(nn.Module):
+    """The share of exact answers, by method."""
 
-    `c2c`: the receiver on the fused cache; `wrong_question`: the same, fused with the cache of the next
-    question in the batch; `receiver` and `sharer` (`sharer_1`, ... of further ones): each alone, that is, without
-    any other model's cache. What frozen models answer alone never changes, so they are asked once.
+    def __init__(self, methods: Sequence[str]):
+        super().__init__()
+        # All from the start: their synchronisation is collective, whatever this rank's batches held.
+        self.metrics = nn.ModuleDict({method: MeanMetric() for method in methods})
+
+    def update(self, exact: Mapping[str, Sequence[bool]]) -> None:
+        """Adds whether each answer of a batch was exact, by method."""
+        for method, values in exact.items():
+            metric = self.metrics[method]
+            metric.update(torch.tensor(values, dtype=torch.float32, device=metric.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Accuracy by method over all ranks; begins anew."""
+        values = {method: metric.compute() for method, metric in self.metrics.items()}
+        for metric in self.metrics.values():
+            metric.reset()
+        return values
+
+
+class ExactAnswers(nn.Module):
+    """Asks a batch's questions of the models alone and of the fusers of every run.
+
+    What frozen models answer alone never changes, so they are asked each question once in a run.
 
     Args:
         num_sharers: how many sharers answer alone.
@@ -29,90 +57,68 @@ class ExactAnswers(nn.Module):
     def __init__(self, num_sharers: int):
         super().__init__()
         self.sharers = ["sharer", *(f"sharer_{i}" for i in range(1, num_sharers))]
-        # All from the start: their synchronisation is collective, whatever this rank's batches held.
-        methods = ["c2c", "wrong_question", "receiver", *self.sharers]
-        self.metrics = nn.ModuleDict({method: MeanMetric() for method in methods})
-        self.frozen: dict[str, Tensor] = {}
+        self.alone = Accuracy(["receiver", *self.sharers])
+        # By a batch's place in the validation: its checksum, and which answers are exact by method.
+        self.known: dict[int, tuple[int, dict[str, list[bool]]]] = {}
         self.asked = False
 
-    def update(self, communicator: Communicator, reading: Reading, alone: dict[str, list[str]] | None = None) -> None:
-        """Answers a batch whose `references` are set, by every method that is still open.
+    def update(self, reading: Reading, runs: Sequence[tuple[Communicator, Accuracy]]) -> None:
+        """Answers a batch whose `references` are set.
 
         Args:
-            communicator: that answers.
             reading: of the batch.
-            alone: what the method `alone` gave for the batch, if another run has asked the frozen models already.
+            runs: the communicators, all of these models, and where to count what is exact.
         """
-        self.asked, batch = True, reading.batch
-        # Ranks that share a model gather it together, so none may leave out a question.
-        together = is_sharded(communicator)
+        self.asked, batch, models = True, reading.batch, reading.models
         nothing_asked = not batch.response_mask.any()
-        if nothing_asked and not together:
+        # Ranks that share a model gather it together, so none may leave out a question.
+        if nothing_asked and not is_sharded(models):
             return
-        answered = fused_answers(communicator, reading, together)
-        if not self.frozen:
-            answered |= self.alone(communicator, reading) if alone is None else alone
-        for method, answers in answered.items():
-            if nothing_asked or (method == "wrong_question" and len(batch) == 1):
-                continue
-            exact = [answer == reference.strip() for answer, reference in zip(answers, batch.references)]
-            self.metrics[method].update(torch.tensor(exact, dtype=torch.float32, device=batch.prompt_ids.device))
+        wrong = None if batch.partners is None else reading.with_sharers_of(models.read(batch.partners))
+        alone = self._alone(models, reading)
+        fused = []
+        for communicator, _ in runs:
+            answers = {"c2c": greedy_answers(communicator, reading)}
+            if wrong is not None:
+                answers["wrong_question"] = greedy_answers(communicator, wrong)
+            fused.append(which_are_exact(answers, batch))
+        if not nothing_asked:
+            self.alone.update(alone)
+            for (_, accuracy), exact in zip(runs, fused):
+                accuracy.update(exact)
 
-    def compute(self, complete: bool = True) -> dict[str, Tensor]:
-        """Accuracy by method over all ranks; empty if nothing was asked.
-
-        Args:
-            complete: False if only a sample was asked, so that the frozen models' answers are not kept.
-        """
-        if not self.asked:
-            return {}
-        values = dict(self.frozen)
-        for method, metric in self.metrics.items():
-            if method not in self.frozen:
-                values[method] = metric.compute()
-                metric.reset()
-        if complete:
-            self.frozen = {method: values[method] for method in ("receiver", *self.sharers)}
-        self.asked = False
-        return values
-
-    def alone(self, communicator: Communicator, reading: Reading) -> dict[str, list[str]]:
-        """What the frozen models answer without any other model's cache, by method."""
-        answers = {"receiver": greedy_answers(communicator, reading, fuse=False)}
-        for i, method in enumerate(self.sharers):
-            prompt, tokenizer = reading.batch.sharers[i], communicator.aligner.sharers[i]
-            sharer, limit = communicator.sharers[i], SHARER_TOKENS
-            ids = generate(sharer, tokenizer, prompt.ids, prompt.mask, max_new_tokens=limit, **GREEDY)
-            texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
-            answers[method] = [text.strip() for text in texts]
-        return answers
+    def _alone(self, models: FrozenModels, reading: Reading) -> dict[str, list[bool]]:
+        """Which answers the frozen models get right without any other model's cache, by method."""
+        batch = reading.batch
+        checksum = zlib.crc32(repr(batch.references).encode(), zlib.crc32(batch.prompt_ids.cpu().numpy()))
+        if self.known.get(batch.index, (None,))[0] != checksum:
+            answers = {"receiver": greedy_answers(None, reading)}
+            for sharer, prompt, tokenizer, method in zip(
+                models.sharers, batch.sharers, models.aligner.sharers, self.sharers
+            ):
+                ids = generate(sharer, tokenizer, prompt.ids, prompt.mask, max_new_tokens=SHARER_TOKENS, **GREEDY)
+                texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
+                answers[method] = [text.strip() for text in texts]
+            self.known[batch.index] = checksum, which_are_exact(answers, batch)
+        return self.known[batch.index][1]
 
 
-def fused_answers(communicator: Communicator, reading: Reading, together: bool) -> dict[str, list[str]]:
-    """What the receiver answers on the fused cache, by method.
-
-    Args:
-        communicator: that answers.
-        reading: of the batch.
-        together: ranks share the models, so that each must generate as often as the others, also where its batch
-            has a single question, of which `wrong_question` means nothing.
-    """
-    answers = {"c2c": greedy_answers(communicator, reading, fuse=True)}
-    if len(reading.batch) > 1 or together:
-        answers["wrong_question"] = greedy_answers(communicator, reading.exchanged, fuse=True)
-    return answers
+def which_are_exact(answers: Mapping[str, Sequence[str]], batch: Batch) -> dict[str, list[bool]]:
+    """Whether each answer is the reference, word for word, by method."""
+    references = [reference.strip() for reference in batch.references]
+    return {method: [a == r for a, r in zip(texts, references)] for method, texts in answers.items()}
 
 
-def greedy_answers(communicator: Communicator, reading: Reading, fuse: bool) -> list[str]:
+def greedy_answers(communicator: Communicator | None, reading: Reading) -> list[str]:
     """The receiver's answer to each question, no longer than what can still be right.
 
     Args:
-        communicator: that answers.
-        reading: of the batch.
-        fuse: False for the receiver alone.
+        communicator: whose fusers fuse; None for the receiver alone.
+        reading: of the questions.
     """
-    batch = reading.batch
+    batch, models = reading.batch, reading.models
+    cache = reading.receiver_cache() if communicator is None else communicator.fusers.fuse(reading)
     # An answer that runs past the longest reference is wrong whatever follows.
     limit = batch.response_ids.shape[1] + 1
-    ids = communicator.generate_ids(reading, fuse, max_new_tokens=limit, **GREEDY)
-    return communicator.decode(ids[:, batch.prompt_ids.shape[1] :])
+    ids = models.respond(cache, batch, max_new_tokens=limit, **GREEDY)
+    return models.decode(ids[:, batch.prompt_ids.shape[1] :])

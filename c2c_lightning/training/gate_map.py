@@ -13,48 +13,53 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.fuser import PART_NAMES, Gate
 from c2c_lightning.models import Batch
+from c2c_lightning.training.module import C2CModule
+from c2c_lightning.training.run import Run, recorded
+
+MOST_COLUMNS = 500  # more than the picture can show; they stand in every checkpoint
 
 
 class GateMap(L.Callback):
-    """Records the sigmoid of every gate logit and draws it as `gates.png` in the run's folder.
+    """Notes the sigmoid of every gate logit and draws it as `gates.png` in the run's folder.
 
     Args:
-        every: optimizer steps between two columns of the picture.
+        every: optimizer steps between two columns of the picture, doubled when there are too many of them.
     """
 
     def __init__(self, every: int = 5):
         self.every = every
-        self.steps: list[int] = []
-        # By the run's label: for each step and sharer (P, L, H).
-        self.history: dict[str, list[list[torch.Tensor]]] = {}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, module: C2CModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if trainer.is_global_zero and step % self.every == 0 and step not in self.steps[-1:]:
-            self.steps.append(step)
-            for run in module.runs():
-                gates = run.module.communicator.gates
-                column = [gate.logit.detach().float().sigmoid().cpu() for gate in gates]
-                self.history.setdefault(run.label, []).append(column)
+        for run in recorded(trainer):
+            note(run, trainer.global_step, self.every)
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.steps:
-            for run in module.runs():
+    def on_train_end(self, trainer: L.Trainer, module: C2CModule) -> None:
+        for run in recorded(trainer):
+            if run.gate_steps:
                 file = run.folder / "gates.png"
-                draw(run.module.communicator.gates, self.steps, self.history[run.label]).savefig(file, dpi=150)
+                draw(run.fusers.gates, run.gate_steps, run.gate_history).savefig(file, dpi=150)
                 if run.tracker is not None:
                     run.tracker.log_artifact(file)
 
-    def state_dict(self) -> dict:
-        return {"steps": self.steps, **{f"{label}history": columns for label, columns in self.history.items()}}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.steps = list(state["steps"])
-        self.history = {
-            name.removesuffix("history"): list(columns) for name, columns in state.items() if name != "steps"
-        }
+def note(run: Run, step: int, every: int) -> None:
+    """Adds a run's gates to its history, of which every second column goes when there are too many.
+
+    Args:
+        run: whose gates.
+        step: of the optimizer.
+        every: steps between two columns, as long as there are few.
+    """
+    steps, history = run.gate_steps, run.gate_history
+    while len(steps) >= MOST_COLUMNS:
+        del steps[::2], history[::2]
+    # Columns that were left are at multiples of the new distance.
+    distance = max(every, steps[1] - steps[0]) if len(steps) > 1 else every
+    if step % distance == 0 and step not in steps[-1:]:
+        steps.append(step)
+        history.append([gate.logit.detach().float().sigmoid().cpu() for gate in run.fusers.gates])
 
 
 def draw(gates: Sequence[Gate], steps: Sequence[int], history: Sequence[Sequence[torch.Tensor]]) -> Figure:

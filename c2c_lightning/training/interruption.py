@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.models import Batch
 from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
+from c2c_lightning.training.module import C2CModule
 
 
 class Interruption(L.Callback):
@@ -24,12 +25,12 @@ class Interruption(L.Callback):
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: C2CModule) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, module: C2CModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
@@ -39,16 +40,17 @@ class Interruption(L.Callback):
             received = int(trainer.strategy.reduce(torch.tensor(received, device=module.device), reduce_op="max"))
         if not received:
             return
-        file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
-        trainer.save_checkpoint(file, weights_only=False)
-        # Runs that train together are resumed by themselves.
-        how = "" if module.runs()[0].label else f" and --ckpt_path {file}"
-        rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command{how}")
+        if not trainer.fast_dev_run:
+            file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
+            trainer.save_checkpoint(file, weights_only=False)
+            # Runs that train together are resumed by themselves.
+            how = f" and --ckpt_path {file}" if len(module.runs) == 1 and not module.runs[0].label else ""
+            rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command{how}")
         for logger in trainer.loggers:
             logger.finalize("interrupted")
         raise Interrupted(128 + received)
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, module: C2CModule, stage: str) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -1,69 +1,38 @@
-"""Trains the fusers of a communicator."""
+"""Trains fusers between frozen models: where a batch becomes a loss, and a loss becomes a step."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
 
-from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.config import FORMAT
-from c2c_lightning.fuser import PART_NAMES, C2CFuser, FuserFactory, GateConfig, LayerMap, Layers
-from c2c_lightning.models import Batch, FrozenModels, PromptStore, Reading, load_aligner, load_models
+from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig, LayerMap, Layers, fuse_all
+from c2c_lightning.models import Batch, FrozenModels, PromptStore, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
-from c2c_lightning.nested import flatten
 from c2c_lightning.training.acceleration import Compiled, compile_parts, recompute_fusers
-from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.held_out import STATE
+from c2c_lightning.training.finite import not_finite
+from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
+from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import clip_gradients, shard
-from c2c_lightning.training.trained_run import TrainedRun
 
 FUSERS = "communicator.fusers."
 
 
-@dataclass
-class OptimizerConfig:
-    """AdamW with linear warm-up and decay.
-
-    Attributes:
-        lr: peak learning rate (published: 1e-4).
-        gate_lr: the same for gate logits; None for `lr`.
-        weight_decay: of everything but gate logits.
-        warmup: share of the run's steps.
-    """
-
-    lr: float = 1e-4
-    gate_lr: float | None = None
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-
-    def __post_init__(self) -> None:
-        for key, rate in {"lr": self.lr, "gate_lr": self.gate_lr}.items():
-            if rate is not None and not 0 < rate < math.inf:
-                raise UserError(f"model.optimizer.{key} is {rate}: it must be positive.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"model.optimizer.weight_decay is {self.weight_decay}: it must not be negative.")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"model.optimizer.warmup is {self.warmup}: give the share of the steps, in [0, 1).")
-
-
 class C2CModule(L.LightningModule):
     """Frozen receiver and sharers, and the fusers that are trained between them.
+
+    As a rule it trains one run, of the fuser that is configured. `runs` may hold several, each with fusers of its own:
+    the frozen models then read every batch once for all of them.
 
     Args:
         receiver: the LM that answers: a folder or a hub id.
@@ -102,64 +71,57 @@ class C2CModule(L.LightningModule):
         if not sharers:
             raise UserError("model.sharers is empty: name at least one model whose cache is to be read.")
         self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
-        self.fuser, self.gate, self.optimizer = fuser, gate, optimizer
-        self.layer_map, self.layers, self.prompt_store = layer_map, layers, prompt_store
-        self.compiled, self.recompute_fusers = compile, recompute_fusers
+        self.prompt_store, self.compiled, self.recompute_fusers = prompt_store, compile, recompute_fusers
         self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
-        self.communicator: Communicator | None = None
+        self.runs = [Run(optimizer, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate)]
+        self.failed: dict[Path, UserError] = {}  # of several runs those that were stopped, by folder
+        self.exact_answers = ExactAnswers(len(sharers))
+        self.schedule = Schedule()
         self.strict_loading = False  # checkpoints hold the fusers only
         self.seed = torch.initial_seed()
-        self.val_loss = MeanMetric()
-        self.exact_answers = ExactAnswers(len(sharers))
-        self.label = ""  # see TrainedRun
-        self._clock = 0.0
         self.validated_at: int | None = None
-        self.fuser_sizes: list[int] = []
-        self.closed_form: ClosedForm | None = None
+        self._clock = 0.0
+
+    @property
+    def models(self) -> FrozenModels:
+        return self.runs[0].communicator.models
+
+    def setup(self, stage: str) -> None:
+        for run in self.runs:
+            if run.folder is None:  # the only one
+                run.folder, run.loggers = Path(self.trainer.default_root_dir), self.trainer.loggers
 
     def configure_model(self) -> None:
-        if self.communicator is None:
-            self.make_communicator(*load_models(self.receiver, self.sharers, self.dtype_name))
-            if self.closed_form:
-                self.closed_form.check(self.trainer)
-            if self.device_mesh is not None:
-                shard(self.communicator, self.device_mesh["data_parallel"])
-
-    def make_communicator(self, receiver: PreTrainedModel, sharers: list[PreTrainedModel]) -> None:
-        """Puts fresh fusers between models."""
-        models = FrozenModels(receiver, sharers, self.aligner, self.prompt_store)
-        self.communicator = Communicator.fresh(
-            models, fuser=self.fuser, layer_map=self.layer_map, layers=self.layers, gate=self.gate
+        if self.runs[0].communicator is not None:
+            return
+        models = FrozenModels(
+            *load_models(self.receiver, self.sharers, self.dtype_name), self.aligner, self.prompt_store
         )
-        # Counted now: of what is sharded later a device has a part.
-        self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.communicator.fusers]
-        self.closed_form = ClosedForm(self.communicator)
-        compile_parts(self.communicator, self.compiled)
-        if self.recompute_fusers:
-            recompute_fusers(self.communicator)
-
-    def runs(self) -> list[TrainedRun]:
-        """What the trainer trains: this."""
-        return [TrainedRun(self.trainer, self, Path(self.trainer.default_root_dir), self.trainer.loggers)]
+        for run in self.runs:
+            with isolate_rng():  # the fusers of every run begin as they would alone
+                run.make_fusers(models)
+            compile_parts(run.communicator, self.compiled)
+            if self.recompute_fusers:
+                recompute_fusers(run.communicator)
+            if run.closed_form:
+                run.closed_form.check(self.trainer)
+            # Where checkpoints have its weights, and where metrics are moved to the device.
+            for name in ("communicator", "val_loss", "accuracy"):
+                self.add_module(f"{run.label}{name}", getattr(run, name))
+        if self.device_mesh is not None:
+            shard(self.communicator, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return adamw([self], self.trainer.precision)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The fusers' parameters as an optimizer takes them: weights, and gate logits if they learn."""
-        config = self.optimizer
-        logits, weights = [], []
-        for name, parameter in self.communicator.fusers.named_parameters():
-            if parameter.requires_grad:
-                (logits if name.endswith("gate.logit") else weights).append(parameter)
-        groups = [{"name": "fuser", "params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
-        if logits:
-            gate_lr = config.lr if config.gate_lr is None else config.gate_lr
-            groups.append({"name": "gates", "params": logits, "lr": gate_lr, "weight_decay": 0.0})
-        return [{**group, "name": f"{self.label}{group['name']}"} for group in groups]
+        self.schedule.lengths = self.schedule.lengths or [(0, self.num_steps())]
+        groups, warmups = [], []
+        for run in self.runs:
+            for group in run.optimizer.parameter_groups(run.fusers):
+                groups.append({**group, "name": f"{run.label}{group['name']}"})
+                warmups.append(run.optimizer.warmup)
+        return adamw(groups, warmups, self.schedule.total_at, self.trainer.precision)
 
     def num_steps(self) -> int:
-        """The run's number of optimizer steps.
+        """The number of optimizer steps.
 
         Raises:
             UserError: nobody knows it, as of a stream without `trainer.max_steps`.
@@ -173,29 +135,32 @@ class C2CModule(L.LightningModule):
         return int(steps)
 
     def on_fit_start(self) -> None:
-        communicator = self.communicator
-        if not any(gate.learns or gate.active() for gate in communicator.gates):
-            raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
-        if any(parameter.dtype != torch.float32 for parameter in communicator.fusers.parameters()):
-            raise UserError(
-                f"trainer.precision {self.trainer.precision} would train fusers in half precision: give bf16-mixed; "
-                "model.dtype is for the frozen models."
-            )
-        models = [(self.receiver, communicator.receiver), *zip(self.sharers, communicator.sharers)]
+        limit = self.trainer.gradient_clip_val
+        if limit is not None and not limit >= 0:
+            raise UserError(f"trainer.gradient_clip_val is {limit}: it must be positive, or 0 for no clipping.")
+        for run in self.runs:
+            if not any(gate.learns or gate.active() for gate in run.fusers.gates):
+                raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
+            if any(parameter.dtype != torch.float32 for parameter in run.fusers.parameters()):
+                raise UserError(
+                    f"trainer.precision {self.trainer.precision} would train fusers in half precision: give "
+                    "bf16-mixed; model.dtype is for the frozen models."
+                )
+        models = [(self.receiver, self.models.receiver), *zip(self.sharers, self.models.sharers)]
         if self.prompt_store is not None:
             self.prompt_store.check(model for _, model in models)
         for name, model in models:
             rank_zero_info(f"frozen: {name}, {model.num_parameters():,} parameters")
-        for fuser, size in zip(communicator.fusers, self.fuser_sizes):
-            layers = fuser.gate.receiver_layers
-            name = fuser.class_path.rpartition(".")[2]
-            rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
+        for run in self.runs:
+            for fuser, size in zip(run.fusers, run.fuser_sizes):
+                layers, name = fuser.gate.receiver_layers, fuser.class_path.rpartition(".")[2]
+                rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
 
     def on_train_start(self) -> None:
-        self._steps = self.num_steps()
-        if self.closed_form:
-            self.closed_form.check_validation(self.trainer)
-        self._new_window()
+        for run in self.runs:
+            if run.closed_form:
+                run.closed_form.check_validation(self.trainer)
+            run.begin_step(self.device)
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -203,39 +168,38 @@ class C2CModule(L.LightningModule):
         # resumed run draws what an uninterrupted one does.
         place = (self.seed, batch.epoch, batch.index, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        for gate in self.communicator.gates:
-            gate.anneal(self.global_step, self._steps)
-        if self.closed_form:
-            self.closed_form.see(batch)
+        for run in self.runs:
+            for gate in run.fusers.gates:
+                gate.anneal(self.global_step, self.schedule.total_at(self.global_step))
+            if run.closed_form:
+                run.closed_form.see(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.account(batch, *self.communicator(self.communicator.read(batch)))
-
-    def account(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
-        """Notes what came out of a micro-batch, and says what is to become less: loss and penalty."""
-        self._window += torch.stack(
-            [loss.detach(), supervised, batch.prompt_mask.sum() + batch.response_mask.sum()]
-        ).to(self._window)
-        # Summed here and divided by the supervised tokens of the whole step in
-        # `on_before_optimizer_step`, so that every token counts the same in whatever micro-batch it is.
-        return loss + sum(gate.penalty() for gate in self.communicator.gates) * supervised
+        reading = self.models.read(batch)
+        caches = fuse_all([run.fusers for run in self.runs], reading)
+        # One response after the other: as one large batch they would be rounded otherwise than alone.
+        losses = [
+            run.training_loss(batch, *self.models.response_loss(cache, batch)) for run, cache in zip(self.runs, caches)
+        ]
+        return torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        window = self.trainer.strategy.reduce(self._window, reduce_op="sum")
-        loss, supervised, tokens = window.unbind()
+        now = time.perf_counter()
         # Lightning divides by the micro-batches of a step, and the gradients are averaged over ranks.
         averaged_over = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        scale = averaged_over / supervised.clamp(min=1)
-        for parameter in self.communicator.fusers.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        now = time.perf_counter()
-        self.log("train/loss", loss / supervised.clamp(min=1), prog_bar=True)
-        self.log("train/tokens_per_second", tokens / (now - self._clock))
+        for run in self.runs:
+            loss, supervised, tokens = self.trainer.strategy.reduce(run.sums, reduce_op="sum").unbind()
+            supervised = supervised.clamp(min=1)
+            for parameter in run.fusers.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(averaged_over / supervised)
+            run.loss = loss / supervised
+            self.log_of(run, "train/loss", run.loss, prog_bar=True)
+            self.log_of(run, "train/tokens_per_second", tokens / (now - self._clock))
+            for part, share in run.open_gates().items():
+                self.log_of(run, f"gate/open_{part}", share)
+            run.begin_step(self.device)
         self._clock = now
-        self._new_window()
-        for part, share in self.open_gates().items():
-            self.log(f"gate/open_{part}", share)
 
     def configure_gradient_clipping(
         self,
@@ -245,110 +209,120 @@ class C2CModule(L.LightningModule):
     ) -> None:
         # Not Lightning's own clipping: it refuses a fused AdamW under bf16-mixed, where nothing is unscaled.
         limit = {"max_value" if gradient_clip_algorithm == "value" else "max_norm": gradient_clip_val or math.inf}
-        self.log("train/grad_norm", clip_gradients(self.communicator.fusers, **limit))
+        for run in self.runs:
+            norm = clip_gradients(run.fusers, **limit)
+            self.log_of(run, "train/grad_norm", norm)
+            # fp16's scaler looks for its scale by gradients that overflow, and leaves out those steps.
+            scaled = self.trainer.precision == "16-mixed"
+            run.finite.see(self.global_step + 1, run.loss, torch.zeros_like(run.loss) if scaled else norm)
+        # Reading a result makes a GPU wait, so only where metrics are read anyway.
+        if self.device.type == "cpu" or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.check_finite()
+
+    def check_finite(self, weights_of: str = "") -> None:
+        """Stops runs whose loss or gradient was not finite; of several the others go on.
+
+        Args:
+            weights_of: look at the weights too, and name them so.
+
+        Raises:
+            UserError: the last run had to be stopped.
+        """
+        for run in list(self.runs):
+            try:
+                run.check_finite(self.trainer, weights_of)
+            except UserError as error:
+                self.stop(run, error)
+
+    def stop(self, run: Run, error: UserError) -> None:
+        """Ends a run that failed: by raising, if it is the last one."""
+        if len(self.runs) == 1:
+            raise error
+        run.note_failure(error)
+        for logger in run.loggers:
+            logger.finalize("failed")
+        self.failed[run.folder] = error
+        self.runs.remove(run)
 
     def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
-        if self.closed_form and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.log("fuser/update_scale", self.closed_form.fit(self.trainer))
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            for run in self.runs:
+                if run.closed_form:
+                    self.log_of(run, "fuser/update_scale", run.closed_form.fit(self.trainer))
+        self.check_finite("before the validation")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validate_on(self.communicator.read(batch))
-
-    def validate_on(self, reading: Reading, alone: dict[str, list[str]] | None = None) -> None:
-        """Adds a batch to the validation.
-
-        Args:
-            reading: of the batch.
-            alone: see `ExactAnswers.update`.
-        """
-        loss, supervised = self.communicator(reading)
-        self.val_loss.update(loss / supervised.clamp(min=1), supervised)
-        if reading.batch.references is not None:
-            self.exact_answers.update(self.communicator, reading, alone)
+        reading = self.models.read(batch)
+        for run in self.runs:
+            loss, supervised = run.communicator(reading)
+            run.val_loss.update(loss / supervised.clamp(min=1), supervised)
+        if batch.references is not None:
+            self.exact_answers.update(reading, [(run.communicator, run.accuracy) for run in self.runs])
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss.compute()
-        self.val_loss.reset()
-        self.log("val/loss", loss, prog_bar=True)
-        self.log("val/perplexity", loss.exp())
-        for method, accuracy in self.exact_answers.compute(not self.trainer.sanity_checking).items():
-            self.log(f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
-        self.log("fuser/parameters", float(sum(self.fuser_sizes)))
-        for reason, count in getattr(self.trainer.datamodule, "left_out", {}).items():
-            self.log(f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")
+        asked, self.exact_answers.asked = self.exact_answers.asked, False
+        alone = self.exact_answers.alone.compute() if asked else {}
+        for run in list(self.runs):
+            loss, any_wrong = run.val_loss.compute(), self.trainer.strategy.reduce(run.val_loss.mean_value, "sum")
+            run.val_loss.reset()
+            if not any_wrong.isfinite():
+                self.stop(run, not_finite(f"val/loss is {loss:g} at step {self.global_step}", run.folder))
+                continue
+            self.log_of(run, "val/loss", loss, prog_bar=True)
+            self.log_of(run, "val/perplexity", loss.exp())
+            for method, accuracy in ({**run.accuracy.compute(), **alone} if asked else {}).items():
+                self.log_of(run, f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
+            self.log_of(run, "fuser/parameters", float(sum(run.fuser_sizes)))
+            for reason, count in getattr(self.trainer.datamodule, "left_out", {}).items():
+                self.log_of(run, f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")
         self.validated_at = self.global_step
 
     def on_validation_end(self) -> None:
         self._clock += time.perf_counter() - self._paused
 
-    def open_gates(self) -> dict[str, Tensor]:
-        """The share of the mapped layers (or heads) whose gate is open, for keys and for values."""
-        gates = self.communicator.gates
-        shares = {}
-        for part, name in enumerate(PART_NAMES):
-            rows = [gate.is_open()[gate.parts.index(part)].flatten() for gate in gates if part in gate.parts]
-            shares[name] = torch.cat(rows).float().mean() if rows else torch.zeros(())
-        return shares
+    def log_of(self, run: Run, name: str, value: Any, prog_bar: bool = False, **kwargs: Any) -> None:
+        """Logs a metric of a run."""
+        # The bar has no room for several runs.
+        self.log(f"{run.label}{name}", value, prog_bar=prog_bar and not run.label, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if FUSERS in name}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["c2c"] = self.settings()
-        if self.closed_form:
-            checkpoint[STATE] = self.closed_form.held_out.state()
+        self.check_finite("in the checkpoint that was to be written")
+        checkpoint["schedule"] = self.schedule.lengths
+        for run in self.runs:
+            saved = run.save(self.dtype_name, self.trainer)
+            checkpoint |= {f"{run.label}{name}": value for name, value in saved.items()}
+        if self.trainer.world_size == 1:
+            checkpoint["answered_alone"] = self.exact_answers.known
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that was trained under other settings than this run's.
-
-        Lightning would otherwise restore the old learning rate over the one that the user typed.
-        """
-        if checkpoint.get("c2c", {}).get("format", 1) != FORMAT:
-            raise UserError(
-                "the checkpoint is of an earlier version, whose optimizer state was laid out otherwise, so it cannot be "
-                "resumed: go on with that version, or start without --ckpt_path. As a fuser it can still be loaded."
-            )
-        now, then = flatten(self.settings(), "model"), flatten(checkpoint.get("c2c", {}), "model")
         fitting = self.trainer.state.fn == "fit"
-        for key in now.keys() & then.keys():
-            if then[key] != now[key] and (fitting or not key.startswith("model.optimizer.")):
-                raise UserError(
-                    f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
-                    "Give the same value to resume, or start without --ckpt_path."
-                )
-        if self.closed_form:
-            self.closed_form.held_out.load(checkpoint.get(STATE, []))
+        for run in self.runs:
+            run.load(own(checkpoint, run.label), self.dtype_name, fitting)
+        if self.trainer.world_size == 1:
+            self.exact_answers.known = checkpoint.get("answered_alone", {})
+        if fitting:
+            self._go_on(checkpoint["global_step"], [tuple(length) for length in checkpoint.get("schedule", [])])
 
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit."""
-        return {
-            "format": FORMAT,
-            **self.communicator.config(),
-            "dtype": self.dtype_name,
-            "optimizer": asdict(self.optimizer),
-        }
-
-    def _new_window(self) -> None:
-        """Loss, supervised tokens and all of the receiver's tokens since the last optimizer step."""
-        self._window = torch.zeros(3, device=self.device)
-
-
-def adamw(modules: Sequence[C2CModule], precision: str) -> dict[str, Any]:
-    """AdamW on the fusers of one or several modules, each with its own rates, as Lightning wants it."""
-    groups = [(group, module) for module in modules for group in module.parameter_groups()]
-    # A fused step would unscale fp16's gradients only after they were clipped.
-    optimizer = torch.optim.AdamW([group for group, _ in groups], fused=precision != "16-mixed")
-    schedule = LambdaLR(
-        optimizer, [partial(share_of_rate, module.optimizer.warmup, module.num_steps()) for _, module in groups]
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def share_of_rate(warmup: float, total_steps: int, step: int) -> float:
-    """What of its peak the learning rate is at a step: it rises to all of it, then falls to 0, each in a line."""
-    rising = round(warmup * total_steps)
-    if step < rising:
-        return step / rising
-    return max(0.0, (total_steps - step) / max(1, total_steps - rising))
+    def _go_on(self, step: int, lengths: list[tuple[int, int]]) -> None:
+        """Takes a checkpoint's schedule over, spread over the steps that are left if their number was changed."""
+        self.schedule.lengths = lengths
+        if not lengths or lengths[-1][1] == (steps := self.num_steps()) or steps <= step:
+            return
+        if step >= lengths[-1][1]:
+            if all(run.closed_form for run in self.runs):
+                return
+            raise UserError(
+                f"trainer.max_steps: the run has ended, and its learning rate is 0 since step {step}, so that {steps} "
+                "steps would change nothing. Begin a new run with so many, or go on from an earlier checkpoint by "
+                "--ckpt_path, so that what is left of the schedule is spread over the steps that are left."
+            )
+        lengths.append((step, steps))
+        rank_zero_warn(
+            f"The run had {lengths[-2][1]} steps and now has {steps}: what is left of the schedules of learning rates "
+            f"and gates is spread over the {steps - step} steps that are left."
+        )

@@ -2,6 +2,7 @@
 
 runs/<date and time>/
   config.yaml       everything that was configured, resolved
+  progress.jsonl    a line for every validation, for whoever follows the run
   checkpoints/      last.ckpt and the newest numbered ones; fusers and optimizer, no frozen weight
   fuser/            config.json and model.safetensors, for `Communicator.from_pretrained`
   gates.png         the gates over training
@@ -11,11 +12,8 @@ runs/<date and time>/
 
 from __future__ import annotations
 
-import json
 import time
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,25 @@ from rich.console import Console
 from rich.table import Table
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.files import write_whole
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, SUMMARY_FILE, Interrupted
+from c2c_lightning.files import json_text, write_whole
+from c2c_lightning.fuser import PART_NAMES, Gate
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, PROGRESS_FILE, SUMMARY_FILE
 from c2c_lightning.training.gate_map import GateMap
+from c2c_lightning.training.module import C2CModule
+from c2c_lightning.training.run import Run, recorded, resumes
 from c2c_lightning.training.sharding import whole_state
-from c2c_lightning.training.trained_run import TrainedRun
-
-TRACEBACK_FILE = "traceback.txt"
 
 
 class RunRecord(L.Callback):
     """Keeps the record while the run goes on.
 
     It stands where `LightningCLI` has its SaveConfigCallback, which writes too early: until training
-    starts a run may still be refused, and then must leave no trace.
+    starts a run may still be refused, and then must leave no trace. A `fast_dev_run` leaves none at all.
 
     Args:
         parser: of the configuration.
-        config: the configuration.
-        configs: those of the runs that have their own, by the run's label, as `TrainedRun` has it.
+        config: of the run.
+        configs: of each run by its label, where several train together.
     """
 
     def __init__(
@@ -55,17 +53,16 @@ class RunRecord(L.Callback):
         self.parser, self.config, self.configs = parser, config, configs or {}
         self.started: float | None = None
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, module: C2CModule, stage: str) -> None:
         # Ranks that a cluster started have each read the clock to name it.
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: C2CModule) -> None:
         self.started = time.perf_counter()
-        if trainer.is_global_zero:
-            for run in module.runs():
-                self.begin(run)
+        for run in recorded(trainer):
+            self.begin(run, resumes(trainer))
 
-    def begin(self, run: TrainedRun) -> None:
+    def begin(self, run: Run, resumed: bool) -> None:
         """Writes what is known of a run before its first step."""
         run.folder.mkdir(parents=True, exist_ok=True)
         # Without its own folder and checkpoint, so that the file can be run again as it is.
@@ -78,71 +75,94 @@ class RunRecord(L.Callback):
             return
         tracker.begin(run.folder)
         settings = yaml.safe_load(text)
-        if not run.resumed:
+        if not resumed:
             tracker.log_hyperparams({key: settings[key] for key in ("seed_everything", "model", "data", "trainer")})
         tracker.log_artifact(run.folder / CONFIG_FILE)
-        sharers = " + ".join(Path(sharer).name for sharer in run.module.sharers)
+        models = settings["model"]
+        sharers = " + ".join(Path(sharer).name for sharer in models["sharers"])
         tracker.set_tags(
             {
-                "pair": f"{Path(run.module.receiver).name} <- {sharers}",
-                "fuser": run.module.communicator.fusers[0].class_path.rpartition(".")[2],
+                "pair": f"{Path(models['receiver']).name} <- {sharers}",
+                "fuser": run.fusers[0].class_path.rpartition(".")[2],
                 "run_folder": str(run.folder.resolve()),
             }
         )
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: C2CModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            for run in recorded(trainer):
+                metrics = dict(sorted(run.metrics(trainer).items()))
+                add_progress(run.folder, trainer.global_step, module.num_steps(), metrics, run.fusers.gates)
+
+    def on_train_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         """Sees to it that the last step is the one that is validated, saved and exported."""
         if module.validated_at != trainer.global_step:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
+        module.check_finite("in the fuser that was to be exported")
+        if trainer.fast_dev_run:
+            return
         if trainer.checkpoint_callback is not None:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / LAST, weights_only=False)
-        for run in module.runs():
-            communicator = run.module.communicator
-            state = whole_state(communicator.fusers)
+        for run in module.runs:
+            state = whole_state(run.fusers)  # all ranks have to ask for it
             if trainer.is_global_zero:
-                communicator.save_pretrained(run.folder / FUSER, state)
+                run.communicator.save_pretrained(run.folder / FUSER, state)
                 if run.tracker is not None:
                     run.tracker.log_artifact(run.folder / FUSER, FUSER)
 
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         # Cut off after its last step, and so before its end, for which Lightning sees no reason to train.
-        unended = [run for run in module.runs() if run.resumed and not (run.folder / SUMMARY_FILE).exists()]
-        if self.started is None and trainer.strategy.broadcast(bool(unended)):
+        unended = resumes(trainer) and any(not (run.folder / SUMMARY_FILE).exists() for run in recorded(trainer))
+        if self.started is None and trainer.strategy.broadcast(unended):
             self.on_train_start(trainer, module)
             for callback in trainer.callbacks:
                 if isinstance(callback, (RunRecord, GateMap)):  # others never saw a start
                     callback.on_train_end(trainer, module)
         if self.started is None:
             rank_zero_info(f"Nothing to do: the run is at step {trainer.global_step} already, and is left as it was.")
-        elif trainer.is_global_zero:
-            for run in module.runs():
-                summarize(run, time.perf_counter() - self.started)
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        refused = self.started is None and isinstance(exception, UserError)
-        if not trainer.is_global_zero or refused:
             return
-        for run in module.runs():
-            note_exception(run, exception)
+        for run in recorded(trainer):
+            summarize(run, trainer, time.perf_counter() - self.started)
+
+    def on_exception(self, trainer: L.Trainer, module: C2CModule, exception: BaseException) -> None:
+        refused = self.started is None and isinstance(exception, UserError)
+        if not refused:
+            module.setup("fit")  # which it may not have come to
+            for run in recorded(trainer):
+                run.note_failure(exception)
 
 
-def note_exception(run: TrainedRun, exception: BaseException) -> None:
-    """Leaves word of what ended a run: a traceback, unless somebody asked it to stop."""
-    tracker = run.tracker
-    with suppress(OSError):  # a full disk may be what ended it
-        run.folder.mkdir(parents=True, exist_ok=True)
-        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            text = "".join(traceback.format_exception(exception))
-            (run.folder / TRACEBACK_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-    if tracker is not None:
-        tracker.begin(run.folder)
-        if (run.folder / TRACEBACK_FILE).exists():
-            tracker.log_artifact(run.folder / TRACEBACK_FILE)
-        if not isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            tracker.set_tags({"error": f"{type(exception).__name__}: {exception}"[:500]})
-        tracker.save_undelivered(run.folder)
+def add_progress(folder: Path, step: int, max_steps: int, metrics: Mapping[str, float], gates: list[Gate]) -> None:
+    """Adds a line to a run's `progress.jsonl`, whose folder is made if need be.
+
+    Args:
+        folder: of the run.
+        step: optimizer steps that are done.
+        max_steps: of the whole run.
+        metrics: by name; what is not finite becomes null.
+        gates: one for each sharer.
+    """
+    row = {
+        "time": round(time.time(), 1),
+        "step": step,
+        "max_steps": max_steps,
+        "metrics": metrics,
+        "gates": [open_shares(gate) for gate in gates],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json_text(row, indent=None))
+
+
+def open_shares(gate: Gate) -> dict[str, dict[str, float]]:
+    """For keys and for values the share of open heads by receiver layer, of the layers that may be fused."""
+    shares = gate.is_open().float().mean(-1).tolist()
+    return {
+        PART_NAMES[part]: {str(layer): share for layer, share in zip(gate.receiver_layers, row)}
+        for part, row in zip(gate.parts, shares)
+    }
 
 
 def is_share(metric: str) -> bool:
@@ -150,17 +170,17 @@ def is_share(metric: str) -> bool:
     return metric.startswith(("val/accuracy", "gate/open"))
 
 
-def summarize(run: TrainedRun, seconds: float) -> None:
+def summarize(run: Run, trainer: L.Trainer, seconds: float) -> None:
     """Writes `summary.json` and prints the same as a table.
 
     Args:
-        run: that has finished, with its last metrics.
+        run: that has finished.
+        trainer: of the run.
         seconds: that training took, validation included.
     """
-    steps = run.trainer.global_step
-    metrics = {name: float(value) for name, value in sorted(run.metrics.items())}
+    steps, metrics = trainer.global_step, dict(sorted(run.metrics(trainer).items()))
     summary: dict[str, Any] = {"steps": steps, "seconds": round(seconds, 1), "metrics": metrics}
-    write_whole(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_whole(run.folder / SUMMARY_FILE, json_text(summary))
     if run.tracker is not None:
         run.tracker.log_artifact(run.folder / SUMMARY_FILE)
         run.tracker.save_undelivered(run.folder)

@@ -1,168 +1,58 @@
-"""Trains the fusers of several trials at the price of one prefill.
+"""What it takes to train several runs at the price of one prefill: each leaves what it would have left alone.
 
-Trials that differ only in the fuser and its gating read the same batches with the same frozen models. Here
-the models read each batch once, and every trial's fuser learns from the same caches, as it would alone.
+Runs that differ only in the fuser and its gating read the same batches with the same frozen models. `C2CModule` reads
+each batch once for all of its runs; here are their checkpoints, their metrics, and how one of them is stopped.
+
+The trainer dumps one checkpoint for all of them, in which what belongs to one run has its label in its name. It is cut
+apart when it is saved, and put together again when the runs are resumed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
-from c2c_lightning.fuser import fuse_all
-from c2c_lightning.models import Batch, load_models
+from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
-from c2c_lightning.training.held_out import STATE
-from c2c_lightning.training.module import FUSERS, C2CModule, adamw
-from c2c_lightning.training.shared_checkpoint import OF_THE_RUN, own
-from c2c_lightning.training.trained_run import SharedRun, TrainedRun
+from c2c_lightning.training.checkpoints import CheckpointWriter
+from c2c_lightning.training.module import C2CModule
+from c2c_lightning.training.run import Run, own
+from c2c_lightning.training.sharding import renamed
+
+# What a checkpoint has of its run alone, besides weights and optimizer; see `Run.save`.
+OF_A_RUN = ("c2c", "run", "held_out")
 
 
-class SharedModule(L.LightningModule):
-    """The modules of several trials, whose receiver and sharers are the same objects.
+def join(modules: Sequence[C2CModule], folders: Sequence[Path], loggers: Sequence[Sequence[Logger]]) -> C2CModule:
+    """The first of several modules, which now trains the runs of all of them.
 
     Args:
-        trials: whose models, data and trainer are configured alike.
+        modules: that differ in nothing but their runs.
+        folders: of the runs.
+        loggers: of the runs.
     """
-
-    def __init__(self, trials: Sequence[SharedRun]):
-        super().__init__()
-        self.trials = trials
-        self.strict_loading = False  # checkpoints hold the fusers only
-        self.validated_at: int | None = None
-        self._shown: dict[str, list[Tensor]] = {}
-        for trial in trials:
-            trial.module.label = trial.label
-            # Lightning takes metrics from the module that it runs and no other.
-            trial.module.log = partial(self._log, trial.label)
-            self.add_module(trial.label.removesuffix("."), trial.module)
-
-    def ongoing(self) -> list[C2CModule]:
-        """The modules of the trials that have not ended."""
-        return [trial.module for trial in self.trials if not trial.ended]
-
-    def runs(self) -> list[TrainedRun]:
-        return [
-            TrainedRun(self.trainer, trial.module, trial.folder, trial.loggers, trial.label)
-            for trial in self.trials
-            if not trial.ended
-        ]
-
-    def configure_model(self) -> None:
-        first = self.ongoing()[0]
-        if first.communicator is None:
-            models = load_models(first.receiver, first.sharers, first.dtype_name)
-            for module in self.ongoing():
-                with isolate_rng():  # every fuser begins as it would alone
-                    module.make_communicator(*models)
-                if module.closed_form:
-                    module.closed_form.check(self.trainer)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        return adamw(self.ongoing(), self.trainer.precision)
-
-    def on_fit_start(self) -> None:
-        for module in self.ongoing():
-            module.on_fit_start()
-
-    def on_train_start(self) -> None:
-        for module in self.ongoing():
-            module.on_train_start()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        for module in self.ongoing():
-            module.on_train_batch_start(batch, batch_idx)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        modules = self.ongoing()
-        communicators = [module.communicator for module in modules]
-        caches = fuse_all([communicator.fusers for communicator in communicators], communicators[0].read(batch))
-        # One response after the other: as one large batch they would be rounded otherwise than alone.
-        losses = [
-            module.account(batch, *module.communicator.response_loss(cache, batch))
-            for module, cache in zip(modules, caches)
-        ]
-        return torch.stack(losses).sum()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for module in self.ongoing():
-            module.on_before_optimizer_step(optimizer)
-        self._show()
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        for module in self.ongoing():
-            module.configure_gradient_clipping(optimizer, *args, **kwargs)
-
-    def on_validation_start(self) -> None:
-        for module in self.ongoing():
-            module.on_validation_start()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        modules = self.ongoing()
-        first = modules[0]
-        reading, alone = first.communicator.read(batch), None
-        if batch.references is not None and not first.exact_answers.frozen:
-            alone = first.exact_answers.alone(first.communicator, reading)
-        for module in modules:
-            module.validate_on(reading, alone)
-
-    def on_validation_epoch_end(self) -> None:
-        for module in self.ongoing():
-            module.on_validation_epoch_end()
-        self._show()
-        self.validated_at = self.global_step
-
-    def on_validation_end(self) -> None:
-        for module in self.ongoing():
-            module.on_validation_end()
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if FUSERS in name}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for module in self.ongoing():
-            checkpoint[f"{module.label}{OF_THE_RUN}"] = module.settings()
-            if module.closed_form:
-                checkpoint[f"{module.label}{STATE}"] = module.closed_form.held_out.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for module in self.ongoing():
-            of_the_run = (OF_THE_RUN, STATE)
-            module.on_load_checkpoint(
-                {key: checkpoint[f"{module.label}{key}"] for key in of_the_run if f"{module.label}{key}" in checkpoint}
-            )
-
-    def _log(self, label: str, name: str, value: Any, prog_bar: bool = False, **kwargs: Any) -> None:
-        self.log(f"{label}{name}", value, **kwargs)
-        if prog_bar:
-            self._shown.setdefault(name, []).append(value)
-
-    def _show(self) -> None:
-        """Puts the means over the trials on the progress bar, which has no room for all of them."""
-        for name, values in self._shown.items():
-            self.log(name, torch.stack(values).mean(), prog_bar=True, logger=False)
-        self._shown = {}
+    runs = [run for module in modules for run in module.runs]
+    for number, (run, folder, own_loggers) in enumerate(zip(runs, folders, loggers)):
+        run.label, run.folder, run.loggers = f"run{number}_", folder, own_loggers
+    modules[0].runs = runs
+    return modules[0]
 
 
 class SharedLogger(Logger):
-    """Hands every trial's metrics to its own loggers, by its label.
+    """Hands every run's metrics to its own loggers.
 
     Args:
-        trials: that train together.
+        runs: that train together; one that is stopped is taken out of the list.
     """
 
-    def __init__(self, trials: Sequence[SharedRun]):
+    def __init__(self, runs: list[Run]):
         super().__init__()
-        self.trials = trials
+        self.runs = runs
 
     @property
     def name(self) -> str:
@@ -173,32 +63,30 @@ class SharedLogger(Logger):
         return None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        for trial in self.trials:
-            if not trial.ended:
-                for logger in trial.loggers:
-                    logger.log_metrics(own(metrics, trial.label), step)
+        for run in self.runs:
+            for logger in run.loggers:
+                logger.log_metrics(own(metrics, run.label), step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Each trial's are in its record."""
+        """Each run's are in its record."""
 
     def finalize(self, status: str) -> None:
-        for trial in self.trials:
-            if not trial.ended:
-                for logger in trial.loggers:
-                    logger.finalize(status)
+        for run in self.runs:
+            for logger in run.loggers:
+                logger.finalize(status)
 
 
 class StopFiles(L.Callback):
-    """Ends a trial after a validation if a file `stop` lies in its folder, as if it had been interrupted.
+    """Ends a run after a validation if a file `stop` lies in its folder, as if it had been interrupted.
 
-    It has its checkpoint, and the other trials go on as they would without it.
+    It has its checkpoint, and the other runs go on as they would without it.
     """
 
-    def on_validation_end(self, trainer: L.Trainer, module: SharedModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         # What is at its last step anyway shall finish.
-        if trainer.sanity_checking or trainer.global_step >= module.ongoing()[0].num_steps():
+        if trainer.sanity_checking or trainer.global_step >= module.num_steps():
             return
-        stopped = [run for run in module.runs() if (run.folder / STOP_FILE).exists()]
+        stopped = [run for run in module.runs if (run.folder / STOP_FILE).exists()]
         if stopped and trainer.checkpoint_callback is not None:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / LAST, weights_only=False)
         for run in stopped:
@@ -206,6 +94,93 @@ class StopFiles(L.Callback):
                 logger.finalize("interrupted")
             if run.tracker is not None:
                 run.tracker.save_undelivered(run.folder)
-        for trial in module.trials:
-            trial.ended |= trial.label in {run.label for run in stopped}
-        trainer.should_stop |= not module.runs()
+            module.runs.remove(run)
+        trainer.should_stop |= not module.runs
+
+
+class SharedCheckpointIO(CheckpointWriter):
+    """Saves, loads and removes each run's part in its folder, for a path in the first one's.
+
+    Args:
+        runs: that train together; one that is stopped is taken out of the list.
+    """
+
+    def __init__(self, runs: list[Run]):
+        self.runs, self.first = runs, runs[0].folder.resolve()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        for run in self.runs:
+            part = moved(part_of(checkpoint, run.label), self.first, run.folder.resolve())
+            super().save_checkpoint(part, self._of(run, path), storage_options)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        load = super().load_checkpoint
+        parts = {run.label: load(self._of(run, path), *args, **kwargs) for run in self.runs}
+        steps = {str(run.folder): parts[run.label]["global_step"] for run in self.runs}
+        if len(set(steps.values())) > 1:
+            where = ", ".join(f"{folder} at step {step}" for folder, step in steps.items())
+            raise UserError(f"trials go on together only from the same step, and these are not: {where}.")
+        return joined(parts)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        for run in self.runs:
+            super().remove_checkpoint(self._of(run, path))
+
+    def _of(self, run: Run, path: str | Path) -> Path:
+        return run.folder / Path(path).resolve().relative_to(self.first)
+
+
+def part_of(checkpoint: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """A run's part of what the trainer of all dumped, as a run of its own would have saved it."""
+    part = own(checkpoint, label)
+    [optimizer], [schedule] = part["optimizer_states"], part["lr_schedulers"]
+    mine = [i for i, group in enumerate(optimizer["param_groups"]) if group["name"].startswith(label)]
+    groups = [optimizer["param_groups"][i] for i in mine]
+    groups = [{**group, "name": group["name"].removeprefix(label)} for group in groups]
+    keys = [key for group in groups for key in group["params"]]
+    state = {key: optimizer["state"][key] for key in keys if key in optimizer["state"]}
+    return {
+        **part,
+        "state_dict": own(part["state_dict"], label),
+        "optimizer_states": [renamed({"state": state, "param_groups": groups}, range(len(keys)))],
+        "lr_schedulers": [
+            {name: [value[i] for i in mine] if isinstance(value, list) else value for name, value in schedule.items()}
+        ],
+    }
+
+
+def joined(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The checkpoint of all, from ordinary ones by label; what is not of one run alone is the first one's."""
+    whole = {name: value for name, value in next(iter(parts.values())).items() if name not in OF_A_RUN}
+    whole["state_dict"] = {}
+    optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
+    schedules, count = [], 0
+    for label, part in parts.items():
+        whole |= {f"{label}{name}": part[name] for name in OF_A_RUN if name in part}
+        whole["state_dict"] |= {f"{label}{name}": value for name, value in part["state_dict"].items()}
+        [state], [schedule] = part["optimizer_states"], part["lr_schedulers"]
+        size = sum(len(group["params"]) for group in state["param_groups"])
+        state = renamed(state, range(count, count + size))
+        optimizer["state"] |= state["state"]
+        optimizer["param_groups"] += [{**group, "name": f"{label}{group['name']}"} for group in state["param_groups"]]
+        schedules.append(schedule)
+        count += size
+    whole["optimizer_states"] = [optimizer]
+    whole["lr_schedulers"] = [
+        {
+            name: [item for schedule in schedules for item in schedule[name]] if isinstance(value, list) else value
+            for name, value in schedules[0].items()
+        }
+    ]
+    return whole
+
+
+def moved(value: Any, old: Path, new: Path) -> Any:
+    """The same with all paths in one folder in the other."""
+    if isinstance(value, dict):
+        return {moved(key, old, new): moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item, old, new) for item in value]
+    if isinstance(value, str) and f"{value}{os.sep}".startswith(f"{old}{os.sep}"):
+        return f"{new}{value[len(str(old)) :]}"
+    return value

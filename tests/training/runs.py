@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,45 @@ class RaiseSignal(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             signal.raise_signal(self.number)
+
+
+class Spoil(L.Callback):
+    """Makes a gradient of the first gate NaN from a step on, or the gate itself."""
+
+    def __init__(self, hook: str, step: int):
+        self.step = step
+        setattr(self, hook, getattr(self, f"_{hook}"))
+
+    def _on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step >= self.step:
+            module.communicator.fusers[0].gate.logit.grad[0] = math.nan
+
+    def _on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step > self.step:
+            module.communicator.fusers[0].gate.logit.data[0] = math.nan
+
+
+class FailAtValidation(L.Callback):
+    """Ends a run in the validation after an optimizer step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the power is off")
+
+
+class NoteSchedule(L.Callback):
+    """Writes learning rate and temperature of every step into `schedule.jsonl` of the working folder."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        temperature = module.communicator.fusers[0].gate.config.temperature_at(
+            trainer.global_step, module.schedule.total_at(trainer.global_step)
+        )
+        with open("schedule.jsonl", "a") as file:
+            file.write(json.dumps([trainer.global_step, rate, temperature]) + "\n")
 
 
 class CompareWithShipped(L.Callback):

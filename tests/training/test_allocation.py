@@ -11,7 +11,7 @@ import pytest
 TENSORS, MIB = 20, 48
 CODE = f"""
 import resource, torch
-from c2c_lightning.training.allocation import keep_freed_memory
+from c2c_lightning.training.acceleration import keep_freed_memory
 kept = {{kept}} and keep_freed_memory()
 for _ in range(10):  # until the heap is as large as it has to be
     torch.ones({MIB} * 2**18)

@@ -84,14 +84,12 @@ def test_accumulated_micro_batches_have_the_gradient_of_one_batch(fit, short_epo
         torch.testing.assert_close(mean_of_parts[i]["exp_avg"], mean[i]["exp_avg"], rtol=1e-3, atol=1e-7)
 
 
-def test_what_is_typed_wins_over_the_checkpoint_or_is_refused(fit, tmp_path):
+def test_what_is_typed_against_the_checkpoint_is_refused(fit, tmp_path):
     fit("--trainer.max_steps=2", workspace=tmp_path)
     with pytest.raises(SystemExit, match=r"trained with model\.optimizer\.lr 0\.003, but this run says 0\.5"):
         fit("--trainer.max_steps=4", "--ckpt_path=last", "--model.optimizer.lr=0.5", workspace=tmp_path)
     with pytest.raises(SystemExit, match=r"data\.batch_size x devices is 8, but was 16"):
         fit("--trainer.max_steps=4", "--ckpt_path=last", "--data.init_args.batch_size=8", workspace=tmp_path)
-    more = fit("--trainer.max_steps=4", "--ckpt_path=last", workspace=tmp_path)
-    assert more.summary["steps"] == 4
 
 
 def contents(run) -> dict:

@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_a_store_that_it_began_without(fit, plain, tmp_path):
     fit(
         *STEPS,
         "--trainer.max_steps=8",
-        f"--ckpt_path={began.folder}",
+        f"--ckpt_path={began.folder}/checkpoints/step=3.ckpt",
         *stored_in(tmp_path / "store"),
         workspace=tmp_path,
     )

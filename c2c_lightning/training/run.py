@@ -1,0 +1,204 @@
+"""One of the runs that a trainer trains: as a rule the only one, or one of several that share their prefill."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.formats.config import FORMAT
+from c2c_lightning.fuser import PART_NAMES, Fusers
+from c2c_lightning.models import Batch, FrozenModels
+from c2c_lightning.nested import flatten
+from c2c_lightning.runs import Interrupted
+from c2c_lightning.tracking import MLflowTracker, find_tracker
+from c2c_lightning.training.checkpoints import run_folder
+from c2c_lightning.training.closed_form import ClosedForm
+from c2c_lightning.training.exact_answers import Accuracy
+from c2c_lightning.training.finite import FiniteCheck
+from c2c_lightning.training.optimizer import OptimizerConfig
+
+LABEL = re.compile(r"run\d+_")
+TRACEBACK_FILE = "traceback.txt"
+
+
+class Run:
+    """What one run has of its own: fusers, how they are trained, and where its results go.
+
+    Args:
+        optimizer: learning rates and their schedule.
+        **fusers: `fuser_settings`, the keyword arguments of `Fusers`.
+
+    Attributes:
+        communicator: the frozen models and this run's fusers; None until the models are loaded.
+        folder: of its results.
+        loggers: of its metrics.
+        label: begins the names of all that is its own where a trainer trains several; otherwise empty.
+        fuser_sizes: parameters of each fuser.
+        val_loss: of the validation that is under way.
+        accuracy: the same, where exact answers are meaningful.
+        gate_steps: optimizer steps at which `gate_history` was noted, for each sharer (P, L, H).
+        last_metrics: those of a checkpoint that the run goes on from.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig, **fusers: Any):
+        self.optimizer, self.fuser_settings = optimizer, fusers
+        self.communicator: Communicator | None = None
+        self.folder: Path | None = None
+        self.loggers: Sequence[Logger] = []
+        self.label = ""
+        self.fuser_sizes: list[int] = []
+        # NaN is what is looked for, so it must not be left out of the mean.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = Accuracy(["c2c", "wrong_question"])
+        self.gate_steps: list[int] = []
+        self.gate_history: list[list[Tensor]] = []
+        self.last_metrics: dict[str, float] = {}
+        self.finite = FiniteCheck()
+
+    def make_fusers(self, models: FrozenModels) -> None:
+        """Puts fresh fusers between models."""
+        self.communicator = Communicator.fresh(models, **self.fuser_settings)
+        # Counted now: of what is sharded later a device has a part.
+        self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.fusers]
+        self.closed_form = ClosedForm(self.communicator)
+
+    @property
+    def fusers(self) -> Fusers:
+        return self.communicator.fusers
+
+    @property
+    def tracker(self) -> MLflowTracker | None:
+        """Of its MLflow run; None if it has none."""
+        return find_tracker(self)
+
+    def begin_step(self, device: torch.device) -> None:
+        """Empties the sums since the last optimizer step: loss, supervised tokens, all of the receiver's tokens."""
+        self.sums = torch.zeros(3, device=device)
+
+    def training_loss(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
+        """Notes the loss of a micro-batch, summed over its supervised tokens, and adds the gates' penalty to it."""
+        tokens = batch.prompt_mask.sum() + batch.response_mask.sum()
+        self.sums += torch.stack([loss.detach(), supervised, tokens]).to(self.sums)
+        # Divided by the supervised tokens of the whole step in `on_before_optimizer_step`, so that every token
+        # counts the same in whatever micro-batch it is.
+        return loss + sum(gate.penalty() for gate in self.fusers.gates) * supervised
+
+    def open_gates(self) -> dict[str, Tensor]:
+        """The share of the mapped layers (or heads) whose gate is open, for keys and for values."""
+        gates, shares = self.fusers.gates, {}
+        for part, name in enumerate(PART_NAMES):
+            rows = [gate.is_open()[gate.parts.index(part)].flatten() for gate in gates if part in gate.parts]
+            shares[name] = torch.cat(rows).float().mean() if rows else torch.zeros(())
+        return shares
+
+    def check_finite(self, trainer: L.Trainer, weights_of: str = "") -> None:
+        """Waits for the device.
+
+        Args:
+            trainer: of the run.
+            weights_of: look at the weights too, and name them so.
+
+        Raises:
+            UserError: a step's loss or gradient was not finite, or weights are not.
+        """
+        self.finite.steps(self.folder)
+        if weights_of:
+            self.finite.weights(self.fusers, trainer, weights_of, self.folder)
+
+    def save(self, dtype: str, trainer: L.Trainer) -> dict[str, Any]:
+        """What a checkpoint has of the run besides weights and optimizer."""
+        saved = {
+            "c2c": self._settings(dtype),
+            "run": {
+                "metrics": self.metrics(trainer),
+                "gate_steps": self.gate_steps,
+                "gate_history": self.gate_history,
+            },
+        }
+        return saved | ({"held_out": self.closed_form.state()} if self.closed_form else {})
+
+    def load(self, saved: dict[str, Any], dtype: str, fitting: bool) -> None:
+        """Takes over what `save` gave.
+
+        Lightning would otherwise restore the old learning rate over the one that the user typed.
+
+        Raises:
+            UserError: the checkpoint is of another version, or was trained under other settings than this run's.
+        """
+        if saved.get("c2c", {}).get("format", 1) != FORMAT:
+            raise UserError(
+                "the checkpoint is of an earlier version, whose optimizer state was laid out otherwise, so it cannot be "
+                "resumed: go on with that version, or start without --ckpt_path. As a fuser it can still be loaded."
+            )
+        now, then = flatten(self._settings(dtype), "model"), flatten(saved["c2c"], "model")
+        for key in now.keys() & then.keys():
+            if then[key] != now[key] and (fitting or not key.startswith("model.optimizer.")):
+                raise UserError(
+                    f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
+                    "Give the same value to resume, or start without --ckpt_path."
+                )
+        run = saved["run"]
+        self.last_metrics = dict(run["metrics"])
+        self.gate_steps, self.gate_history = list(run["gate_steps"]), list(run["gate_history"])
+        self.closed_form.load(saved.get("held_out", []))
+
+    def _settings(self, dtype: str) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit."""
+        config = self.communicator.config()
+        return {"format": FORMAT, **config, "dtype": dtype, "optimizer": asdict(self.optimizer)}
+
+    def metrics(self, trainer: L.Trainer) -> dict[str, float]:
+        """The newest metrics, by name."""
+        newest = own(trainer.callback_metrics, self.label)
+        return {**self.last_metrics, **{name: float(value) for name, value in newest.items()}}
+
+    def note_failure(self, error: BaseException) -> None:
+        """Leaves word of what ended the run: a traceback, unless somebody asked it to stop."""
+        tracker, stopped = self.tracker, isinstance(error, (Interrupted, KeyboardInterrupt))
+        file = self.folder / TRACEBACK_FILE
+        with suppress(OSError):  # a full disk may be what ended it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not stopped:
+                text = "".join(traceback.format_exception(error))
+                file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if tracker is not None:
+            tracker.begin(self.folder)
+            if file.exists():
+                tracker.log_artifact(file)
+            if not stopped:
+                tracker.set_tags({"error": f"{type(error).__name__}: {error}"[:500]})
+            tracker.save_undelivered(self.folder)
+
+
+def recorded(trainer: L.Trainer) -> Sequence[Run]:
+    """The runs that this process keeps the record of: rank 0 does, and nobody of a `fast_dev_run`."""
+    return trainer.lightning_module.runs if trainer.is_global_zero and not trainer.fast_dev_run else []
+
+
+def resumes(trainer: L.Trainer) -> bool:
+    """Whether runs go on in their own folders."""
+    begun = run_folder(Path(trainer.ckpt_path)) if trainer.ckpt_path else None
+    return begun is not None and begun.resolve() == Path(trainer.default_root_dir).resolve()
+
+
+def own(values: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """What belongs to the run of this label, and to all runs, named as in a run that trains alone."""
+    found = {name: LABEL.search(name) for name in values} if label else {}
+    return {
+        name.replace(label, "", 1): value
+        for name, value in values.items()
+        if found.get(name) is None or found[name].group() == label
+    }
