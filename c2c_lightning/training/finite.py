@@ -13,7 +13,7 @@ from c2c_lightning.runs import CHECKPOINTS, LAST
 from c2c_lightning.training.sharding import local
 
 
-class FiniteCheck:
+class FiniteSteps:
     """Remembers on the device the first optimizer step that went wrong, so that no step has to wait for the device."""
 
     def __init__(self) -> None:
@@ -25,40 +25,23 @@ class FiniteCheck:
         before = torch.full_like(now, -1) if self._found is None else self._found
         self._found = torch.where((before[0] < 0) & ~now.isfinite().all(), now, before)
 
-    def steps(self, folder: Path) -> None:
-        """Waits for the device.
-
-        Args:
-            folder: of the run.
-
-        Raises:
-            UserError: a step had a loss or a gradient that is not finite.
-        """
+    def check(self, folder: Path) -> None:
+        """Waits for the device; raises a UserError if a step of the run in a folder went wrong."""
         step, loss, norm = (-1, 0, 0) if self._found is None else self._found.tolist()
         if step >= 0:
             found = f"train/loss is {loss:g} and the norm of its gradient {norm:g} at step {step:.0f}"
             raise not_finite(found, folder)
 
-    @staticmethod
-    def weights(fusers: nn.Module, trainer: L.Trainer, where: str, folder: Path) -> None:
-        """All ranks have to ask for it.
 
-        Args:
-            fusers: to look at.
-            trainer: that has them.
-            where: they are, for the message.
-            folder: of the run.
-
-        Raises:
-            UserError: a weight or a gate is not finite.
-        """
-        tensors = dict(fusers.named_parameters())
-        wrong = torch.stack([(~local(tensor).isfinite()).any() for tensor in tensors.values()]).float()
-        wrong = trainer.strategy.reduce(wrong, reduce_op="sum").tolist()
-        names = [name for name, count in zip(tensors, wrong) if count]
-        if names:
-            found = f"{where} {len(names)} of {len(tensors)} tensors hold numbers that are not finite ({names[0]}, ...)"
-            raise not_finite(found, folder)
+def check_weights(fusers: nn.Module, trainer: L.Trainer, where: str, folder: Path) -> None:
+    """Raises a UserError, beginning with `where`, if a weight or a gate is not finite; all ranks have to ask for it."""
+    tensors = dict(fusers.named_parameters())
+    wrong = torch.stack([(~local(tensor).isfinite()).any() for tensor in tensors.values()]).float()
+    wrong = trainer.strategy.reduce(wrong, reduce_op="sum").tolist()
+    names = [name for name, count in zip(tensors, wrong) if count]
+    if names:
+        found = f"{where} {len(names)} of {len(tensors)} tensors hold numbers that are not finite ({names[0]}, ...)"
+        raise not_finite(found, folder)
 
 
 def not_finite(found: str, folder: Path) -> UserError:

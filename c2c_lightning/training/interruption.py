@@ -44,7 +44,7 @@ class Interruption(L.Callback):
             file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
             trainer.save_checkpoint(file, weights_only=False)
             # Runs that train together are resumed by themselves.
-            how = f" and --ckpt_path {file}" if len(module.runs) == 1 and not module.runs[0].label else ""
+            how = f" and --ckpt_path {file}" if not module.runs[0].label else ""
             rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command{how}")
         for logger in trainer.loggers:
             logger.finalize("interrupted")

@@ -20,7 +20,7 @@ from c2c_lightning.models import Batch, FrozenModels, PromptStore, load_aligner,
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.training.acceleration import Compiled, compile_parts, recompute_fusers
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.finite import not_finite
+from c2c_lightning.training.finite import check_weights, not_finite
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import clip_gradients, shard
@@ -220,22 +220,21 @@ class C2CModule(L.LightningModule):
             self.check_finite()
 
     def check_finite(self, weights_of: str = "") -> None:
-        """Stops runs whose loss or gradient was not finite; of several the others go on.
+        """Stops runs whose loss or gradient was not finite; waits for the device.
 
         Args:
-            weights_of: look at the weights too, and name them so.
-
-        Raises:
-            UserError: the last run had to be stopped.
+            weights_of: look at the weights too, and say so where they are.
         """
         for run in list(self.runs):
             try:
-                run.check_finite(self.trainer, weights_of)
+                run.finite.check(run.folder)
+                if weights_of:
+                    check_weights(run.fusers, self.trainer, weights_of, run.folder)
             except UserError as error:
                 self.stop(run, error)
 
     def stop(self, run: Run, error: UserError) -> None:
-        """Ends a run that failed: by raising, if it is the last one."""
+        """Ends a run that failed. Others go on without it; the last one raises its error."""
         if len(self.runs) == 1:
             raise error
         run.note_failure(error)

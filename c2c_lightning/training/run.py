@@ -27,7 +27,7 @@ from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import run_folder
 from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import Accuracy
-from c2c_lightning.training.finite import FiniteCheck
+from c2c_lightning.training.finite import FiniteSteps
 from c2c_lightning.training.optimizer import OptimizerConfig
 
 LABEL = re.compile(r"run\d+_")
@@ -66,7 +66,7 @@ class Run:
         self.gate_steps: list[int] = []
         self.gate_history: list[list[Tensor]] = []
         self.last_metrics: dict[str, float] = {}
-        self.finite = FiniteCheck()
+        self.finite = FiniteSteps()
 
     def make_fusers(self, models: FrozenModels) -> None:
         """Puts fresh fusers between models."""
@@ -103,20 +103,6 @@ class Run:
             rows = [gate.is_open()[gate.parts.index(part)].flatten() for gate in gates if part in gate.parts]
             shares[name] = torch.cat(rows).float().mean() if rows else torch.zeros(())
         return shares
-
-    def check_finite(self, trainer: L.Trainer, weights_of: str = "") -> None:
-        """Waits for the device.
-
-        Args:
-            trainer: of the run.
-            weights_of: look at the weights too, and name them so.
-
-        Raises:
-            UserError: a step's loss or gradient was not finite, or weights are not.
-        """
-        self.finite.steps(self.folder)
-        if weights_of:
-            self.finite.weights(self.fusers, trainer, weights_of, self.folder)
 
     def save(self, dtype: str, trainer: L.Trainer) -> dict[str, Any]:
         """What a checkpoint has of the run besides weights and optimizer."""

@@ -29,6 +29,7 @@ def faults(kept: bool) -> tuple[bool, int]:
     return was_kept == "True", int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep it")
 def test_freed_memory_is_used_again_and_not_cleared_anew():
     was_kept, count = faults(kept=True)

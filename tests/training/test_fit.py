@@ -1,13 +1,15 @@
 """What a finished run leaves behind."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from c2c_lightning import Communicator
+from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
-from tests.training.runs import newest, same
+from tests.training.runs import BASE, SMALL, newest, same
 
 STABLE_NAMES = {
     "train/loss",
@@ -117,6 +119,46 @@ def test_a_sanity_check_does_not_stand_for_the_frozen_models(fit, run):
     plain = fit("--trainer.max_steps=1", "--trainer.limit_val_batches=2")
     name = "val/accuracy/receiver"
     assert checked.summary["metrics"][name] == plain.summary["metrics"][name]
+
+
+def test_a_fast_dev_run_leaves_nothing_behind(fit, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="empty"):  # there is no newest run
+        fit("--trainer.fast_dev_run=true", workspace=tmp_path)
+    assert not [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+
+
+def test_what_is_not_a_number_is_null_in_json(fit, tmp_path):
+    """Of a single question to validate on there is no other, so `wrong_question` means nothing."""
+    for name, count in {"train": 20, "val": 1}.items():
+        lines = [json.dumps({"question": f"What is {i}?", "answer": f"It is {i}."}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = ["--data=InstructionData", "--data.init_args.path=train.jsonl", "--data.init_args.val_path=val.jsonl"]
+    run = fit(*data, "--data.init_args.exact_answers=true", "--trainer.max_steps=1", workspace=tmp_path)
+    for name in ("summary.json", "progress.jsonl"):
+        metrics = json.loads((run.folder / name).read_text(), parse_constant=pytest.fail)["metrics"]
+        assert metrics["val/accuracy/wrong_question"] is None
+        assert metrics["val/accuracy/c2c"] in (0, 1)
+
+
+def test_a_run_that_was_cut_off_in_its_last_validation_keeps_its_last_metrics(fit, tmp_path):
+    steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    cut = ["--trainer.callbacks+=tests.training.runs.FailAtValidation", "--trainer.callbacks.step=4"]
+    with pytest.raises(SystemExit, match="the power is off"):
+        fit(*steps, *cut, workspace=tmp_path)
+    assert not (newest(tmp_path).folder / "summary.json").exists()
+    resumed = fit(*steps, "--ckpt_path=last", workspace=tmp_path).summary["metrics"]
+    whole = fit(*steps).summary["metrics"]
+    assert resumed.keys() == whole.keys()
+    assert {"lr-AdamW/fuser", "gate/open_keys", "train/grad_norm"} < whole.keys()
+    clock = "train/tokens_per_second"
+    assert resumed | {clock: 0} == whole | {clock: 0}
+
+
+def test_validation_of_no_checkpoint_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="validate needs --ckpt_path"):
+        main(["validate", "--config", BASE, *SMALL])
 
 
 def test_fusers_are_not_trained_in_half_precision(fit):

@@ -69,6 +69,7 @@ def test_ridge_is_refused_where_it_could_not_be_fitted(fit, options, says):
         fit("--trainer.max_steps=2", RIDGE, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [

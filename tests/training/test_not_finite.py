@@ -9,7 +9,7 @@ import torch
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
-from c2c_lightning.training.finite import FiniteCheck
+from c2c_lightning.training.finite import FiniteSteps
 from tests.training.runs import BASE, SMALL, newest
 
 EVERY_STEP = ["--trainer.val_check_interval=1", "--trainer.max_steps=6"]
@@ -66,20 +66,20 @@ def test_a_checkpoint_that_is_not_finite_is_neither_validated_nor_resumed(fit, t
 
 
 def test_the_first_step_that_went_wrong_is_named(tmp_path):
-    check = FiniteCheck()
+    steps = FiniteSteps()
     for step, (loss, norm) in enumerate([(1.0, 2.0), (2.0, math.inf), (math.nan, math.nan)], 1):
-        check.see(step, torch.tensor(loss), torch.tensor(norm))
+        steps.see(step, torch.tensor(loss), torch.tensor(norm))
     with pytest.raises(
         UserError, match="train/loss is 2 and the norm of its gradient inf at step 2; there is no checkp"
     ):
-        check.steps(tmp_path)
+        steps.check(tmp_path)
 
 
 def test_steps_that_are_finite_pass(tmp_path):
-    check = FiniteCheck()
-    check.steps(tmp_path)
-    check.see(1, torch.tensor(1e30), torch.tensor(0.0))
-    check.steps(tmp_path)
+    steps = FiniteSteps()
+    steps.check(tmp_path)
+    steps.see(1, torch.tensor(1e30), torch.tensor(0.0))
+    steps.check(tmp_path)
 
 
 @pytest.mark.parametrize("value", ["-1", ".nan"])

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, TORCHRUN, assert_same_fuser, curve, launch
 
+pytestmark = pytest.mark.slow
 WAYS = {"ddp": [], "fsdp2": FSDP2, "fsdp1": FSDP1}
 
 

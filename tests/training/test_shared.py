@@ -183,6 +183,21 @@ def test_a_stopped_trial_leaves_the_others_alone_and_goes_on_under_fit(apart, tm
     assert_same_fuser(left["A"], apart["A"])
 
 
+def test_a_trial_whose_numbers_are_not_finite_fails_alone(apart, tmp_path):
+    names = prepare(tmp_path)
+    file = tmp_path / "A" / "trial.yaml"
+    file.write_text(yaml.safe_dump(over(yaml.safe_load(file.read_text()), {"model": {"optimizer": {"lr": 1e30}}})))
+    with pytest.raises(SystemExit, match=r"A: train/loss is \S+ and the norm of its gradient \S+ at step"):
+        command(tmp_path, "fit-shared", "--runs", ",".join(names))
+    left = runs(tmp_path)
+    assert left["A"].tracked.info.status == "FAILED"
+    assert "not_finite" in (left["A"].folder / "traceback.txt").read_text()
+    assert not (left["A"].folder / "summary.json").exists()
+    for name in names[1:]:
+        assert left[name].tracked.info.status == "FINISHED"
+        assert_same_fuser(left[name], apart[name])
+
+
 def test_interrupted_trials_are_resumed_by_the_same_command(apart, together, tmp_path):
     cut = {"class_path": "tests.training.runs.RaiseSignal", "init_args": {"step": 5, "number": int(signal.SIGTERM)}}
     names = prepare(tmp_path, {"trainer": {"callbacks": [cut]}})
