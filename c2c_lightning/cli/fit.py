@@ -143,7 +143,9 @@ class C2CCLI(CheckedCLI):
             callbacks.append(TQDMProgressBar())
         if config.logger is not False:
             callbacks.append(LearningRateMonitor("step"))
-        if config.enable_checkpointing is not False:
+        if config.fast_dev_run:
+            kwargs["enable_checkpointing"] = False  # such a run leaves nothing
+        elif config.enable_checkpointing is not False:
             interval = config.val_check_interval if isinstance(config.val_check_interval, int) else VALIDATE_EVERY
             callbacks.append(
                 ModelCheckpoint(

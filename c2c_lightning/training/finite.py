@@ -35,7 +35,7 @@ class FiniteSteps:
 
 def check_weights(fusers: nn.Module, trainer: L.Trainer, where: str, folder: Path) -> None:
     """Raises a UserError, beginning with `where`, if a weight or a gate is not finite; all ranks have to ask for it."""
-    tensors = dict(fusers.named_parameters())
+    tensors = dict([*fusers.named_parameters(), *fusers.named_buffers()])  # gates that do not learn are buffers
     wrong = torch.stack([(~local(tensor).isfinite()).any() for tensor in tensors.values()]).float()
     wrong = trainer.strategy.reduce(wrong, reduce_op="sum").tolist()
     names = [name for name, count in zip(tensors, wrong) if count]
