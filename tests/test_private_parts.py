@@ -59,6 +59,11 @@ PARTS = [
     Part("ray.tune.schedulers.AsyncHyperBandScheduler", "_metric_op", "whether more is better"),
     Part("torch", "_dynamo", "how often layers may be compiled anew"),
     Part("torch._dynamo.config", "recompile_limit", "the same"),
+    Part(
+        "torch.distributed.checkpoint.filesystem", "_StorageInfo", "a sharded checkpoint is read by known classes alone"
+    ),
+    Part("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING", "the same"),
+    Part("torch.serialization", "_get_layout", "the same"),
     Part("torch.nn.Module", "_compiled_call_impl", "whether a module was compiled in place"),
     Part("torch.nn.Module", "_forward_hooks", "whether anybody watches a model's layers"),
     Part("torch.nn.Module", "register_forward_pre_hook", "logits are computed at some positions only"),

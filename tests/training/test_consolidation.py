@@ -1,5 +1,6 @@
 """A consolidation that is killed at any moment can be called again, and ends with the same file."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from c2c_lightning.cli.commands import main
+from c2c_lightning.errors import UserError
+from c2c_lightning.training import find_checkpoint
 from c2c_lightning.training.consolidation import ASIDE
 
 STATE = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "global_step": 7}
@@ -96,3 +99,45 @@ def test_a_run_beside_it_is_left_alone(run):
     main(["consolidate", str(run)])
     assert_consolidated(run)
     assert (beside / "checkpoints" / "last.ckpt").is_dir()
+
+
+class Harmful:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+def metadata_runs(last: Path, file: Path) -> None:
+    (last / ".metadata").write_bytes(pickle.dumps(Harmful(file)))
+
+
+def metadata_hides_it(last: Path, file: Path) -> None:
+    metadata = pickle.loads((last / ".metadata").read_bytes())
+    metadata.planner_data = Harmful(file)
+    (last / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def value_runs(last: Path, file: Path) -> None:
+    dcp.save({"state_dict": STATE["state_dict"], "optimizer_0": Harmful(file)}, checkpoint_id=last, no_dist=True)
+
+
+def value_of_another_file(last: Path, file: Path) -> None:
+    dcp.save({"state_dict": STATE["state_dict"], "optimizer_0": {"lr": 0.1}}, checkpoint_id=last, no_dist=True)
+    next(last.glob("*.distcp")).write_bytes(b"cut off")
+
+
+@pytest.mark.parametrize("spoil", [metadata_runs, metadata_hides_it, value_runs, value_of_another_file])
+def test_a_sharded_checkpoint_is_read_without_running_what_stands_in_it(run, spoil, tmp_path):
+    last = run / "checkpoints" / "last.ckpt"
+    spoil(last, tmp_path / "executed")
+    (tmp_path / "executed").unlink(missing_ok=True)  # dcp.save may have unpickled its own
+    with pytest.raises(SystemExit, match=r"last\.ckpt: a part is damaged or missing"):
+        main(["consolidate", str(last)])
+    with pytest.raises(UserError, match=r"--ckpt_path .*last\.ckpt: a part is damaged or missing"):
+        find_checkpoint(last, sharded=True)
+    assert not (tmp_path / "executed").exists()
+    assert last.is_dir()
