@@ -29,7 +29,19 @@ MAY_IMPORT = {
         "tracking",
     },
     "sweep": {"drawing", "evaluation", "files", "fuser", "models", "nested", "runs", "tracking", "training"},
-    "cli": {"data", "evaluation", "files", "formats", "fuser", "models", "runs", "sweep", "tracking", "training"},
+    "cli": {
+        "data",
+        "evaluation",
+        "files",
+        "formats",
+        "fuser",
+        "models",
+        "nested",
+        "runs",
+        "sweep",
+        "tracking",
+        "training",
+    },
 }
 ENTRANCES = {"__init__.py", "__main__.py"}
 MUST_NOT_KNOW = {
@@ -80,12 +92,21 @@ def test_every_part_has_its_place_in_the_order():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["sweep", "--config", "wrong.yaml"], ["sweep", "--config", "wrong_space.yaml"], ["swep"], ["sweep", "--space={}"]],
+    [
+        ["sweep", "--config", "wrong.yaml"],
+        ["sweep", "--config", "wrong_space.yaml"],
+        ["swep"],
+        ["sweep", "--space={}"],
+        ["fit", "--model.recever=x"],
+        ["fit", "--config", "wrong_fit.yaml"],
+        ["test", "--trainer.acelerator=cpu"],
+    ],
     ids=" ".join,
 )
 def test_a_typo_is_told_before_anything_is_imported_that_takes_seconds(arguments, tmp_path):
     (tmp_path / "wrong.yaml").write_text("space: {model.layers: {grid: [all]}}\ntrails: 1\n")
     (tmp_path / "wrong_space.yaml").write_text("space: {model.layers: {gird: [all]}}\n")
+    (tmp_path / "wrong_fit.yaml").write_text("model: {gate: {kynd: open}}\n")
     code = f"""
 import sys
 from c2c_lightning.cli.commands import main

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import set_parsing_settings
 
+from c2c_lightning.cli.keys import check_keys
 from c2c_lightning.cli.parser import CommandParser
 from c2c_lightning.errors import UserError, meant, told
 
@@ -63,6 +64,8 @@ def run(command: str, typed: list[str], args: Sequence[str] | None) -> None:
         raise UserError(
             f"{command!r} is none of the commands {', '.join(COMMANDS)}. {meant(command, COMMANDS)}".strip()
         )
+    if command in LIGHTNING:
+        check_keys(command, typed)
     module, _, name = COMMANDS[command][0].partition(":")
     function = getattr(importlib.import_module(module), name)
     if command in LIGHTNING:
