@@ -70,11 +70,11 @@ def response_flops(config: PreTrainedConfig, batch: int, prompt: int, response: 
 
 def floor_flops(communicator: Communicator, batch: int, prompt: int, response: int) -> dict[str, int]:
     """FLOPs by stage of a train step on prompts without padding."""
-    receiver = communicator.receiver.config
+    receiver = communicator.models.receiver.config
     fused = [fuser_flops(fuser, batch * (prompt - 1)) for fuser in communicator.fusers]
     forward, backward = response_flops(receiver, batch, prompt, response)
     return {
-        "sharer prefill": sum(prefill_flops(sharer.config, batch, prompt) for sharer in communicator.sharers),
+        "sharer prefill": sum(prefill_flops(sharer.config, batch, prompt) for sharer in communicator.models.sharers),
         "receiver prefill": prefill_flops(receiver, batch, prompt - 1),
         "fusion": sum(flops for flops, _ in fused),
         "response": forward,

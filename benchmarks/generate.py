@@ -113,8 +113,8 @@ def measured_generation(
         return {"min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
 
     def text_to_text(criteria: StoppingCriteriaList) -> None:
-        read, vocabulary = batch.sharers[0], communicator.receiver.config.vocab_size
-        out = communicator.sharers[0].generate(input_ids=read.ids, attention_mask=read.mask, **length(message))
+        read, vocabulary = batch.sharers[0], communicator.models.receiver.config.vocab_size
+        out = communicator.models.sharers[0].generate(input_ids=read.ids, attention_mask=read.mask, **length(message))
         ids = torch.cat([out[:, read.ids.shape[1] :] % vocabulary, batch.prompt_ids], dim=1)
         told = replace(batch, prompt_ids=ids, prompt_mask=torch.ones_like(ids))
         communicator.generate_ids(told, fuse=False, stopping_criteria=criteria, **length(response))
@@ -138,11 +138,12 @@ def measured_generation(
 
 def fusion_parts(communicator: Communicator, batch: Batch) -> dict[str, float]:
     """Seconds of what fusion adds to a prefill."""
-    cache = communicator.receiver_cache(batch)
+    reading = communicator.read(batch)
+    reading.receiver_cache()
     start = clock()
-    stacks = communicator.sharer_stacks(batch)
+    stacks = communicator.fusers.sharer_stacks(reading)
     read = clock()
-    communicator.fuse(cache, stacks, batch)
+    communicator.fusers.fuse(reading, stacks)
     return {"sharer prefill": read - start, "fuser": clock() - read}
 
 

@@ -90,10 +90,10 @@ def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwarg
 def random_batch(communicator: Communicator, size: int, prompt: int, response: int, seed: int = 0) -> Batch:
     """Prompts and responses without padding, every receiver token opposite the sharer's of the same place."""
     generator = torch.Generator().manual_seed(seed)
-    models = [communicator.receiver, *communicator.sharers]
+    models = [communicator.models.receiver, *communicator.models.sharers]
     vocabulary = min(model.config.vocab_size for model in models)
     ids = torch.randint(vocabulary, (size, prompt + response), generator=generator).to(models[0].device)
     mask = torch.ones_like(ids)
     positions = torch.arange(prompt - 1, device=ids.device).expand(size, -1)
-    read = [SharerPrompt(ids[:, :prompt], mask[:, :prompt], positions) for _ in communicator.sharers]
+    read = [SharerPrompt(ids[:, :prompt], mask[:, :prompt], positions) for _ in communicator.models.sharers]
     return Batch(ids[:, :prompt], mask[:, :prompt], read, ids[:, prompt:], mask[:, prompt:])

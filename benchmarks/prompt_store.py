@@ -52,7 +52,7 @@ def measure(
             temporary files.
     """
     communicator = random_communicator(pair, 16, dtype, device)
-    bytes_per_token = sum(token_bytes(model) for model in (communicator.receiver, *communicator.sharers))
+    bytes_per_token = sum(token_bytes(model) for model in (communicator.models.receiver, *communicator.models.sharers))
     print(f"{pair}, {dtype} on {device}: batch {batch}, {bytes_per_token:,} bytes per token\n")
     print(
         "| prompt | MB | prefill, ms | first pass, ms | read back, ms | cold, ms | times as fast (cold) | pays from |"
@@ -76,7 +76,7 @@ def token_bytes(model: PreTrainedModel) -> int:
 def seconds(communicator: Communicator, batches: list[Batch], folder: Path) -> tuple[float, float, float, float]:
     """Medians of a prefill, the first pass, and reading back warm and cold; the first batch is to warm up."""
     store = PromptStore(str(folder))
-    store.check([communicator.receiver, *communicator.sharers])
+    store.check([communicator.models.receiver, *communicator.models.sharers])
 
     def passed(kept: PromptStore | None, before: Callable[[], None] = lambda: None) -> float:
         communicator.models.store = kept
@@ -86,7 +86,7 @@ def seconds(communicator: Communicator, batches: list[Batch], folder: Path) -> t
             start = now(batch.prompt_ids)
             reading = communicator.read(batch)
             reading.receiver_cache()
-            communicator.sharer_stacks(batch, reading)
+            communicator.fusers.sharer_stacks(reading)
             taken.append(now(batch.prompt_ids) - start)
         return statistics.median(taken[1:])
 

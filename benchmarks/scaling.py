@@ -93,10 +93,10 @@ def predicted_memory(
     communicator: Communicator, hidden: int, dtype: str, batch: int, prompt: int, response: int
 ) -> int:
     """The same by the formula above."""
-    receiver, number = communicator.receiver.config, 2 if dtype == "bf16" else 4
+    receiver, number = communicator.models.receiver.config, 2 if dtype == "bf16" else 4
     queries = receiver.num_attention_heads * communicator.fusers[0].receiver.head_dim
     tokens, kept, working = batch * (prompt - 1), 0, 0
-    for fuser, mapped in zip(communicator.fusers, communicator.layer_maps):
+    for fuser, mapped in zip(communicator.fusers, communicator.fusers.layer_maps):
         own, other = fuser.receiver.features, fuser.sharer.features
         per_pair = 16 * hidden + 2 * (other + own) + 3 * own + 2 * own + other + queries
         per_pair += 4 * own + 3 * hidden if dtype == "bf16" else 0

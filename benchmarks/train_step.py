@@ -177,13 +177,13 @@ def staged_step(
 
     with torch.autocast(batch.prompt_ids.device.type, torch.bfloat16) if dtype == "bf16" else nullcontext():
         reading = communicator.read(batch)
-        stacks = communicator.sharer_stacks(batch, reading)
+        stacks = communicator.fusers.sharer_stacks(reading)
         lap("sharer prefill")
-        cache = communicator.receiver_cache(batch, reading)
+        reading.receiver_cache()
         lap("receiver prefill")
-        communicator.fuse(cache, stacks, batch)
+        cache = communicator.fusers.fuse(reading, stacks)
         lap("fusion")
-        loss, supervised = communicator.response_loss(cache, batch)
+        loss, supervised = communicator.models.response_loss(cache, batch)
         loss = loss / supervised
         lap("response")
     loss.backward()

@@ -15,7 +15,7 @@ CLOSED = GateConfig(kind="fixed", open_layers=[])
 
 
 def with_answers(communicator, conversations=tiny.CONVERSATIONS, answers=tiny.ANSWERS) -> Batch:
-    aligner = communicator.aligner
+    aligner = communicator.models.aligner
     prompts = [aligner.prompt(messages) for messages in conversations]
     responses = [
         aligner.response_ids([*messages, {"role": "assistant", "content": answer}], prompt)
@@ -51,7 +51,9 @@ def test_the_loss_trains_the_fuser_and_nothing_else(receiver, sharer):
         else:
             assert parameter.grad.abs().sum() > 0, name
             assert not torch.equal(parameter, trained[name])
-    assert not any(m.training for model in (communicator.receiver, *communicator.sharers) for m in model.modules())
+    assert not any(
+        m.training for model in (communicator.models.receiver, *communicator.models.sharers) for m in model.modules()
+    )
     assert all(m.training for m in communicator.fusers.modules())
 
 
@@ -102,20 +104,20 @@ def test_only_the_layers_that_are_fused_are_changed_in_the_cache():
 @torch.no_grad()
 def test_a_row_with_nothing_to_supervise_adds_nothing_to_the_loss():
     communicator = tiny.communicator("llama", "qwen2")
-    prompts = [communicator.aligner.prompt(messages) for messages in tiny.CONVERSATIONS[:2]]
-    both = collate(prompts, [[5, 6], []], communicator.aligner.pad_ids)
-    one = collate(prompts[:1], [[5, 6]], communicator.aligner.pad_ids)
+    prompts = [communicator.models.aligner.prompt(messages) for messages in tiny.CONVERSATIONS[:2]]
+    both = collate(prompts, [[5, 6], []], communicator.models.aligner.pad_ids)
+    one = collate(prompts[:1], [[5, 6]], communicator.models.aligner.pad_ids)
     loss, count = communicator(both)
     assert count == 2
     torch.testing.assert_close(loss, communicator(one)[0])
-    nothing, none = communicator(collate(prompts, [[], []], communicator.aligner.pad_ids))
+    nothing, none = communicator(collate(prompts, [[], []], communicator.models.aligner.pad_ids))
     assert (nothing.item(), none.item()) == (0, 0)
 
 
 def test_a_batch_with_nothing_to_supervise_still_takes_part_in_the_step():
     communicator = tiny.communicator("llama", "qwen2").train()
-    prompts = [communicator.aligner.prompt(tiny.CONVERSATIONS[0])]
-    communicator(collate(prompts, [[]], communicator.aligner.pad_ids))[0].backward()
+    prompts = [communicator.models.aligner.prompt(tiny.CONVERSATIONS[0])]
+    communicator(collate(prompts, [[]], communicator.models.aligner.pad_ids))[0].backward()
     assert all(p.grad is not None and (p.grad == 0).all() for p in communicator.fusers.parameters())
 
 
@@ -124,7 +126,7 @@ def test_a_batch_with_nothing_to_supervise_still_takes_part_in_the_step():
 def test_prefill_computes_no_logits_and_the_loss_those_of_supervised_positions_only(family):
     communicator = tiny.communicator(family, "qwen3" if family == "qwen2" else "qwen2")
     seen, handles = {}, []
-    for name, model in (("receiver", communicator.receiver), ("sharer", communicator.sharers[0])):
+    for name, model in (("receiver", communicator.models.receiver), ("sharer", communicator.models.sharers[0])):
         # Forward hooks run after the pre-hooks that pick positions: they see what is really computed.
         handles.append(
             model.get_output_embeddings().register_forward_hook(

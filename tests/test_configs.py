@@ -43,7 +43,7 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
     )
     assert isinstance(built.model, C2CModule)
     built.model.configure_model()
-    assert built.model.communicator.fused_layers
+    assert built.model.communicator.fusers.fused_layers
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])

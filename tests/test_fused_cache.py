@@ -48,8 +48,8 @@ def by_hand(communicator, families, prompt, maps, fuse_parts=(0, 1)) -> list[tup
 
 
 def assert_fused(communicator, families, maps, **kwargs) -> None:
-    prompts = [communicator.aligner.prompt(messages) for messages in tiny.CONVERSATIONS]
-    cache = communicator.prefill(collate(prompts, pad_ids=communicator.aligner.pad_ids))
+    prompts = [communicator.models.aligner.prompt(messages) for messages in tiny.CONVERSATIONS]
+    cache = communicator.prefill(collate(prompts, pad_ids=communicator.models.aligner.pad_ids))
     for row, prompt in enumerate(prompts):
         num_real = len(prompt.receiver_ids) - 1
         for layer, (keys, values) in zip(cache.layers, by_hand(communicator, families, prompt, maps, **kwargs)):
@@ -69,7 +69,7 @@ def test_each_mapped_layer_is_fused_with_the_sharer_layer_and_tokens_opposite(re
 @torch.no_grad()
 def test_an_explicit_map_and_a_choice_of_layers_leave_the_others_alone():
     communicator = tiny.communicator("qwen3", "gemma3", layer_map={0: 3, 2: 1, 3: 1}, layers=[0, 3])
-    assert communicator.layer_maps == [{0: 3, 3: 1}]
+    assert communicator.fusers.layer_maps == [{0: 3, 3: 1}]
     assert_fused(communicator, ("qwen3", "gemma3"), [{0: 3, 3: 1}])
 
 
@@ -79,7 +79,7 @@ def test_several_sharers_updates_add_up_each_read_off_the_receivers_own_cache(la
     families = ("qwen3", "llama", "gemma3", "phi")  # 4 layers, fed by 2, 4 and 3
     communicator = tiny.communicator(*families, layer_map=layer_map)
     maps = [MAPS[layer_map](4, depth) for depth in (2, 4, 3)]
-    assert communicator.layer_maps == maps
+    assert communicator.fusers.layer_maps == maps
     assert len({len(mapped) for mapped in maps}) == (3 if layer_map == "terminal" else 1)
     assert_fused(communicator, families, maps)
 
@@ -88,13 +88,14 @@ def test_several_sharers_updates_add_up_each_read_off_the_receivers_own_cache(la
 def test_a_sharer_whose_gates_are_closed_is_not_even_run():
     communicator = tiny.communicator("qwen3", "llama", "phi", gate=GateConfig())
     with torch.no_grad():
-        communicator.gates[0].logit.fill_(-1.0)
+        communicator.fusers.gates[0].logit.fill_(-1.0)
     ran = []
     handles = [
-        sharer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, sharer in enumerate(communicator.sharers)
+        sharer.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, sharer in enumerate(communicator.models.sharers)
     ]
     try:
-        communicator.prefill(communicator.collate(tiny.CONVERSATIONS))
+        communicator.prefill(communicator.models.collate(tiny.CONVERSATIONS))
     finally:
         for handle in handles:
             handle.remove()
@@ -103,14 +104,14 @@ def test_a_sharer_whose_gates_are_closed_is_not_even_run():
 
 def test_the_noise_of_several_sharers_gates_differs():
     communicator = tiny.communicator("qwen3", "gemma3", "gemma3", gate=GateConfig()).train()
-    first, second = (gate() for gate in communicator.gates)
+    first, second = (gate() for gate in communicator.fusers.gates)
     assert not torch.equal(first, second)
 
 
 @torch.no_grad()
 def test_a_question_exchanged_for_another_gives_another_fused_cache_and_the_receivers_own_prompt():
     communicator = tiny.communicator("qwen3", "llama")
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     other = exchange_questions(batch)
     own, right, wrong = (
         communicator.prefill(b, fuse).layers[-1].keys for b, fuse in ((batch, False), (batch, True), (other, True))

@@ -34,7 +34,7 @@ def communicators() -> list[Communicator]:
 
 def test_each_has_the_cache_that_it_would_have_alone_and_draws_what_it_would_alone():
     made = communicators()
-    batch = made[0].collate(tiny.CONVERSATIONS)
+    batch = made[0].models.collate(tiny.CONVERSATIONS)
     alone = []
     for communicator in made:
         torch.manual_seed(5)
@@ -52,9 +52,9 @@ def test_every_model_reads_a_batch_once_and_one_that_nobody_listens_to_not_at_al
     for communicator in made[:3]:
         communicator.eval().gates[1].logit.fill_(-1.0)
     made = made[:3]
-    batch = made[0].collate(tiny.CONVERSATIONS)
+    batch = made[0].models.collate(tiny.CONVERSATIONS)
     read = []
-    models = [made[0].receiver, *made[0].sharers]
+    models = [made[0].models.receiver, *made[0].models.sharers]
     handles = [model.register_forward_hook(lambda *_, i=i: read.append(i)) for i, model in enumerate(models)]
     try:
         fuse_all([communicator.fusers for communicator in made], made[0].read(batch))
@@ -67,7 +67,7 @@ def test_every_model_reads_a_batch_once_and_one_that_nobody_listens_to_not_at_al
 @torch.no_grad()
 def test_a_cache_of_a_reading_can_be_gone_on_with_while_the_reading_stays_as_it_is():
     communicator = communicators()[0].eval()
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     reading = communicator.read(batch)
     before = [layer.keys.clone() for layer in reading.receiver_cache().layers]
     first = communicator.generate_ids(reading, max_new_tokens=5, do_sample=False)

@@ -16,7 +16,7 @@ GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
 def new_tokens(communicator, conversations, fuse=True, **kwargs) -> list[list[int]]:
-    batch = communicator.collate(conversations)
+    batch = communicator.models.collate(conversations)
     return communicator.generate_ids(batch, fuse, **kwargs)[:, batch.prompt_ids.shape[1] :].tolist()
 
 
@@ -24,13 +24,13 @@ def new_tokens(communicator, conversations, fuse=True, **kwargs) -> list[list[in
 @torch.no_grad()
 def test_with_closed_gates_generation_is_the_receivers_own(family):
     communicator = tiny.communicator(family, "qwen2", gate=CLOSED)
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     alone = tiny.model(family).generate(
         input_ids=batch.prompt_ids,
         attention_mask=batch.prompt_mask,
         output_logits=True,
         return_dict_in_generate=True,
-        pad_token_id=communicator.aligner.receiver.pad_token_id,
+        pad_token_id=communicator.models.aligner.receiver.pad_token_id,
         **GREEDY,
     )
     kwargs = {"output_logits": True, "return_dict_in_generate": True, **GREEDY}
@@ -46,7 +46,7 @@ def test_with_closed_gates_generation_is_the_receivers_own(family):
 @torch.no_grad()
 def test_greedy_generation_is_a_greedy_loop_on_the_fused_cache(receiver, sharer):
     communicator = tiny.communicator(receiver, sharer)
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     cache, mask = communicator.prefill(batch), batch.prompt_mask
     token, said = batch.prompt_ids[:, -1:], []
     for _ in range(6):
@@ -57,7 +57,7 @@ def test_greedy_generation_is_a_greedy_loop_on_the_fused_cache(receiver, sharer)
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-        logits[:, communicator.aligner.receiver.eos_token_id] = float("-inf")
+        logits[:, communicator.models.aligner.receiver.eos_token_id] = float("-inf")
         token = logits.argmax(-1, keepdim=True)
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
         said.append(token)
@@ -73,7 +73,7 @@ def test_prompts_of_different_lengths_are_answered_in_a_batch_as_one_by_one(rece
 
 def test_fusing_changes_what_the_receiver_would_say():
     communicator = tiny.communicator("qwen3", "llama")
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     kwargs = {"output_logits": True, "return_dict_in_generate": True, **GREEDY}
     fused, alone = (communicator.generate_ids(batch, fuse, **kwargs).logits[0] for fuse in (True, False))
     # Every conversation's, by far more than rounding could.
@@ -83,18 +83,18 @@ def test_fusing_changes_what_the_receiver_would_say():
 @torch.no_grad()
 def test_beam_search_finds_what_scoring_every_continuation_finds():
     communicator = tiny.communicator("llama", "qwen3")
-    vocabulary = communicator.receiver.config.vocab_size
-    batch = communicator.collate(tiny.CONVERSATIONS[:2])
+    vocabulary = communicator.models.receiver.config.vocab_size
+    batch = communicator.models.collate(tiny.CONVERSATIONS[:2])
     beams = communicator.generate_ids(
         batch, num_beams=vocabulary, num_return_sequences=2, max_new_tokens=2, min_new_tokens=2, do_sample=False
     )[:, batch.prompt_ids.shape[1] :]
-    eos = communicator.aligner.receiver.eos_token_id
+    eos = communicator.models.aligner.receiver.eos_token_id
 
     def log_probabilities(rows, tokens):  # (rows, len(tokens[0]) + 1 predictions)
         cache = communicator.prefill(rows)
         ids = torch.cat([rows.prompt_ids[:, -1:], tokens], dim=1)
         mask = torch.cat([rows.prompt_mask, torch.ones_like(tokens)], dim=1)
-        logits = communicator.receiver(
+        logits = communicator.models.receiver(
             input_ids=ids,
             attention_mask=mask,
             position_ids=position_ids(mask)[:, -ids.shape[1] :],
@@ -106,7 +106,7 @@ def test_beam_search_finds_what_scoring_every_continuation_finds():
         return logp
 
     for row, messages in enumerate(tiny.CONVERSATIONS[:2]):
-        every = communicator.collate([messages] * vocabulary)
+        every = communicator.models.collate([messages] * vocabulary)
         logp = log_probabilities(every, torch.arange(vocabulary)[:, None])
         score = logp[:, 0].diagonal()[:, None] + logp[:, 1]
         best = score.flatten().topk(2).indices
@@ -152,7 +152,7 @@ def test_one_conversation_gives_text_and_a_batch_a_list_of_texts():
 
 def test_a_streamer_gets_the_answer_as_it_is_made(capsys):
     communicator = tiny.communicator("qwen3", "llama")
-    streamer = TextStreamer(communicator.aligner.receiver, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(communicator.models.aligner.receiver, skip_prompt=True, skip_special_tokens=True)
     said = communicator.generate(tiny.CONVERSATIONS[0], streamer=streamer, **GREEDY)
     assert said
     assert capsys.readouterr().out.strip() == said
@@ -163,7 +163,7 @@ def test_generation_stops_at_the_end_of_turn_and_pads_after_it():
     free = new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY)
     stop = free[0][2]
     stopped = new_tokens(communicator, tiny.CONVERSATIONS, max_new_tokens=6, do_sample=False, eos_token_id=stop)
-    pad = communicator.aligner.receiver.pad_token_id
+    pad = communicator.models.aligner.receiver.pad_token_id
     assert stopped[0][: free[0].index(stop) + 1] == free[0][: free[0].index(stop) + 1]
     assert set(stopped[0][free[0].index(stop) + 1 :]) <= {pad}
 
@@ -173,7 +173,7 @@ def test_a_receiver_whose_own_settings_name_a_cache_is_answered_for_all_the_same
     communicator = tiny.communicator("gemma3", "qwen2")
     expected = new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY)
     communicator.models.receiver = tiny.build("gemma3")
-    communicator.receiver.generation_config.cache_implementation = "hybrid"
+    communicator.models.receiver.generation_config.cache_implementation = "hybrid"
     assert new_tokens(communicator, tiny.CONVERSATIONS, **GREEDY) == expected
 
 

@@ -33,7 +33,7 @@ def communicator(monkeypatch):
         monkeypatch.setitem(MODELS, name, copy.deepcopy(MODELS[name]))
     communicator = random_communicator(TINY, 16, "fp32", "cpu")
     # Its matmuls are counted one by one; other attention is one operation, which no counter looks into on a CPU.
-    for model in (communicator.receiver, *communicator.sharers):
+    for model in (communicator.models.receiver, *communicator.models.sharers):
         model.set_attn_implementation("eager")
     return communicator
 
@@ -57,8 +57,8 @@ def beyond_causal(config, queries: int, before: int) -> int:
 
 
 def test_the_floor_of_a_prefill_is_what_a_prefill_multiplies(communicator):
-    config, batch = communicator.receiver.config, random_batch(communicator, 2, 24, 3)
-    found = counted(lambda: communicator.receiver_cache(batch))
+    config, batch = communicator.models.receiver.config, random_batch(communicator, 2, 24, 3)
+    found = counted(lambda: communicator.read(batch).receiver_cache())
     masked = 2 * (config.num_hidden_layers - 1) * beyond_causal(config, 23, 0)
     # The last layer's queries are made before its keys and values are put into the cache, which ends the prefill.
     queries = 2 * 23 * 2 * config.hidden_size * config.num_attention_heads * config.head_dim
@@ -66,13 +66,13 @@ def test_the_floor_of_a_prefill_is_what_a_prefill_multiplies(communicator):
 
 
 def test_the_floor_of_a_response_is_what_it_multiplies_forward_and_backward(communicator):
-    config, (batch_size, prompt, response) = communicator.receiver.config, (2, 24, 6)
+    config, (batch_size, prompt, response) = communicator.models.receiver.config, (2, 24, 6)
     batch = random_batch(communicator, batch_size, prompt, response)
-    cache = communicator.receiver_cache(batch)
+    cache = communicator.read(batch).receiver_cache()
     for layer in cache.layers:  # as if they were fused
         layer.keys, layer.values = layer.keys.clone().requires_grad_(), layer.values.clone().requires_grad_()
     losses = []
-    forward = counted(lambda: losses.append(communicator.response_loss(cache, batch)[0]))
+    forward = counted(lambda: losses.append(communicator.models.response_loss(cache, batch)[0]))
     backward = counted(losses[0].backward)
     floor_forward, floor_backward = response_flops(config, batch_size, prompt, response)
     masked = batch_size * config.num_hidden_layers * beyond_causal(config, response, prompt - 1)

@@ -61,7 +61,7 @@ def test_a_typed_value_reaches_what_is_interpolated_from_it(workspace):
 def test_a_layer_map_and_a_list_of_layers_can_be_typed():
     model = parsed("--model.layer_map={0: 5, 3: 1}", "--model.layers=[0, 3]").model
     model.configure_model()
-    assert model.communicator.layer_maps == [{0: 5, 3: 1}]
+    assert model.communicator.fusers.layer_maps == [{0: 5, 3: 1}]
     assert parsed("--model.layers=every:2").model.layers == "every:2"
 
 

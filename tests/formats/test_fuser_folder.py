@@ -41,7 +41,7 @@ def make(models: list[str], **kwargs) -> Communicator:
     fuser = partial(C2CFuser, hidden=16, num_layers=4, dropout=0.2)
     communicator = load_communicator(models[0], models[1:], aligner, fuser=fuser, **kwargs).eval()
     with torch.no_grad():
-        for gate in communicator.gates:
+        for gate in communicator.fusers.gates:
             gate.logit.copy_(gate.logit.sign() * torch.rand_like(gate.logit))
     return communicator
 
@@ -68,11 +68,13 @@ def test_a_round_trip_gives_the_same_logits(models, tmp_path, kwargs):
     communicator.save_pretrained(tmp_path / "fuser")
     loaded = Communicator.from_pretrained(str(tmp_path / "fuser"))
     assert not any(module.training for module in loaded.modules())
-    assert loaded.layer_maps == communicator.layer_maps
-    assert loaded.gates[0].config == communicator.gates[0].config
-    assert loaded.aligner.template_kwargs == communicator.aligner.template_kwargs
+    assert loaded.fusers.layer_maps == communicator.fusers.layer_maps
+    assert loaded.fusers.gates[0].config == communicator.fusers.gates[0].config
+    assert loaded.models.aligner.template_kwargs == communicator.models.aligner.template_kwargs
     asked = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 4, "do_sample": False}
-    ours, theirs = (c.generate_ids(c.collate(tiny.CONVERSATIONS), **asked).logits for c in (communicator, loaded))
+    ours, theirs = (
+        c.generate_ids(c.models.collate(tiny.CONVERSATIONS), **asked).logits for c in (communicator, loaded)
+    )
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
 
 
@@ -272,7 +274,7 @@ def test_a_folder_can_be_moved_and_saved_over(models, saved, tmp_path):
     shutil.move(saved, tmp_path / "elsewhere")
     loaded = Communicator.from_pretrained(str(tmp_path / "elsewhere"))
     loaded.save_pretrained(tmp_path / "elsewhere")
-    assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).layer_maps == loaded.layer_maps
+    assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).layer_maps == loaded.fusers.layer_maps
 
 
 def test_what_is_saved_is_readable_as_umask_says(models, tmp_path):

@@ -55,7 +55,7 @@ FROM_A_FOLDER = {  # what a generation_config.json may have, and on which greedy
 
 
 def start(communicator):
-    batch = communicator.collate(tiny.CONVERSATIONS)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
     return batch.prompt_ids, batch.prompt_mask, communicator.prefill(batch)
 
 
@@ -63,7 +63,7 @@ def said(receiver, **settings) -> list[list[int]]:
     """The receiver's new tokens on a fused cache, which settings of its folder have no part in."""
     communicator = tiny.communicator("qwen3", "llama")
     ids, mask, cache = start(communicator)
-    out = generate(receiver, communicator.aligner.receiver, ids, mask, cache, **settings)
+    out = generate(receiver, communicator.models.aligner.receiver, ids, mask, cache, **settings)
     return out[:, ids.shape[1] :].tolist()
 
 
@@ -125,8 +125,8 @@ def test_what_is_set_anyhow_may_be_asked_for(expected):
 def test_what_works_on_a_filled_cache_is_done_as_transformers_does_it(settings, how):
     communicator, receiver = tiny.communicator("qwen3", "llama"), tiny.build("qwen3")
     ids, mask, _ = start(communicator)
-    tokenizer = communicator.aligner.receiver
-    plain = communicator.prefill(communicator.collate(tiny.CONVERSATIONS), fuse=False)
+    tokenizer = communicator.models.aligner.receiver
+    plain = communicator.prefill(communicator.models.collate(tiny.CONVERSATIONS), fuse=False)
     own = tiny.build("qwen3").generate(ids, attention_mask=mask, tokenizer=tokenizer, **LENGTH, **settings)
     if how == "folder":
         receiver.generation_config.update(**settings)
@@ -152,7 +152,7 @@ class Says(LogitsProcessor):
 @pytest.mark.parametrize(("eos", "named"), [(None, []), (7, [7]), ([7, 8], [7, 8])])
 def test_a_response_ends_at_the_templates_end_of_turn_whatever_the_generation_config_says(eos, named):
     communicator, receiver = tiny.communicator("qwen3", "llama"), tiny.build("qwen3")
-    tokenizer = communicator.aligner.receiver
+    tokenizer = communicator.models.aligner.receiver
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     receiver.generation_config.eos_token_id = eos
     ids, mask, cache = start(communicator)

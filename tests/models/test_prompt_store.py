@@ -272,21 +272,21 @@ def test_losses_gradients_and_answers_are_those_without_it(folder, names):
 
 def test_questions_that_were_exchanged_are_read_back_too(folder):
     communicator = with_store(NAMES[0], folder)
-    reading = communicator.read(communicator.collate(tiny.CONVERSATIONS))
+    reading = communicator.read(communicator.models.collate(tiny.CONVERSATIONS))
     communicator.prefill(reading)
-    with Prefills(communicator.receiver, *communicator.sharers) as prefills:
+    with Prefills(communicator.models.receiver, *communicator.models.sharers) as prefills:
         communicator.prefill(reading.exchanged)
     assert prefills.count == 0
 
 
 def test_other_alignments_read_the_receivers_entries_and_only_what_else_is_read_otherwise(folder):
     spans = with_store(["qwen3", "llama"], folder)
-    spans.prefill(spans.collate(tiny.CONVERSATIONS))
+    spans.prefill(spans.models.collate(tiny.CONVERSATIONS))
     published = with_store(["qwen3", "llama"], folder)
-    published.models.aligner = copy.copy(spans.aligner)
-    published.aligner.alignment = "published"
-    batch = published.collate(tiny.CONVERSATIONS)
-    with Prefills(published.receiver) as of_receiver, Prefills(*published.sharers) as of_sharer:
+    published.models.aligner = copy.copy(spans.models.aligner)
+    published.models.aligner.alignment = "published"
+    batch = published.models.collate(tiny.CONVERSATIONS)
+    with Prefills(published.models.receiver) as of_receiver, Prefills(*published.models.sharers) as of_sharer:
         published.prefill(batch)
     assert of_receiver.count == 0
     assert of_sharer.count == 3

@@ -84,7 +84,10 @@ class CompareWithShipped(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         communicator = module.communicator
-        for name, model in ((module.receiver, communicator.receiver), (module.sharers[0], communicator.sharers[0])):
+        for name, model in (
+            (module.receiver, communicator.models.receiver),
+            (module.sharers[0], communicator.models.sharers[0]),
+        ):
             shipped = load_model(name).state_dict()
             assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
             assert all(parameter.grad is None for parameter in model.parameters())

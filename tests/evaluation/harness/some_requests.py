@@ -44,7 +44,7 @@ def responses(model: C2CLM, contexts: list[str], **gen_kwargs) -> list[str]:
 @torch.no_grad()
 def log_probability(communicator: Communicator, messages: list[dict[str, str]], said: str, fuse: bool = True) -> float:
     """Of a response without its end of turn, by the loss that fusers are trained on."""
-    aligner = communicator.aligner
+    aligner = communicator.models.aligner
     prompt = aligner.prompt(messages)
     ids = aligner.response_ids([*messages, {"role": "assistant", "content": said}], prompt)
     assert ids[-1] == aligner.receiver.eos_token_id

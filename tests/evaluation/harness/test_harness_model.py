@@ -89,8 +89,8 @@ def test_generation_ends_once_every_response_has_its_stop(model, communicator, m
 
 @torch.no_grad()
 def test_without_fusion_it_is_the_receiver_alone(fuser, communicator):
-    model, receiver = C2CLM(fuser, fuse=False, device="cpu"), communicator.receiver
-    tokenizer = communicator.aligner.receiver
+    model, receiver = C2CLM(fuser, fuse=False, device="cpu"), communicator.models.receiver
+    tokenizer = communicator.models.aligner.receiver
     for context, said in zip(CONTEXTS[:3], CONTINUATIONS):
         text = tokenizer.apply_chat_template(user(context), tokenize=False, add_generation_prompt=True)
         prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
@@ -119,7 +119,7 @@ def test_a_responses_first_words_are_given_and_not_scored(model, communicator):
 def test_generation_goes_on_from_a_responses_first_words(model, communicator):
     messages = [user(context) for context in CONTEXTS[:2]]
     whole = communicator.generate(messages, **LONG)
-    tokenizer = communicator.aligner.receiver
+    tokenizer = communicator.models.aligner.receiver
     firsts = [tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[0]) for text in whole]
     begun = [[*m, {"role": "assistant", "content": first}] for m, first in zip(messages, firsts)]
     # Among contexts that give no first words, or more of them.
