@@ -3,8 +3,7 @@
     python -m benchmarks.data
     python -m benchmarks.data --path my.jsonl --receiver Qwen/Qwen3-0.6B --sharer Qwen/Qwen2.5-0.5B-Instruct
 
-Without arguments it reads the built-in world's questions and GSM8K's test questions, which the tests bring along, for
-the built-in pair. Seconds are counted from the first batch on, when the workers are there; they are seconds on a clock,
+Without arguments it reads the built-in world's questions, for the built-in pair. Seconds are counted from the first batch on, when the workers are there; they are seconds on a clock,
 for workers are processes of their own.
 """
 
@@ -22,7 +21,6 @@ from jsonargparse import auto_cli
 from c2c_lightning.data import InstructionData, NanoData
 from c2c_lightning.models import Aligner, Batch, load_aligner
 
-GSM8K = Path(__file__).parents[1] / "tests" / "data" / "gsm8k" / "whole_test.jsonl.gz"
 RECEIVER, SHARER = "c2c_lightning/nano/receiver", "c2c_lightning/nano/sharer"
 
 
@@ -79,7 +77,7 @@ def built_in(aligner: Aligner, batch_size: int, workers: int) -> InstructionData
 
 
 def measure(
-    path: str = str(GSM8K),
+    path: str | None = None,
     receiver: str = RECEIVER,
     sharer: str = SHARER,
     batch_size: int = 8,
@@ -91,7 +89,7 @@ def measure(
     """Prints a table.
 
     Args:
-        path: of instruction data, beside the built-in world.
+        path: of instruction data to read beside the built-in world; None for none.
         receiver: whose tokenizer reads them.
         sharer: whose tokenizer reads them too.
         batch_size: examples in a batch.
@@ -109,7 +107,9 @@ def measure(
             kinds = {
                 "built-in world": built_in(aligner, batch_size, count),
                 "built-in world, batches of 64": built_in(aligner, 64, count),
-                Path(path).name: InstructionData(
+            }
+            if path is not None:
+                kinds[Path(path).name] = InstructionData(
                     path,
                     val_fraction=0,
                     max_length=max_length,
@@ -117,8 +117,7 @@ def measure(
                     num_workers=count,
                     seed=0,
                     aligner=aligner,
-                ),
-            }
+                )
             for name, data in kinds.items():
                 passes = [delivered(data, batches) for _ in range(rounds)]
                 rate, found = statistics.median(p.examples_per_second for p in passes), passes[0]

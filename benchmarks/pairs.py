@@ -63,6 +63,15 @@ def random_model(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(MODELS[name], dtype=dtype).eval()
 
 
+class NoTokenizer:
+    """Stands for the tokenizer of a random model, which is given token ids and never ends a turn."""
+
+    pad_token_id, eos_token_id = 0, -1
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+
 def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwargs: Any) -> Communicator:
     """A communicator between random models, its fuser as in the paper but for its width.
 
@@ -75,8 +84,7 @@ def random_communicator(pair: str, hidden: int, dtype: str, device: str, **kwarg
     """
     receiver, _, sharer = pair.partition("+")
     models = [random_model(name, DTYPES[dtype], device) for name in (receiver, sharer)]
-    tokenizer = SimpleNamespace(pad_token_id=0, get_vocab=dict)
-    aligner = SimpleNamespace(receiver=tokenizer, sharers=[tokenizer], pad_ids=[0, 0])
+    aligner = SimpleNamespace(receiver=NoTokenizer(), sharers=[NoTokenizer()], pad_ids=[0, 0])
     gate = GateConfig(noise="logistic", init=1.0)
 
     def fuser(*shapes: Any) -> C2CFuser:

@@ -15,6 +15,7 @@ from benchmarks.floor import attention_flops, floor_flops, fuser_flops, prefill_
 from benchmarks.pairs import MODELS, random_batch, random_communicator
 from benchmarks.rounds import ratio, taking_turns
 from c2c_lightning.models import load_aligner
+from tests.data.some_data import word_problems, write_jsonl
 
 TINY = "qwen3-tiny+qwen2-tiny"
 
@@ -141,13 +142,13 @@ def test_the_generation_benchmark_splits_what_fusion_adds(capsys):
     assert [row[0] for row in table(capsys.readouterr().out)] == ["alone", "fused", "T2T"] * 2
 
 
-def test_the_data_benchmark_counts_examples_and_padding(capsys):
+def test_the_data_benchmark_counts_examples_and_padding(tmp_path, capsys):
     found = data.delivered(data.built_in(load_aligner(data.RECEIVER, [data.SHARER]), batch_size=4, workers=0), most=5)
     assert found.examples_per_second > 1
     assert 5 < found.tokens < 50
     assert all(0 < share < 0.5 for share in found.padding.values())
-    assert data.GSM8K.exists()
-    data.measure(workers=[0], batches=2, rounds=1)
+    problems = write_jsonl(tmp_path / "problems.jsonl", word_problems("test", 20))
+    data.measure(problems, workers=[0], batches=2, rounds=1)
     rows = table(capsys.readouterr().out)
     assert len(rows) == 3
     assert all(row[-1] == "0" for row in rows)
