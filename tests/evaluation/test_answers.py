@@ -33,7 +33,8 @@ def test_an_answer_that_was_cut_off_is_dropped_and_does_not_spoil_the_next(tmp_p
     file = AnswerFile(tmp_path / "c2c.jsonl")
     file.append([answer("a"), answer("b")])
     whole = file.path.read_bytes()
-    for cut in range(1, len(whole) - whole.index(b"\n")):
+    last = len(whole) - whole.index(b"\n") - 1
+    for cut in (1, 2, last // 2, last - 1, last):
         file.path.write_bytes(whole[:-cut])
         assert list(file.read()) == ["a"]
         assert list(file.resume(lambda kept: kept)) == ["a"]

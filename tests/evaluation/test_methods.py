@@ -99,7 +99,7 @@ def test_in_text_to_text_the_receiver_reads_what_the_sharer_wrote(communicator, 
 
 
 def test_c2c_after_text_fuses_the_caches_of_message_and_question(communicator, open_questions):
-    method = C2CAfterText(sharer_prompt="Tell me: {question}", receiver_prompt="{message} {prompt}")
+    method = C2CAfterText(**PROMPTS)
     for item, answer in zip(open_questions.items, ask(method, communicator, open_questions)):
         prompt = open_questions.benchmark.messages(item)[0]["content"]
         read = [{"role": "user", "content": f"{answer.message} {prompt}"}]
@@ -109,7 +109,7 @@ def test_c2c_after_text_fuses_the_caches_of_message_and_question(communicator, o
 
 @pytest.mark.parametrize(
     "method",
-    [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(), WrongQuestion(), ZeroUpdate(), ZeroCache()],
+    [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(**PROMPTS), WrongQuestion(), ZeroUpdate(), ZeroCache()],
     ids=lambda method: method.name,
 )
 @pytest.mark.parametrize("kind", ["open_questions", "lettered"])

@@ -26,6 +26,7 @@ from tests.evaluation.trained import FEW, arguments, command, environment, evalu
 pytestmark = pytest.mark.usefixtures("workspace")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_goes_on_with_the_answers_that_it_has(few, fuser, tmp_path):
     folder = tmp_path / "killed"
     # Two at a time, so that there is time to die in the middle of it.
@@ -41,18 +42,19 @@ def test_killed_and_started_again_it_goes_on_with_the_answers_that_it_has(few, f
     process.wait()
     assert not (folder / "results.json").exists()
     kept = {method: (folder / "answers" / "nano" / f"{method}.jsonl").read_bytes() for method in ("receiver", "c2c")}
-    assert 4 <= kept["c2c"].count(b"\n") < 41
+    assert 4 <= kept["c2c"].count(b"\n") < 21
     with begun.open("ab") as file:
         file.write(b'{"id": "cut off in the mid')
     resumed = evaluate(fuser, folder, *args)
     for method in resumed.methods():
         lines = (folder / "answers" / "nano" / f"{method}.jsonl").read_bytes()
-        assert lines.count(b"\n") == len(resumed.answers(method)) == 41
+        assert lines.count(b"\n") == len(resumed.answers(method)) == 21
         whole_lines = kept.get(method, b"")[: kept.get(method, b"").rfind(b"\n") + 1]
         assert lines.startswith(whole_lines)
     assert same_findings(few, resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_at_once_with_a_word_and_the_shells_code(fuser, tmp_path, number, code):
     folder = tmp_path / "signalled"
@@ -67,7 +69,7 @@ def test_a_signal_ends_it_at_once_with_a_word_and_the_shells_code(fuser, tmp_pat
     assert process.returncode == code
     assert "keeps all answers so far. The same command goes on." in said
     assert "Traceback" not in said
-    assert begun.read_bytes().count(b"\n") < 41
+    assert begun.read_bytes().count(b"\n") < 21
 
 
 def a_list() -> bytes:
@@ -84,9 +86,9 @@ def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b"no answer\n", "c2c.jsonl:42 is damaged"),
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b"[" * 9000 + b"\n", "c2c.jsonl:42 is damaged"),
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b'{"id": "x"}\n', "c2c.jsonl:42 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"no answer\n", "c2c.jsonl:22 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"[" * 9000 + b"\n", "c2c.jsonl:22 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b'{"id": "x"}\n', "c2c.jsonl:22 is damaged"),
         (
             "answers/nano/c2c.jsonl",
             lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": [1]', whole),
@@ -121,7 +123,7 @@ def test_kept_responses_are_graded_again_by_a_mended_grader(few, fuser, tmp_path
     before = few.findings()["methods"]
     monkeypatch.setattr(NanoWorld, "grade", lambda benchmark, item, response: Grade("mended", 0.0))
     mended = evaluate(fuser, folder, *FEW)
-    assert before["c2c"]["accuracy"]["value"] > 0.5
+    assert before["c2c"]["accuracy"]["value"] > 0.3
     for method in ("receiver", "sharer", "c2c", "routing", "wrong_question"):
         assert mended.findings()["methods"][method]["accuracy"]["value"] == 0
     assert {answer.extracted for answer in mended.answers("c2c").values()} == {"mended"}
@@ -198,7 +200,7 @@ def test_answers_of_a_model_that_was_overwritten_under_its_name_are_not_taken_fo
     shutil.copytree(PROJECT / "c2c_lightning" / "nano", tmp_path / "nano")
     config |= {"receiver": str(tmp_path / "nano" / "receiver"), "sharers": [str(tmp_path / "nano" / "sharer")]}
     (tmp_path / "fuser" / "config.json").write_text(json.dumps(config))
-    args = ["--model.methods=[{class_path: Sharer}]", "--model.controls=[]", FEW[1].replace("41", "4")]
+    args = ["--model.methods=[{class_path: Sharer}]", "--model.controls=[]", FEW[1].replace("21", "4")]
     before = evaluate(tmp_path / "fuser", tmp_path / "evaluation", *args)
     weights = tmp_path / "nano" / model / "model.safetensors"
     save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})

@@ -16,7 +16,14 @@ from c2c_lightning.evaluation.harness.tasks import Tasks
 from tests.evaluation.harness.some_requests import PAIR, TASKS, user
 
 
-def test_the_command_prints_a_table_and_writes_its_results(fuser, communicator, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def tasks() -> Tasks:
+    """The harness's own tasks, which take seconds to find, and ours."""
+    return Tasks(str(TASKS))
+
+
+def test_the_command_prints_a_table_and_writes_its_results(fuser, communicator, tasks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("c2c_lightning.evaluation.harness.tasks.Tasks", lambda path: tasks)
     output = tmp_path / "new" / "results.json"
     auto_cli(
         lm_eval_command,
@@ -40,8 +47,7 @@ def test_the_command_prints_a_table_and_writes_its_results(fuser, communicator, 
     assert results["results"]["nano_answers"]["exact_match,none"] == pytest.approx(sum(exact) / 5)
 
 
-def test_a_task_that_cannot_be_had_is_named(tmp_path, monkeypatch):
-    tasks = Tasks(str(TASKS))
+def test_a_task_that_cannot_be_had_is_named(tasks, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no task 'nano_choises'\. Did you mean nano_choices\?"):
         tasks.match(["nano_answers", "nano_choises"])
     with pytest.raises(UserError, match="by include_path"):
