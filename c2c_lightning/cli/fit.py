@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
+from c2c_lightning.cli import lightning_parser
+from c2c_lightning.cli.lightning_parser import CheckedCLI
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import check_models
@@ -168,16 +169,12 @@ class C2CCLI(CheckedCLI):
 
 
 WIRING: dict[str, Any] = {
+    **lightning_parser.WIRING,
     "model_class": C2CModule,
     "datamodule_class": InstructionData,
     "subclass_mode_data": True,
     "save_config_callback": RunRecord,
     "trainer_defaults": TRAINER_DEFAULTS,
-    "seed_everything_default": 42,
-    "parser_class": Parser,
-    "parser_kwargs": {"parser_mode": "omegaconf+"},
-    "auto_configure_optimizers": False,
-    "load_from_checkpoint_support": False,
 }
 
 

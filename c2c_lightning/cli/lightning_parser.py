@@ -30,6 +30,15 @@ class Parser(CommandParser, LightningArgumentParser):
     classes = (*FUSERS, InstructionData, NanoData)
 
 
+WIRING: dict[str, Any] = {
+    "seed_everything_default": 42,
+    "parser_class": Parser,
+    "parser_kwargs": {"parser_mode": "omegaconf+"},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
+
+
 class CheckedCLI(LightningCLI):
     """A LightningCLI that says in one message what is wrong with seed and trainer, before anything is built."""
 

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
 
+from c2c_lightning.cli import lightning_parser
 from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation import analyses, benchmarks, controls, methods
@@ -102,15 +103,12 @@ class EvaluationCLI(CheckedCLI):
 
 
 WIRING: dict[str, Any] = {
+    **lightning_parser.WIRING,
     "model_class": Evaluation,
     "datamodule_class": BenchmarkData,
     "save_config_callback": EvaluationRecord,
     "trainer_defaults": TRAINER_DEFAULTS,
-    "seed_everything_default": 42,
     "parser_class": EvaluationParser,
-    "parser_kwargs": {"parser_mode": "omegaconf+"},
-    "auto_configure_optimizers": False,
-    "load_from_checkpoint_support": False,
 }
 
 
