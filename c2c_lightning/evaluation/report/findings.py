@@ -13,23 +13,16 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import StringConstraints
-from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
+from typing_extensions import TypedDict
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.base import NAME
+from c2c_lightning.evaluation.report.formatting import Interval
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.statistics import Comparison, accuracy, compare, question_specific_gain
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
-
-
-class Interval(TypedDict):
-    """An `Estimate`."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Compared(TypedDict):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
+
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.report.statistics import ALPHA
 
@@ -13,7 +15,13 @@ NOT_SIGNIFICANT = "not significant"
 MARKUP = re.compile(r"([\\`*<|]|\](?=\()|&(?=#?\w+;)|(?<!\w)_|_(?!\w))")
 BYTES = ("B", "kB", "MB", "GB")
 
-Interval = dict[str, float]  # an Estimate: value, low, high
+
+class Interval(TypedDict):
+    """An `Estimate` as results.json holds it."""
+
+    value: float
+    low: float
+    high: float
 
 
 def plain(text: str) -> str:

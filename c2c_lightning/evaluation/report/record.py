@@ -68,7 +68,7 @@ class EvaluationRecord(L.Callback):
                 "of models that were changed since: name another folder, or leave it out, for every evaluation has a "
                 "folder of its own."
             )
-        # Before the module repairs files that somebody may be writing to.
+        # Lock before the module repairs files: another process may be writing to them.
         if trainer.is_global_zero and module.folder.is_dir():
             self._lock(module.folder)
 

@@ -23,8 +23,8 @@ class BenchmarkResults:
         answers: by method name, in the order of the benchmark's items.
         left_out: methods that say nothing about this benchmark, with the reason.
         seed: of what is drawn: whose cache the wrong question lends, orders of choices, resampling.
-        measure: `accuracy` if every answer is right or wrong, otherwise `score`. It is told from all answers once,
-            so that all that is said of some of them calls it the same.
+        measure: `accuracy` if every answer is right or wrong, otherwise `score`; decided once over all answers, so
+            every part of a report uses the same word.
     """
 
     benchmark: Benchmark
