@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import begun, checkpoints, cut_off_early, give_back, make_folder, new_folder, run_of
+from tests.training.runs import BASE
 
 
 def make(folder, *files: str, age: int = 0):
@@ -41,6 +43,13 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
     for folder in folders:
         give_back(folder)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="accumulate_grad_batches is 0"):
+        main(["fit", "--config", BASE, "--trainer.accumulate_grad_batches=0"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_is_in_use_is_not_given_back(tmp_path):

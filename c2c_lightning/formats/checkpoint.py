@@ -10,21 +10,17 @@ import io
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic needs it before Python 3.12
-)
+from typing import Annotated, Any, NotRequired
 
 import torch
 from pydantic import Field, InstanceOf
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import checked, whole
-from c2c_lightning.formats.config import check_config
+from c2c_lightning.formats.config import FORMAT, check_config
 
 PREFIX = "communicator.fusers."  # of a fuser's tensors among a run's
 METADATA = ".metadata"
@@ -66,7 +62,7 @@ class RunState(TypedDict):
     gate_history: list[list[InstanceOf[Tensor]]]
 
 
-# What a run needs to go on to the bit.
+# What a run needs to go on to the bit; format 1 had no state of the run.
 Checkpoint = TypedDict(
     "Checkpoint",
     {
@@ -81,6 +77,7 @@ Checkpoint = TypedDict(
         SCHEDULERS: list[dict[str, Any]],
         "run": NotRequired[RunState],
         "schedule": NotRequired[list[tuple[int, int]]],
+        "answered_alone": NotRequired[dict[Any, Any]],
     },
 )
 
@@ -130,7 +127,10 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     if len(checkpoint[OPTIMIZERS]) != len(checkpoint[SCHEDULERS]):
         raise UserError(f"{where} is damaged: it does not have a learning rate's schedule for each optimizer.")
     refuse_infinite(checkpoint["state_dict"].items(), where)
-    return {**checkpoint, "c2c": check_config(checkpoint["c2c"], where)}
+    config = check_config(checkpoint["c2c"], where)
+    if config["format"] == FORMAT and "run" not in checkpoint:
+        raise UserError(f"{where} is damaged: run: Field required.")
+    return {**checkpoint, "c2c": config}
 
 
 def fuser_of(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -28,7 +28,15 @@ def spoil(checkpoint: dict, how: str) -> object:
     match how:
         case "no checkpoint at all":
             return [1]
-        case "no loops" | "no callbacks" | "no lr_schedulers" | "no optimizer_states" | "no state_dict" | "no c2c":
+        case (
+            "no loops"
+            | "no callbacks"
+            | "no lr_schedulers"
+            | "no optimizer_states"
+            | "no state_dict"
+            | "no c2c"
+            | "no run"
+        ):
             del checkpoint[how.removeprefix("no ")]
         case "no version":
             del checkpoint["pytorch-lightning_version"]
@@ -50,6 +58,10 @@ def spoil(checkpoint: dict, how: str) -> object:
             checkpoint["c2c"] = {"c2c a list": [1], "c2c null": None}[how]
         case "c2c without models":
             del checkpoint["c2c"]["receiver"]
+        case "run of numbers":
+            checkpoint["run"] = {"metrics": 1, "gate_steps": [], "gate_history": []}
+        case "schedule of words":
+            checkpoint["schedule"] = ["x"]
         case "not finite":
             state[GATE][0] = torch.inf
     return checkpoint
@@ -76,6 +88,9 @@ def spoil(checkpoint: dict, how: str) -> object:
         ("c2c a list", "c2c: Input should be a valid dictionary"),
         ("c2c null", "c2c: Input should be a valid dictionary"),
         ("c2c without models", "receiver: Field required"),
+        ("no run", "run: Field required"),
+        ("run of numbers", r"run\.metrics: Input should be a valid dictionary"),
+        ("schedule of words", r"schedule\.0: Input should be a valid tuple"),
         ("not finite", rf"{GATE} has values that are not finite"),
     ],
 )
