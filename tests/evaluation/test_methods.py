@@ -12,6 +12,7 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
+from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.asking.observing import read_caches
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
@@ -309,3 +310,13 @@ def test_a_prompt_that_cannot_be_filled_is_refused(arguments, says):
 def test_a_budget_is_a_share():
     with pytest.raises(UserError, match=r"budget of Routing is 1\.5"):
         Routing(1.5)
+
+
+@pytest.mark.parametrize("name", [None, "", "../c2c", "a b"])
+def test_a_method_whose_name_is_none_for_files_is_refused(name):
+    class Mine(C2C):
+        pass
+
+    Mine.name = name
+    with pytest.raises(UserError, match="method Mine has no name for files"):
+        Evaluation("no/fuser", methods=[Mine()])

@@ -87,12 +87,7 @@ class TransformationOracle(Analysis, Observer):
         layers = self.layers(communicator)
         fuser = communicator.fusers[self.sharer]
         return TokenSample(
-            self.sharer,
-            layers,
-            communicator,
-            (fuser.sharer.features, fuser.receiver.features),
-            self.tokens,
-            self.seed,
+            self.sharer, layers, communicator, (fuser.sharer.features, fuser.receiver.features), self.tokens, self.seed
         )
 
     def check(self, communicator: Communicator, asked: Sequence[str]) -> None:

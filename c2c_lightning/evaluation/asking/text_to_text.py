@@ -59,12 +59,12 @@ class TextToText(Answering):
 
     def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
         written = self.write(reading.models, questions, clock)
-        conversations = []
+        chats = []
         for item, text in zip(questions.items, written.responses):
             *before, last = questions.benchmark.messages(item)
             content = self.receiver_prompt.format(message=text, prompt=last["content"])
-            conversations.append([*before, {**last, "content": content}])
-        start = self.read(reading.models, fusers, conversations, questions, clock)
+            chats.append([*before, {**last, "content": content}])
+        start = self.read(reading.models, fusers, chats, questions, clock)
         more = start.handed_over or [0] * len(questions)
         start.handed_over = [len(text.encode()) + extra for text, extra in zip(written.responses, more)]
         start.sharer_tokens, start.messages = written.tokens, written.responses
@@ -86,18 +86,13 @@ class TextToText(Answering):
         return questions.once(clock, "sharer decode", (*key, self.max_message_tokens), decoding)
 
     def read(
-        self,
-        models: FrozenModels,
-        fusers: Fusers,
-        conversations: list[list[Message]],
-        questions: Questions,
-        clock: StageClock,
+        self, models: FrozenModels, fusers: Fusers, chats: list[list[Message]], questions: Questions, clock: StageClock
     ) -> Prefill:
         """Has the receiver read message and question."""
         tokenizer = models.aligner.receiver
 
         def render() -> list[str]:
-            return [models.aligner.render(tokenizer, messages) for messages in conversations]
+            return [models.aligner.render(tokenizer, messages) for messages in chats]
 
         stage, key = "receiver prefill", self.told
         return read_prompts(models.receiver, tokenizer, render, questions, clock, stage, key, "text")
@@ -118,15 +113,10 @@ class C2CAfterText(TextToText):
     description = "the sharer writes a message; then C2C on message and question"
 
     def read(
-        self,
-        models: FrozenModels,
-        fusers: Fusers,
-        conversations: list[list[Message]],
-        questions: Questions,
-        clock: StageClock,
+        self, models: FrozenModels, fusers: Fusers, chats: list[list[Message]], questions: Questions, clock: StageClock
     ) -> Prefill:
         with clock("text"):
-            batch = models.collate(conversations)
+            batch = models.collate(chats)
         ids, mask = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]
         prefilled = questions.once(clock, "receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
         reading = models.read(batch, prefilled)
