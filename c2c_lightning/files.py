@@ -47,6 +47,32 @@ def read_yaml(file: Path, schema: type[T], what: str, remedy: str = "") -> T:
     return checked(value, schema, f"{what} {file}", remedy)
 
 
+def read_json_lines(file: Path, schema: type[T], what: str, remedy: str = "") -> list[T]:
+    """A file with a JSON value on each line, checked; arguments and errors as of `read_json`.
+
+    A last line without its end is being written, or was cut off by a kill, and is left out.
+    """
+    lines = read_bytes(file, what).split(b"\n")[:-1]
+    return [check_json(line, schema, f"{what} {file}, line {n}", remedy) for n, line in enumerate(lines, 1)]
+
+
+def cut_unfinished_line(file: Path, what: str) -> None:
+    """Removes a last line that a kill cut off, so that what is added begins a line of its own.
+
+    Only for whoever alone writes to the file.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    content = read_bytes(file, what)
+    if content.endswith(b"\n") or not content:
+        return
+    try:
+        os.truncate(file, content.rfind(b"\n") + 1)
+    except OSError as error:
+        raise UserError(f"{what} {file} cannot be written: {error.strerror or error}.") from error
+
+
 def check_json(text: str | bytes, schema: type[T], where: str, remedy: str = "") -> T:
     """A JSON text, checked; `where` begins the message."""
     try:

@@ -9,7 +9,7 @@ from c2c_lightning.cli import fit as fit_cli
 from c2c_lightning.cli import test as test_cli
 from c2c_lightning.cli.sweep import build, read_sweep
 from c2c_lightning.evaluation.asking.module import Evaluation
-from c2c_lightning.sweep.check import check_configurations
+from c2c_lightning.sweep.configuration import check_configurations
 from c2c_lightning.sweep.driver import complete
 from c2c_lightning.sweep.space import Space
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule

@@ -136,5 +136,5 @@ assert "torch" not in sys.modules
 def test_what_follows_a_trial_on_a_cluster_is_light():
     """A machine runs one for each trial beside its training process."""
     heavy = "{'torch', 'transformers', 'lightning', 'mlflow'}"
-    code = f"import sys, c2c_lightning.sweep.shared_trial; found = {heavy} & set(sys.modules); assert not found, found"
+    code = f"import sys, c2c_lightning.sweep.runner; found = {heavy} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

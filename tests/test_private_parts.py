@@ -54,9 +54,7 @@ PARTS = [
     Part("lightning.pytorch.Trainer", "_default_root_dir", "all ranks take the folder that rank 0 named"),
     Part("lm_eval.api.model.TemplateLM", "_encode_pair", "a continuation is encoded as our prompts are"),
     Part("lm_eval.api.model.TemplateLM", "_loglikelihood_tokens", "asked by the base class, so ours to give"),
-    Part("optuna.trial.FrozenTrial", "_trial_id", "a trial of another process goes on"),
-    Part("ray.tune.schedulers.AsyncHyperBandScheduler", "_metric", "what it compares trials by"),
-    Part("ray.tune.schedulers.AsyncHyperBandScheduler", "_metric_op", "whether more is better"),
+    Part("optuna.trial.FrozenTrial", "_trial_id", "to write to a trial that another process began"),
     Part("torch", "_dynamo", "how often layers may be compiled anew"),
     Part("torch._dynamo.config", "recompile_limit", "the same"),
     Part(

@@ -6,7 +6,10 @@ Ray and all that trains are imported where they are needed, so that a typo in a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -18,9 +21,9 @@ from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile
 
 from c2c_lightning.cli.parser import CommandParser
-from c2c_lightning.errors import UserError, user_message
-from c2c_lightning.files import write_whole
-from c2c_lightning.runs import RUNS, make_folder, new_folder
+from c2c_lightning.errors import UserError, first_line, user_message
+from c2c_lightning.files import read_yaml
+from c2c_lightning.runs import RUNS, new_folder
 from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep
 from c2c_lightning.sweep.space import Space
 
@@ -37,12 +40,12 @@ def run(args: Sequence[str]) -> None:
     # Spelled out, or argparse would take a word after it for the folder, be it another option.
     bare = [arg == "--resume" and after.startswith("-") for arg, after in zip(args, [*args[1:], "-"])]
     args = ["--resume=last" if is_bare else arg for arg, is_bare in zip(args, bare)]
-    ours, others = own_options().parse_known_args(args)
+    ours, _ = own_options().parse_known_args(args)
     resumed = find_sweep(ours.resume) if ours.resume else None
-    sweep, name = read_sweep(["--config", str(resumed / SWEEP_FILE), *others] if resumed else others)
+    sweep, name = read_sweep(["--config", str(resumed / SWEEP_FILE), *args] if resumed else args)
     space = Space(sweep.space)
 
-    from c2c_lightning.sweep.check import check_configurations
+    from c2c_lightning.sweep.configuration import check_configurations
     from c2c_lightning.sweep.driver import complete, run_sweep
 
     sweep = complete(sweep, space)
@@ -50,13 +53,27 @@ def run(args: Sequence[str]) -> None:
         refuse_changes(sweep, resumed)
     check_configurations(sweep, space, build)
     folder = resumed or new_folder(SWEEPS, name)
-    make_folder(folder, "the sweep's folder")
     try:
         with FileLock(folder / "lock", timeout=0):
-            write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
             run_sweep(sweep, folder, ours.address)
     except Timeout as error:
         raise UserError(f"sweep {folder} is being run by another process.") from error
+    except OSError as error:
+        raise UserError(
+            f"sweep {folder} cannot go on: {error}. Nothing that was trained is lost: when that is mended, go on with "
+            f"python -m c2c_lightning sweep --resume {folder}"
+        ) from error
+    finally:
+        if resumed is None and isinstance(sys.exception(), UserError) and not (folder / "trials").exists():
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Removes the folder of a sweep of which no trial was begun, and those above it that it leaves empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for parent in (SWEEPS, RUNS):
+            parent.rmdir()
 
 
 def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:
@@ -69,18 +86,45 @@ def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:
     parser.add_argument(
         "--address", help="of a Ray cluster that this machine is part of: auto, or head:6379; default $RAY_ADDRESS"
     )
-    parsed = parser.parse_args(list(args))
+    args, typed = dotted(args)
+    config_files, _ = own_options().parse_known_args(args)
+    for file in config_files.config:
+        if Path(file).exists():  # a missing one is the parser's to name
+            read_yaml(Path(file), dict[str, Any], "the sweep file", "Give a file such as those in sweeps/.")
+    parsed = parser.parse_args(args)
     # Not by the parser's own instantiate_classes: a sampled value may name a class, and stays a configuration.
     settings = parsed.as_dict()
+    for name, values in typed.items():
+        settings[name] = {**(settings[name] or {}), **values}
     settings["asha"] = Asha(**settings["asha"]) if settings["asha"] else None
     settings["resources"] = Resources(**settings["resources"])
     name = Path(str(parsed.config[-1])).stem if parsed.config else "sweep"
     return Sweep(**{field.name: settings[field.name] for field in fields(Sweep)}), name
 
 
+def dotted(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Takes `--fixed.KEY VALUE` and `--space.KEY VALUE` out of arguments; the parser would nest the dotted key."""
+    left, typed = [], {"fixed": {}, "space": {}}
+    words = iter(args)
+    for word in words:
+        option, _, value = word.partition("=")
+        name, _, key = option.removeprefix("--").partition(".")
+        if not word.startswith("--") or name not in typed or not key:
+            left.append(word)
+            continue
+        value = value if "=" in word else next(words, "")
+        try:
+            typed[name][key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{option} is {value!r}, which is no YAML: {first_line(error)}") from error
+    # Required as a whole, and so begun here, which a file then replaces.
+    return ["--space={}", *left] if typed["space"] else left, typed
+
+
 def own_options() -> argparse.ArgumentParser:
-    """What is not part of a sweep file."""
+    """What is not part of a sweep file, and which files are given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--resume")
     parser.add_argument("--address")
     return parser
@@ -104,7 +148,7 @@ def find_sweep(name: str) -> Path:
 
 def refuse_changes(sweep: Sweep, folder: Path) -> None:
     """Raises a UserError if a sweep that is resumed would compare what cannot be compared."""
-    before = yaml.safe_load((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    before = read_yaml(folder / SWEEP_FILE, dict[str, Any], "the sweep file")
     now = yaml.safe_load(yaml.safe_dump(asdict(sweep)))
     for key in now.keys() - MAY_CHANGE:
         if now[key] != before.get(key):

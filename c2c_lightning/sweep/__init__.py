@@ -1,1 +1,1 @@
-"""Sweeps: a search space over configurations, trials on Ray Tune, one MLflow run for all of them and one for each."""
+"""Sweeps: a search space over configurations, trials that Ray runs, one MLflow run for all of them and one for each."""

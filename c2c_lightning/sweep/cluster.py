@@ -1,26 +1,23 @@
-"""Ray: started on this machine, or joined at an address; and whether a demand can be met."""
+"""Ray: started on this machine, or joined at an address; what it has room for, and jobs that it runs there."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 # Read when Ray is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a heartbeat has no metric
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # a sweep is resumed from its own folder
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # a failure is a line of the table, not a page
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the sweep has a table of its own
 # A process that asks for no GPU keeps seeing what it saw.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
 from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.sweep.runner import Runner
 from c2c_lightning.sweep.settings import Resources
 
 MEGABYTE = 2**20
@@ -40,7 +37,6 @@ def cluster(address: str | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     # What trials hand over goes through files, so the object store stays empty.
     own = {} if address else {"include_dashboard": False, "object_store_memory": 100 * MEGABYTE}
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed is in the table and in MLflow
     try:
         if address and ":" in address and "://" not in address:
             # Ray itself would go on trying for minutes.
@@ -84,3 +80,28 @@ def _fits(machine: dict[str, float], resources: Resources) -> int:
     demand = {"CPU": resources.cpus, "GPU": resources.gpus}
     # To Ray's precision: ten times 0.1 fit into 1.
     return min(int(round(machine.get(kind, 0) / asked, 4)) for kind, asked in demand.items() if asked)
+
+
+class RayJob:
+    """A group of trials, trained by a Ray actor of its own on a machine that has room; see `scheduling.Job`.
+
+    Args:
+        folders: of the trials.
+        resources: of the training process.
+    """
+
+    def __init__(self, folders: Sequence[Path], resources: Resources):
+        # Two calls at once, so that it can be stopped while it trains.
+        kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=2)(Runner)
+        self.actor = kind.remote()
+        names = [str(folder.resolve()) for folder in folders]
+        self.begun = self.actor.ready.remote().future()
+        self.ended = self.actor.train.remote(names, str(Path.cwd()), resources.cpus).future()
+
+    def stop(self) -> None:
+        """Asks it to save and end."""
+        self.actor.stop.remote()
+
+    def close(self) -> None:
+        """Gives back what it has."""
+        ray.kill(self.actor)

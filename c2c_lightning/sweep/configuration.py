@@ -1,16 +1,25 @@
-"""The configuration of a trial: the base files, what is fixed over them, and the sampled values."""
+"""The configuration of a trial: base files, fixed and sampled values over them; and whether it can be run at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from c2c_lightning.errors import UserError
+from c2c_lightning.files import read_yaml
+from c2c_lightning.fuser import Gate
+from c2c_lightning.fuser.layer_map import map_layers
+from c2c_lightning.models.loading import kv_shape, load_config
+from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.space import Space
 
-from c2c_lightning.errors import UserError, first_line
+if TYPE_CHECKING:
+    from c2c_lightning.training import C2CModule
 
 
 def merge(base: Sequence[str], *overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,10 +64,47 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def _load(file: str) -> dict[str, Any]:
     if not Path(file).is_file():
         raise UserError(f"base names {file}: no such file. Give the configuration file of a fit.")
+    return read_yaml(Path(file), dict[str, Any], "the base", "Give the configuration file of a fit.")
+
+
+Build = Callable[[Mapping[str, Any]], "C2CModule"]
+
+
+def check_configurations(sweep: Sweep, space: Space, build: Build) -> None:
+    """Builds the base and the edges of the space, weights aside.
+
+    Args:
+        sweep: with base and fixed values.
+        space: of the sweep.
+        build: makes the module of a configuration without its weights, or raises a UserError.
+
+    Raises:
+        UserError: a configuration is refused: why, and of which values.
+    """
+    check(merge(sweep.base, sweep.fixed), "base and fixed", build)
+    for values in space.edges():
+        said = ", ".join(f"{key}: {value}" for key, value in values.items())
+        check(merge(sweep.base, sweep.fixed, values), f"space with {said}", build)
+
+
+def check(config: Mapping[str, Any], said: str, build: Build) -> None:
+    """Builds one configuration; the message of a refusal begins with what it is a refusal of."""
     try:
-        config = OmegaConf.load(file)
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"base names {file}, which cannot be read: {first_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"base names {file}, which holds no configuration.")
-    return OmegaConf.to_container(config)
+        # Warnings and progress are for the run itself to give.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            check_layers(build(config))
+    except UserError as error:
+        raise UserError(f"{said}: {error}") from error
+
+
+def check_layers(module: C2CModule) -> None:
+    """Lays the layer map and the gates over the models' sizes."""
+    receiver, fusers = kv_shape(load_config(module.receiver)), module.runs[0].fuser_settings
+    for name in module.sharers:
+        sharer = kv_shape(load_config(name))
+        mapped = map_layers(fusers["layer_map"], fusers["layers"], receiver.num_layers, sharer.num_layers)
+        Gate(fusers["gate"], list(mapped), receiver.num_kv_heads)

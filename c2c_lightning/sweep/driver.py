@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import optuna
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler
+import yaml
 from rich.console import Console
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.files import write_whole
 from c2c_lightning.runs import Interrupted
-from c2c_lightning.sweep.cluster import cluster, room_for
-from c2c_lightning.sweep.configuration import merge
+from c2c_lightning.sweep.cluster import RayJob, cluster, room_for
 from c2c_lightning.sweep.figures import draw_figures
-from c2c_lightning.sweep.halving import halving
-from c2c_lightning.sweep.labels import short_keys, short_value, shown_score
-from c2c_lightning.sweep.ledger import ENDED, Ledger
+from c2c_lightning.sweep.labels import shown_score, title
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, wait_until_free
-from c2c_lightning.sweep.process_trial import ProcessTrial
-from c2c_lightning.sweep.reconcile import reconcile
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
-from c2c_lightning.sweep.search import StudySearch, open_study
-from c2c_lightning.sweep.seeds import draw_over_seeds, write_over_seeds
+from c2c_lightning.sweep.scheduling import Scheduler
+from c2c_lightning.sweep.seeds import draw_over_seeds, over_seeds, write_over_seeds
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
-from c2c_lightning.sweep.sharable import sharable_key
-from c2c_lightning.sweep.shared_trial import SharedTrial, runners
 from c2c_lightning.sweep.space import Space
 from c2c_lightning.sweep.tracking import SweepTracker, tracked
-from c2c_lightning.sweep.trial import Trial
-from c2c_lightning.sweep.watch import Watch
+from c2c_lightning.sweep.trials import Trial, Trials
 from c2c_lightning.tracking import noted_tracking
 
 
@@ -77,50 +67,43 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
         UserError: the cluster can never meet the demand, no trial reports the metric, or every trial failed.
         Interrupted: Ctrl-C or SIGTERM; what was trained is kept.
     """
+    trials = Trials(folder, sweep)
+    failed = trials.resume()
+    write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
     with interruptible(folder) as signals, ExitStack() as stack:
         with postponed():
             stack.enter_context(cluster(address))
         stack.enter_context(terminated(signals))
         processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
         with tracked(folder, sweep) as tracker:
-            ledger = Ledger(folder)
-            left = train(sweep, folder, ledger, tracker, processes)
-            if ledger.trials:
-                conclude(sweep, folder, ledger.refresh(), tracker)
-            if left:
-                raise KeyboardInterrupt  # which Tune took for itself
-            refuse_failure(ledger.refresh(), folder)
+            for trial in failed:
+                tracker.note(trial)
+            try:
+                train(sweep, trials, tracker, processes)
+            except KeyboardInterrupt:
+                if trials.known:
+                    conclude(sweep, folder, trials.refresh(), tracker)
+                raise
+            conclude(sweep, folder, trials.refresh(), tracker)
+            refuse_failure(trials.refresh(), folder)
 
 
-def train(sweep: Sweep, folder: Path, ledger: Ledger, tracker: SweepTracker, processes: int) -> int:
-    """Trains what is left of a sweep's trials, so many processes at once; returns how many are left then."""
-    space = Space(sweep.space)
-    study = open_study(folder, sweep, space)
-    for trial in reconcile(study, ledger, sweep):
-        tracker.note(trial)
+def train(sweep: Sweep, trials: Trials, tracker: SweepTracker, processes: int) -> None:
+    """Trains what is left of a sweep's trials, in so many processes at once."""
+
+    def start(group: Sequence[Trial]) -> RayJob:
+        return RayJob([trial.folder for trial in group], sweep.resources)
+
     with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table:
+        scheduler = Scheduler(sweep, trials, tracker, table, processes, start)
         try:
-            with engine(sweep, processes) as chosen:
-                search = searcher(sweep, space, study, ledger, tracker, chosen.config)
-                if search.left():
-                    watch = Watch(sweep, ledger, tracker, table)
-                    run_tuner(tuner(sweep, folder, ledger, search, watch, chosen))
+            going_on = True
+            while going_on:
+                with postponed():
+                    going_on = scheduler.step()
         finally:
-            for trial in ledger.trials.values():
-                if trial.state not in ENDED:
-                    tracker.note(ledger.note(trial.number, "waiting", trial.reason))
-            table.update(ledger.refresh())
-    wait_until_free([trial.folder for trial in ledger.trials.values()], SECONDS_TO_STOP)
-    return search.left() + sum(trial.state not in ENDED for trial in ledger.trials.values())
-
-
-def run_tuner(tuner: tune.Tuner) -> None:
-    """Runs Tune, and takes Ctrl-C back from it: it would leave the first one after its end without effect."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        tuner.fit()
-    finally:
-        signal.signal(signal.SIGINT, handler)
+            scheduler.end()
+            wait_until_free([trial.folder for trial in trials.known.values()], SECONDS_TO_STOP)
 
 
 @contextmanager
@@ -157,7 +140,7 @@ def postponed() -> Iterator[None]:
 
 @contextmanager
 def terminated(received: list[int]) -> Iterator[None]:
-    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, which Tune knows, and is added to a list.
+    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, and is added to a list.
 
     To be entered after Ray has started, which would handle it otherwise.
     """
@@ -173,95 +156,12 @@ def terminated(received: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-@dataclass
-class Engine:
-    """How trials are run.
-
-    Attributes:
-        trainable: what Tune runs for each, with its demand.
-        concurrent: trials at once.
-        config: what each is told beside what is its own.
-    """
-
-    trainable: Any
-    concurrent: int
-    config: dict[str, Any]
-
-
-@contextmanager
-def engine(sweep: Sweep, processes: int) -> Iterator[Engine]:
-    """The engine that a sweep names, with so many training processes at once."""
-    if sweep.engine == "processes":
-        demand = {"cpu": sweep.resources.cpus, "gpu": sweep.resources.gpus}
-        yield Engine(tune.with_resources(ProcessTrial, demand), processes, {})
-        return
-    with runners(processes, sweep.resources, sweep.together, Path.cwd()) as pool:
-        # The runners have the devices. Who only follows needs none, but has to demand something: a byte.
-        yield Engine(
-            tune.with_resources(SharedTrial, {"cpu": 0, "memory": 1}), processes * sweep.together, {"pool": pool}
-        )
-
-
-def searcher(
-    sweep: Sweep, space: Space, study: optuna.Study, ledger: Ledger, tracker: SweepTracker, config: dict[str, Any]
-) -> StudySearch:
-    """What suggests trials, and makes their folders and MLflow runs before they begin."""
-
-    def prepare(number: int, values: dict[str, Any]) -> dict[str, Any]:
-        if number not in ledger.trials:
-            ledger.begin(number, values, merge(sweep.base, sweep.fixed, values))
-        trial = ledger.trials[number]
-        tracker.begin_trial(trial, title(trial))
-        return {
-            **config,
-            "key": sharable_key(ledger.config(number)),
-            "number": number,
-            "folder": str(trial.folder.resolve()),
-            "working_folder": str(Path.cwd()),
-            "metric": sweep.metric,
-            "cpus": sweep.resources.cpus,
-        }
-
-    return StudySearch(study, space, sweep.trials, prepare, sweep.metric, sweep.mode)
-
-
-def tuner(sweep: Sweep, folder: Path, ledger: Ledger, search: StudySearch, watch: Watch, chosen: Engine) -> tune.Tuner:
-    """Tune, for what is left of a sweep."""
-    if sweep.asha is None:
-        scheduler = FIFOScheduler()
-    else:
-        scheduler = halving(sweep.asha, sweep.metric, sweep.mode, ledger.trials.values())
-    return tune.Tuner(
-        chosen.trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler,
-            num_samples=search.left(),
-            max_concurrent_trials=chosen.concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str((folder / "ray").resolve()),
-            failure_config=tune.FailureConfig(max_failures=sweep.retries),
-            callbacks=[watch],
-            verbose=0,
-        ),
-    )
-
-
-def title(trial: Trial) -> str:
-    """A trial's name in MLflow: its number and its values."""
-    short = short_keys(trial.values)
-    said = ", ".join(f"{short[key]}={short_value(value)}" for key, value in trial.values.items())
-    return f"{trial.name} {said}"[:200]
-
-
 def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker) -> None:
     """Writes and shows what the sweep has found so far."""
     for trial in trials:
         trial.run_id = noted_tracking(trial.folder).get("run_id")
-    files = [folder / SWEEP_FILE, write_csv(trials, folder), *write_over_seeds(trials, sweep.metric, folder)]
+    seeds = over_seeds(trials, sweep.metric)
+    files = [folder / SWEEP_FILE, write_csv(trials, folder), *write_over_seeds(seeds, sweep.metric, folder)]
     best = best_trial(trials, sweep.metric, sweep.mode)
     metrics, tags = {}, {}
     if best is not None:
@@ -271,7 +171,7 @@ def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTrac
         tags = {"best_trial": title(best)}
     tracker.finish(metrics, tags, files)
     figures = draw_figures(trials, sweep.metric, sweep.mode, folder / "figures")
-    figures |= draw_over_seeds(trials, sweep.metric, folder / "figures")
+    figures |= draw_over_seeds(seeds, sweep.metric, folder / "figures")
     tracker.keep(list(figures.values()), "figures")
     if best is not None:
         score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"

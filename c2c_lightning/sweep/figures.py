@@ -23,7 +23,7 @@ from c2c_lightning.sweep.labels import cut, is_share
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.study import plain_parameters, study_of
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 FEWEST_FOR_IMPORTANCE = 4
 MOST_BARS, MOST_TICKS = 16, 6

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from c2c_lightning.drawing.forest import INK, PALE, WIDTH
 from c2c_lightning.sweep.settings import Mode
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 MOST_NUMBERS = 64
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 from c2c_lightning.training.run_record import is_share
 
 NOTHING = "–"
@@ -61,6 +61,13 @@ def shown_time(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def title(trial: Trial) -> str:
+    """A trial's name in MLflow: its number and its values."""
+    short = short_keys(trial.values)
+    said = ", ".join(f"{short[key]}={short_value(value)}" for key, value in trial.values.items())
+    return f"{trial.name} {said}"[:200]
 
 
 def cut(text: str, length: int) -> str:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from c2c_lightning.sweep.labels import cut, short_keys, short_value, shown_score, shown_time, varying_keys
+from c2c_lightning.sweep.labels import short_keys, short_value, shown_score, shown_time, varying_keys
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 COLOURS = {"running": "cyan", "waiting": "dim", "finished": "green", "stopped": "yellow", "failed": "red"}
-LONGEST_VALUE, STATE_WIDTH, VALUES_WIDTH = 20, 24, 30
-GAP = 3  # between two columns
 LOG_WIDTH = 160
 BEST_SHOWN = 5
 # Lines of a terminal that are not rows: title, head with two rules, the rest's counts, and the prompt.
@@ -32,7 +29,6 @@ def trial_table(
     trials: Sequence[Trial],
     metric: str,
     mode: Mode,
-    width: int = LOG_WIDTH,
     max_rows: int | None = None,
     total: int | None = None,
     now: float | None = None,
@@ -43,62 +39,36 @@ def trial_table(
         trials: by number.
         metric: what they are judged by.
         mode: whether more of it is better.
-        width: how many columns there is room for; where sampled values need more, they share one.
         max_rows: how many rows there is room for, each on one line; None for all, with what is long wrapped.
         total: how many trials there will be, if that is known.
         now: in seconds since 1970, by which the time left is counted; None to count from the last validations.
     """
     ranked = ranking(trials, metric, mode)
-    in_one_line = max_rows is not None
-    shown = chosen(trials, ranked, max_rows) if in_one_line and len(trials) > max_rows else list(trials)
+    shown = chosen(trials, ranked, max_rows) if max_rows is not None and len(trials) > max_rows else list(trials)
     table = Table(box=box.SIMPLE_HEAD, title=_title(trials, ranked, metric, total, now), title_justify="left")
     table.title_style = table.caption_style = "not italic"
     table.caption, table.caption_justify = _rest(trials, shown), "left"
-
-    # Text, since brackets in values and reasons would be read as rich's markup.
-    score = metric.removeprefix("val/")
-    columns = {
-        "trial": [Text(f"{'★' if trial in ranked[:1] else ' '} {trial.name}") for trial in shown],
-        "step": [Text(_steps(trial)) for trial in shown],
-        score: [Text(shown_score(trial.score(metric), metric)) for trial in shown],
-        "state": [Text(_state(trial, STATE_WIDTH if in_one_line else None), COLOURS[trial.state]) for trial in shown],
-        "time left": [Text(_time_left(trial, now)) for trial in shown],
-    }
-    if in_one_line and width - _width(columns) < VALUES_WIDTH:
-        columns["state"] = [Text(trial.state, COLOURS[trial.state]) for trial in shown]
-    room = width - _width(columns if in_one_line else {**columns, "state": [Text(" " * STATE_WIDTH)]})
-    values = _values(shown, varying_keys(trials), room)
-    if in_one_line:
-        for cell in values.get("values", []):
-            cell.truncate(max(VALUES_WIDTH // 2, room - GAP), overflow="ellipsis")
-    columns = {"trial": columns.pop("trial"), **values, **columns}
-    for name in columns:
-        justify = "right" if name in ("step", score, "time left") else "left"
-        wraps = not in_one_line and name in ("values", "state")
-        table.add_column(Text(name), justify=justify, no_wrap=not wraps, overflow="fold")
-    for trial, row in zip(shown, zip(*columns.values())):
-        table.add_row(*row, style="bold" if trial in ranked[:1] else None)
-    return table
-
-
-def _width(columns: Mapping[str, Sequence[Text]]) -> int:
-    """How many columns of a terminal a table's columns take, with what stands between them."""
-    return 1 + sum(GAP + max(cell_len(name), *(cell.cell_len for cell in cells), 0) for name, cells in columns.items())
-
-
-def _values(trials: Sequence[Trial], keys: Sequence[str], room: int) -> dict[str, list[Text]]:
-    """Cells by column: one for each key if there is room, or else one for all."""
-    words = {
-        short: [short_value(trial.values[key]) if key in trial.values else "" for trial in trials]
-        for key, short in short_keys(keys).items()
-    }
-    columns = {short: [Text(cut(word, LONGEST_VALUE)) for word in column] for short, column in words.items()}
-    if _width(columns) <= room + 1:
-        return columns
+    for name in ("trial", "values", "step", metric.removeprefix("val/"), "state", "time left"):
+        is_long = name in ("values", "state")
+        justify = "left" if is_long or name == "trial" else "right"
+        table.add_column(Text(name), justify=justify, no_wrap=not is_long, overflow="fold")
     # The shortest first, so that a list of layers cannot push the rest out of sight.
-    order = sorted(words, key=lambda short: max(map(len, words[short]), default=0))
-    rows = zip(*(words[short] for short in order))
-    return {"values": [Text(", ".join(f"{short} {word}" for short, word in zip(order, row) if word)) for row in rows]}
+    short = short_keys(varying_keys(trials))
+    keys = sorted(short, key=lambda key: max(len(short_value(trial.values.get(key))) for trial in trials))
+    # Text, since brackets in values and reasons would be read as rich's markup; cut off where a row has one line.
+    cut = {"no_wrap": True, "overflow": "ellipsis"} if max_rows is not None else {}
+    for trial in shown:
+        values = ", ".join(f"{short[key]} {short_value(trial.values[key])}" for key in keys if key in trial.values)
+        table.add_row(
+            f"{'★' if trial in ranked[:1] else ' '} {trial.name}",
+            Text(values, **cut),
+            f"{trial.step}/{trial.max_steps}" if trial.progress else "",
+            shown_score(trial.score(metric), metric),
+            Text(_state(trial), COLOURS[trial.state], **cut),
+            _time_left(trial, now),
+            style="bold" if trial in ranked[:1] else None,
+        )
+    return table
 
 
 def chosen(trials: Sequence[Trial], ranked: Sequence[Trial], max_rows: int) -> list[Trial]:
@@ -155,7 +125,7 @@ class LiveTable:
         if self.live is not None:
             self.live.stop()
         elif self.trials:
-            self.console.print(trial_table(self.trials, self.metric, self.mode, self.console.width, total=self.total))
+            self.console.print(trial_table(self.trials, self.metric, self.mode, total=self.total))
 
     def update(self, trials: Sequence[Trial]) -> None:
         """Shows how trials stand now; to be called every few seconds.
@@ -165,10 +135,8 @@ class LiveTable:
         """
         is_first, self.trials = not self.trials, list(trials)
         if self.live is not None:
-            room = self.console.height - LINES_AROUND
-            table = trial_table(
-                self.trials, self.metric, self.mode, self.console.width, max(3, room), self.total, time.time()
-            )
+            room = max(3, self.console.height - LINES_AROUND)
+            table = trial_table(self.trials, self.metric, self.mode, room, self.total, time.time())
             self.live.update(table, refresh=True)
             return
         for trial in self.trials:
@@ -216,14 +184,9 @@ def _rest(trials: Sequence[Trial], shown: Sequence[Trial]) -> Text | None:
     return Text.assemble("not shown: ", Text(", ").join(parts)) if parts else None
 
 
-def _state(trial: Trial, width: int | None = None) -> str:
+def _state(trial: Trial) -> str:
     reason = " ".join(trial.reason.split())
-    state = f"{trial.state}: {reason}" if reason else trial.state
-    return state if width is None else cut(state, width)
-
-
-def _steps(trial: Trial) -> str:
-    return f"{trial.step}/{trial.max_steps}" if trial.progress else ""
+    return f"{trial.state}: {reason}" if reason else trial.state
 
 
 def _time_left(trial: Trial, now: float | None) -> str:

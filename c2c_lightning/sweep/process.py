@@ -105,6 +105,7 @@ class TrainingProcess:
             DIES_WITH_PARENT: str(os.getpid()),
             "OMP_NUM_THREADS": str(max(1, int(cpus))),
             "PYTHONUNBUFFERED": "1",
+            "C2C_TRACEBACK": "1",  # to the log
         }
         first, *others = sorted(locks)
         if (first / LOG).is_symlink():  # of an earlier process, which it shared

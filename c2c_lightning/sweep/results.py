@@ -12,7 +12,7 @@ from c2c_lightning.runs import TRIAL_FILE
 from c2c_lightning.sweep.labels import shown_score
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.space import label
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 CSV_FILE, BEST_FILE = "sweep.csv", "best.yaml"
 

@@ -11,11 +11,11 @@ import pandas as pd
 from scipy import stats
 
 from c2c_lightning.drawing.forest import ACCENT, INK, Row, draw_forest
-from c2c_lightning.evaluation.report.formatting import Interval, points_with_interval
+from c2c_lightning.evaluation.report.formatting import points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.sweep.labels import NOTHING, cut, is_share, short_keys, short_value, shown_score, shown_time
 from c2c_lightning.sweep.space import label
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 SEED, SEEDS_CSV, SEEDS_TABLE = "seed_everything", "seeds.csv", "seeds.md"
 C2C, CONTROLS = "val/accuracy/c2c", ("val/accuracy/receiver", "val/accuracy/wrong_question")
@@ -45,26 +45,29 @@ def over_seeds(trials: Sequence[Trial], metric: str) -> pd.DataFrame:
     several = [by_seed for by_seed in points.values() if len(by_seed) > 1]
     rows = []
     for by_seed in several:
-        scores = {seed: trial.score(metric) for seed, trial in by_seed.items()}
-        first = {seed: trial.score(metric) for seed, trial in several[0].items()}
-        differences = [scores[seed] - first[seed] for seed in scores if seed in first]
+        differences = [
+            trial.score(metric) - several[0][seed].score(metric)
+            for seed, trial in by_seed.items()
+            if seed in several[0] and by_seed is not several[0]
+        ]
+        same = list(by_seed.values())
+        gains = [of(trial, C2C) - np.max([of(trial, control) for control in CONTROLS]) for trial in same]
         rows.append(
             {
-                "point": point_of(next(iter(by_seed.values()))),
-                "seeds": len(by_seed),
-                **named("metric", interval(list(scores.values()))),
-                **named("gain", interval([gain(trial) for trial in by_seed.values()])),
-                **named("difference", interval(differences if by_seed is not several[0] else [])),
-                "parameters": np.mean([of_trial(trial, PARAMETERS) for trial in by_seed.values()]),
-                "seconds": np.mean([np.nan if trial.seconds is None else trial.seconds for trial in by_seed.values()]),
+                "point": point_of(same[0]),
+                "seeds": len(same),
+                **interval("metric", [trial.score(metric) for trial in same]),
+                **interval("gain", gains),
+                **interval("difference", differences),
+                "parameters": np.mean([of(trial, PARAMETERS) for trial in same]),
+                "seconds": np.mean([np.nan if trial.seconds is None else trial.seconds for trial in same]),
             }
         )
     return pd.DataFrame(rows)
 
 
-def write_over_seeds(trials: Sequence[Trial], metric: str, folder: Path) -> list[Path]:
-    """Writes `seeds.csv`, and `seeds.md` to be read; nothing if no point has been trained under two seeds."""
-    table = over_seeds(trials, metric)
+def write_over_seeds(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
+    """Writes the table of `over_seeds` as `seeds.csv`, and as `seeds.md` to be read; nothing if it is empty."""
     if table.empty:
         return []
     write_whole(folder / SEEDS_CSV, table.to_csv(index=False))
@@ -72,14 +75,13 @@ def write_over_seeds(trials: Sequence[Trial], metric: str, folder: Path) -> list
     return [folder / SEEDS_CSV, folder / SEEDS_TABLE]
 
 
-def draw_over_seeds(trials: Sequence[Trial], metric: str, folder: Path) -> dict[str, Path]:
+def draw_over_seeds(table: pd.DataFrame, metric: str, folder: Path) -> dict[str, Path]:
     """Draws each point's mean with its interval; nothing unless the metric is a share and the table has a row.
 
     Returns:
         By caption the PNG.
     """
-    table = over_seeds(trials, metric) if is_share(metric) else pd.DataFrame()
-    if table.empty:
+    if table.empty or not is_share(metric):
         return {}
     rows = [
         Row(
@@ -144,24 +146,15 @@ def point_of(trial: Trial) -> str:
     return ", ".join(said)
 
 
-def gain(trial: Trial) -> float:
-    """C2C less the better control, as the last validation has them."""
-    return of_trial(trial, C2C) - np.max([of_trial(trial, control) for control in CONTROLS])
-
-
-def of_trial(trial: Trial, metric: str) -> float:
+def of(trial: Trial, metric: str) -> float:
     value = trial.score(metric)
     return np.nan if value is None else value
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and t-interval; of less than two values, or of one that is not known, NaN."""
-    if len(values) < 2 or np.isnan(values).any():
-        return dict.fromkeys(("value", "low", "high"), np.nan)
-    mean, error = np.mean(values), stats.sem(values)
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, mean, error) if error else (mean, mean)
-    return {"value": mean, "low": low, "high": high}
-
-
-def named(name: str, estimate: Interval) -> dict[str, float]:
-    return {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+def interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean and ends of the t-interval; of less than two values, or of one that is not known, NaN."""
+    mean = low = high = np.nan
+    if len(values) > 1 and not np.isnan(values).any():
+        mean, error = np.mean(values), stats.sem(values)
+        low, high = stats.t.interval(CONFIDENCE, len(values) - 1, mean, error) if error else (mean, mean)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from c2c_lightning.errors import UserError
 
@@ -29,7 +31,7 @@ class Asha:
     def __post_init__(self) -> None:
         if not 0 < self.grace < 1:
             raise UserError(f"asha.grace is {self.grace}: give the share of a trial's steps, between 0 and 1.")
-        if self.factor <= 1:
+        if not 1 < self.factor < math.inf:
             raise UserError(f"asha.factor is {self.factor}: it must be above 1.")
 
 
@@ -48,7 +50,7 @@ class Resources:
     autoscaling: bool = False
 
     def __post_init__(self) -> None:
-        if self.cpus <= 0 or self.gpus < 0:
+        if not 0 < self.cpus < math.inf or not 0 <= self.gpus < math.inf:
             raise UserError(f"resources has cpus {self.cpus} and gpus {self.gpus}: give some CPU, and no less than 0.")
 
 
@@ -102,6 +104,10 @@ class Sweep:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise UserError(f"{key} is {value}: it must be at least {least}.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}: it must be from 0 to {2**32 - 1}.")
+        for name, values in {"space": self.space, "fixed": self.fixed, **dict(enumerate(self.first))}.items():
+            refuse_keys(f"first[{name}]" if isinstance(name, int) else name, values)
         if not self.space:
             raise UserError(
                 "space is empty, so there is nothing to try: name a key and its values, such as "
@@ -109,3 +115,10 @@ class Sweep:
             )
         for key in self.space.keys() & self.fixed.keys():
             raise UserError(f"{key} is both in space and in fixed: leave it out of one of them.")
+
+
+def refuse_keys(name: str, values: Mapping[Any, Any]) -> None:
+    """Raises a UserError if what should be dotted keys of a configuration are none."""
+    for key in values:
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise UserError(f"{name} has the key {key!r}: give a dotted key of a configuration, such as model.layers.")

@@ -15,6 +15,7 @@ from c2c_lightning.errors import UserError, meant
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 Params = dict[str, Any]
 
@@ -23,7 +24,7 @@ class Domain(ABC):
     """What a key may be. Optuna knows it by one parameter or several, whose names begin with the key."""
 
     @abstractmethod
-    def sample(self, key: str, trial: optuna.Trial) -> Any:
+    def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
         """A value that Optuna suggests."""
 
     @abstractmethod
@@ -48,15 +49,19 @@ class Choice(Domain):
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("has no values")
-        self.labels = {label(value): value for value in self.values}
+        # As text, since to Optuna, as to Python, 0 and False are the same.
+        self.labels = {as_text(value): value for value in self.values}
 
-    def sample(self, key: str, trial: optuna.Trial) -> Any:
+    def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
         return self.labels[trial.suggest_categorical(key, list(self.labels))]
 
     def encode(self, key: str, value: Any) -> Params:
-        if label(value) not in self.labels:
+        text = as_text(value)
+        # A number may be written with a point or without.
+        same = [other for other, known in self.labels.items() if is_number(known) and known == value]
+        if text not in self.labels and not (is_number(value) and same):
             raise ValueError(f"is none of {', '.join(self.labels)}")
-        return {key: label(value)}
+        return {key: text if text in self.labels else same[0]}
 
     def edges(self) -> list[Any]:
         return self.values
@@ -90,7 +95,7 @@ class Number(Domain):
             self.low, self.high = int(self.low), int(self.high)
             self.high -= (self.high - self.low) % (self.step or 1)  # the last one that the steps reach
 
-    def sample(self, key: str, trial: optuna.Trial) -> Any:
+    def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
         if self.whole:
             return trial.suggest_int(key, self.low, self.high, step=self.step or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
@@ -133,7 +138,7 @@ class Subset(Domain):
         if any(member in self.members[:place] for place, member in enumerate(self.members)):
             raise ValueError(f"has a layer twice in {self.members}")
 
-    def sample(self, key: str, trial: optuna.Trial) -> Any:
+    def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
         return self._bounded([trial.suggest_categorical(name, [True, False]) for name in self._names(key)])
 
     def encode(self, key: str, value: Any) -> Params:
@@ -164,10 +169,16 @@ class Subset(Domain):
 
 
 def label(value: Any) -> str | int | float | bool | None:
-    """A value as Optuna may have it: lists and mappings as text."""
+    """A value as a table may have it: lists and mappings as text."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=True, width=10_000).strip()
+    return as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A value as YAML in one line, so that different values have different texts."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("\n...\n").strip()
 
 
 def is_number(value: Any) -> bool:
@@ -246,7 +257,7 @@ class Space:
                 raise UserError(sentence(f"space.{key} {error}")) from error
         self.grids = [key for key, spec in specs.items() if "grid" in spec]
 
-    def sample(self, trial: optuna.Trial) -> dict[str, Any]:
+    def sample(self, trial: optuna.Trial | FrozenTrial) -> dict[str, Any]:
         """Values by key that Optuna suggests for a trial."""
         return {key: domain.sample(key, trial) for key, domain in self.domains.items()}
 

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from c2c_lightning.sweep.labels import NOTHING, cut, short_keys, short_value, varying_keys
 from c2c_lightning.sweep.settings import Mode
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 LONGEST_NAME = 26
 MOST_LISTS = 8

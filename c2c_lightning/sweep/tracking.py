@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Param
 from mlflow.tracking import MlflowClient
 
-from c2c_lightning.sweep.ledger import ENDED
+from c2c_lightning.errors import UserError
 from c2c_lightning.sweep.process import LOG, log_tail
 from c2c_lightning.sweep.settings import Sweep
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import ENDED, Trial
 from c2c_lightning.tracking import MLflowTracker, note_tracking, noted_tracking
 
 LONGEST_TAG = 5000
@@ -49,9 +49,10 @@ class SweepTracker:
         While the store is out of reach there is none: `fit` begins one of its own when it is back.
         """
         if not noted_tracking(trial.folder):
-            child = MLflowTracker(self.sweep.experiment, title, self.tracker.tracking_uri)
-            child.begin()
-            note_tracking(child, trial.folder)
+            with suppress(UserError):  # a store that was damaged since the sweep began
+                child = MLflowTracker(self.sweep.experiment, title, self.tracker.tracking_uri)
+                child.begin()
+                note_tracking(child, trial.folder)
         self.titles[trial.number] = title
         self._adopt(trial)
 

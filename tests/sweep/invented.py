@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from c2c_lightning.sweep.trial import Trial
+from c2c_lightning.sweep.trials import Trial
 
 METRIC = "val/accuracy/c2c"
 BEGUN = 1000.0

@@ -16,9 +16,10 @@ import mlflow
 import pandas as pd
 import yaml
 
+from c2c_lightning.cli.sweep import read_sweep
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.models.loading import PROJECT
-from c2c_lightning.sweep.ledger import Ledger
+from c2c_lightning.sweep.trials import Trials
 from tests.training.runs import BASE
 
 TINY = {
@@ -77,8 +78,13 @@ class Workspace:
         return only
 
     @property
-    def ledger(self) -> Ledger:
-        return Ledger(self.sweep)
+    def trials(self) -> Trials:
+        """What the study says; only while no driver is at work."""
+        return Trials(self.sweep, read_sweep(["--config", str(self.sweep / "sweep.yaml")])[0])
+
+    @property
+    def states(self) -> list[str]:
+        return [trial.state for trial in self.trials.refresh()]
 
     @property
     def table(self) -> pd.DataFrame:

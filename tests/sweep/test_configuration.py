@@ -60,7 +60,7 @@ def test_a_missing_base_is_named():
 
 def test_a_base_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"broken\.yaml, which cannot be read"):
+    with pytest.raises(UserError, match=r"the base .*broken\.yaml is no YAML"):
         merge([str(tmp_path / "broken.yaml")])
 
 

@@ -12,7 +12,7 @@ from tests.sweep.invented import METRIC, big_sweep, trial
 
 def printed(trials, width=120, **options) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(trial_table(trials, METRIC, "max", width, **options))
+    console.print(trial_table(trials, METRIC, "max", **options))
     return console.file.getvalue()
 
 

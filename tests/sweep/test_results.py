@@ -10,7 +10,6 @@ import yaml
 
 from c2c_lightning.cli import fit as fit_cli
 from c2c_lightning.sweep.configuration import merge
-from c2c_lightning.sweep.ledger import Ledger
 from c2c_lightning.sweep.results import best_trial, write_best, write_csv
 from tests.sweep.invented import METRIC, nano_sweep, trial
 
@@ -89,13 +88,15 @@ VALUES = {
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
-    """A ledger's trial of the built-in pair that has ended."""
+    """A trial of the built-in pair that has ended."""
     monkeypatch.chdir(PROJECT)
     base = tmp_path / "mine.yaml"
     base.write_text("model: {optimizer: {gate_lr: '${model.optimizer.lr}'}}\n")
     config = merge(["conf/base.yaml", str(base)], {"trainer.max_steps": 50}, VALUES)
-    made = Ledger(tmp_path / "sweep").begin(7, VALUES, config)
-    made.state, made.progress = "finished", trial(7, 0.967, step=50).progress
+    made = trial(7, 0.967, step=50, values=VALUES)
+    made.folder = tmp_path / "sweep" / "trials" / "007"
+    made.folder.mkdir(parents=True)
+    (made.folder / "trial.yaml").write_text(yaml.safe_dump(config))
     return made
 
 

@@ -58,15 +58,15 @@ def test_what_finished_under_one_seed_or_not_at_all_is_left_out():
 
 def test_tables_and_figure_are_written_for_a_sweep_over_seeds_and_for_no_other(tmp_path):
     trials = sweep(**{"fuser/parameters": 1234567.0})
-    csv, table = write_over_seeds(trials, METRIC, tmp_path)
+    csv, table = write_over_seeds(over_seeds(trials, METRIC), METRIC, tmp_path)
     assert csv.read_text().count("\n") == 3
     text = table.read_text()
     assert "| C2CFuser" in text
     assert "1,234,567" in text
     assert "−3.0 [−9.6, +3.6]" in text
     assert "100.0%]" in text  # and no more, though the t-interval has
-    [figure] = draw_over_seeds(trials, METRIC, tmp_path).values()
+    [figure] = draw_over_seeds(over_seeds(trials, METRIC), METRIC, tmp_path).values()
     assert imread(figure)[..., :3].std() > 0.02
     other = [trial(0, 0.5), trial(1, 0.6)]
-    assert write_over_seeds(other, METRIC, tmp_path) == []
-    assert draw_over_seeds(other, METRIC, tmp_path) == {}
+    assert write_over_seeds(over_seeds(other, METRIC), METRIC, tmp_path) == []
+    assert draw_over_seeds(over_seeds(other, METRIC), METRIC, tmp_path) == {}

@@ -149,3 +149,17 @@ def test_what_is_to_be_tried_first_must_lie_in_the_space(point, message):
 def test_an_endless_grid_is_refused():
     with pytest.raises(UserError, match=r"search is grid, but space\.lr has endless values"):
         Space({"lr": {"uniform": [0, 1]}}).grid()
+
+
+def test_values_that_are_equal_to_python_and_not_to_a_user_are_all_tried():
+    values = [0, False, 1, True, 1.5, "1", None, "null"]
+    space = Space({"key": {"choice": values}})
+    tried = [there_and_back(space, {"key": value})["key"] for value in values]
+    assert [repr(value) for value in tried] == [repr(value) for value in values]
+    assert {repr(point["key"]) for point in sampled(space, 100)} == {repr(value) for value in values}
+
+
+def test_a_number_to_try_first_may_be_written_with_a_point_or_without():
+    assert there_and_back(Space({"key": {"choice": [1.0, "x"]}}), {"key": 1}) == {"key": 1.0}
+    with pytest.raises(UserError, match=r"which is none of 1\.0, x"):
+        Space({"key": {"choice": [1.0, "x"]}}).encode({"key": True})

@@ -13,6 +13,8 @@ import pytest
 from c2c_lightning.sweep.process import is_free, log_tail
 from tests.sweep.sweeps import Workspace, process_of, wait_for
 
+pytestmark = pytest.mark.slow
+
 GRID = {"model.gate.init": {"grid": [0.5, 1.0, 1.5]}}
 LONG = {"trainer.max_steps": 60}
 
@@ -155,6 +157,6 @@ def test_a_trial_that_crashes_spoils_no_other_of_its_group(tmp_path):
     fusers = ["c2c_lightning.fuser.C2CFuser", "tests.sweep.sweeps.BurningFuser"]
     workspace.write(space={"model.fuser.class_path": {"grid": fusers}}, engine="shared", together=2, retries=0)
     assert workspace.run() == 0, workspace.said
-    assert [trial.state for trial in workspace.ledger.refresh()] == ["finished", "failed"]
-    assert "the disk is on fire" in workspace.ledger.trials[1].reason
+    assert workspace.states == ["finished", "failed"]
+    assert "the disk is on fire" in workspace.trials.known[1].reason
     assert log_tail(workspace.trial(1), lines=1000).count("RuntimeError: the disk is on fire") == 1, "once by itself"

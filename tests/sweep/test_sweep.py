@@ -1,8 +1,11 @@
 """What a sweep leaves behind, from its file to the best configuration."""
 
+import math
+
 import pytest
 import yaml
 
+from c2c_lightning.cli.sweep import read_sweep
 from c2c_lightning.errors import UserError
 from c2c_lightning.sweep.cluster import cluster
 from c2c_lightning.sweep.process import is_free
@@ -23,12 +26,12 @@ def swept(tmp_path_factory):
 
 def test_every_trial_is_accounted_for_once(swept):
     assert list(swept.table["trial"]) == [0, 1]
-    assert [trial.state for trial in swept.ledger.refresh()] == ["finished", "stopped"]
+    assert swept.states == ["finished", "stopped"]
     assert list(swept.table["model.optimizer.lr"]) == [0.01, 1e-7]
 
 
 def test_a_weak_trial_is_stopped_early_and_says_why(swept):
-    weak = swept.ledger.trials[1]
+    weak = swept.trials.known[1]
     assert weak.step == 5
     assert "at step 5" in weak.reason
     assert "not among the best 1/2" in weak.reason
@@ -57,6 +60,7 @@ def test_mlflow_has_one_run_for_the_sweep_and_one_for_each_trial(swept):
     }
 
 
+@pytest.mark.slow
 def test_the_best_configuration_trains_as_the_trial_did(swept, fit):
     again = fit(f"--config={swept.sweep / 'best.yaml'}")
     losses = swept.table["val/loss"]
@@ -70,6 +74,7 @@ def test_trials_are_listed_as_they_go_and_at_the_end(swept):
     assert "Traceback" not in swept.said
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_again_and_again_is_marked_failed_with_its_log(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.write(
@@ -78,7 +83,7 @@ def test_a_trial_that_fails_again_and_again_is_marked_failed_with_its_log(tmp_pa
         concurrent=2,
     )
     assert workspace.run() == 0, workspace.said
-    assert [trial.state for trial in workspace.ledger.refresh()] == ["finished", "failed"]
+    assert workspace.states == ["finished", "failed"]
     failed = workspace.tracked()[1]["001"]
     assert failed.info.status == "FAILED"
     assert "the disk is on fire" in failed.data.tags["reason"]
@@ -107,6 +112,37 @@ REFUSED = {
         {"space": {"model.layers": {"grid": ["all"]}}, "fixed": {"model.layers": "all"}},
         "model.layers is both in space and in fixed",
     ),
+    "key that is a number": ({"space": {3: {"choice": [1]}}, "trials": 1}, "space has the key 3: give a dotted key"),
+    "key with nothing between dots": (
+        {"space": {"model..layers": {"grid": ["all"]}}},
+        r"space has the key 'model\.\.layers': give a dotted key",
+    ),
+    "fixed key that is a number": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "fixed": {1: 2}},
+        "fixed has the key 1: give a dotted key",
+    ),
+    "strange first value": (
+        {"space": {"model.gate.init": {"choice": [1, 2]}}, "trials": 1, "first": [{"model.gate.init": {"a": 1}}]},
+        r"first has model\.gate\.init: {'a': 1}, which is none of 1, 2",
+    ),
+    "first key that is a number": (
+        {"space": {"model.layers": {"choice": ["all"]}}, "trials": 1, "first": [{1: 2}]},
+        r"first\[0\] has the key 1",
+    ),
+    "resources that are no number": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "resources": {"cpus": math.nan}},
+        "resources has cpus nan",
+    ),
+    "endless resources": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "resources": {"gpus": math.inf}},
+        "resources has cpus 1.0 and gpus inf",
+    ),
+    "negative seed": ({"space": {"model.layers": {"grid": ["all"]}}, "seed": -1}, "seed is -1: it must be from 0"),
+    "huge seed": ({"space": {"model.layers": {"grid": ["all"]}}, "seed": 2**32}, "seed is 4294967296: it must be"),
+    "endless factor": (
+        {"space": {"model.layers": {"grid": ["all"]}}, "asha": {"factor": math.inf}},
+        "asha.factor is inf",
+    ),
     "missing base": (
         {"space": {"model.layers": {"grid": ["all"]}}, "base": "nowhere.yaml"},
         "nowhere.yaml: no such file",
@@ -127,13 +163,57 @@ def test_what_cannot_run_is_refused_before_anything_runs(name, tmp_path, monkeyp
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_demand_that_no_machine_meets_is_refused_before_a_trial_starts(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x81", "the sweep file wrong.yaml is no YAML"),
+        (b"[1, 2]\n", "the sweep file wrong.yaml is damaged"),
+        (b"space: {a\n", "the sweep file wrong.yaml is no YAML"),
+        (b"base: binary.yaml\nspace: {model.layers: {grid: [all]}}\n", "the base binary.yaml is no YAML"),
+        (b"base: list.yaml\nspace: {model.layers: {grid: [all]}}\n", "the base list.yaml is damaged"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(content, message, tmp_path, monkeypatch):
+    from c2c_lightning.cli.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_bytes(content)
+    (tmp_path / "binary.yaml").write_bytes(b"a: \xd0\x28")
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        main(["sweep", "--config", "wrong.yaml"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_whose_file_is_damaged_is_not_resumed(tmp_path, monkeypatch):
+    from c2c_lightning.cli.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_bytes(b"\x80\x81")
+    with pytest.raises(SystemExit, match=r"error: the sweep file .*sweep\.yaml is no YAML"):
+        main(["sweep", "--resume", str(tmp_path)])
+
+
+def test_dotted_options_are_keys_of_fixed_and_space(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"space": {"model.layers": {"grid": ["all"]}}, "fixed": {"trainer.max_steps": 20}}))
+    typed = ["--fixed.trainer.max_steps", "5", "--fixed.a.b=x", "--space.model.gate.init", "{grid: [0, 1]}"]
+    sweep, _ = read_sweep(["--config", str(file), *typed])
+    assert sweep.fixed == {"trainer.max_steps": 5, "a.b": "x"}
+    assert sweep.space == {"model.layers": {"grid": ["all"]}, "model.gate.init": {"grid": [0, 1]}}
+    assert read_sweep(["--space.model.layers", "{grid: [all]}"])[0].space == {"model.layers": {"grid": ["all"]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [64, 1e300])
+def test_a_demand_that_no_machine_meets_is_refused_and_leaves_nothing_behind(number, tmp_path):
     workspace = Workspace(tmp_path)
-    workspace.write(space={"model.layers": {"grid": ["all"]}}, resources={"cpus": 1, "gpus": 64})
+    workspace.write(space={"model.layers": {"grid": ["all"]}}, resources={"cpus": 1, "gpus": number})
     assert workspace.run() == 1
-    assert "resources asks for 1 CPUs and 64 GPUs on one machine, but the largest" in workspace.said
+    assert f"resources asks for 1 CPUs and {number:g} GPUs on one machine, but the largest" in workspace.said
     assert "Traceback" not in workspace.said
-    assert not (workspace.sweep / "trials").exists()
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "auto", "nowhere"])
@@ -142,6 +222,7 @@ def test_an_address_where_no_cluster_answers_is_named(address):
         pass
 
 
+@pytest.mark.slow
 def test_a_metric_that_never_appears_ends_the_sweep_at_the_first_report(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.write(
@@ -151,5 +232,24 @@ def test_a_metric_that_never_appears_ends_the_sweep_at_the_first_report(tmp_path
     assert "metric is 'val/acuracy/c2c', which it did not report" in workspace.said
     assert "Did you mean val/accuracy/c2c?" in workspace.said
     assert "Traceback" not in workspace.said
-    assert len(workspace.ledger.trials) == 1
+    assert len(workspace.trials.known) == 1
     assert is_free(workspace.trial(0))
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_fails_with_the_reason_and_the_others_finish(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.write(space={"model.optimizer.lr": {"grid": [1.0e30, 0.01]}}, metric="val/loss", concurrent=2)
+    assert workspace.run() == 0, workspace.said
+    assert workspace.states == ["failed", "finished"]
+    assert "not finite" in workspace.trials.known[0].reason
+
+
+def test_a_folder_that_cannot_be_made_ends_in_one_message(tmp_path, monkeypatch):
+    from c2c_lightning.cli.commands import main
+
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": BASE, "space": {"model.layers": {"grid": ["all"]}}}))
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: the folder of runs runs/sweeps cannot be made: Not a directory"):
+        main(["sweep", "--config", "sweep.yaml"])

@@ -1,14 +1,15 @@
 """The sweep's run in MLflow: it always ends, and its trials' runs find their way below it."""
 
 import json
+from dataclasses import replace
 
 import mlflow
 import pytest
 
 from c2c_lightning.sweep.driver import conclude, refuse_failure
-from c2c_lightning.sweep.ledger import Ledger
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.tracking import tracked
+from c2c_lightning.sweep.trials import Trials
 from c2c_lightning.tracking import MLflowTracker, note_tracking
 from tests.sweep.invented import METRIC, nano_sweep, trial
 from tests.test_tracking import server as server
@@ -70,21 +71,23 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(folder, tmp_path):
     assert run.data.metrics[f"best/{METRIC}"] == max(t.score(METRIC) for t in trials if t.state == "finished")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MLflow at .* is out of reach")
 def test_runs_that_trials_began_themselves_while_the_store_was_away_are_below_the_sweeps(server, folder, monkeypatch):
     port, start = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    ledger = Ledger(folder)
-    one = ledger.begin(0, {"model.layers": "all"}, {})
+    trials = Trials(folder, replace(SWEEP, base=[]))
+    trials.resume()
+    one = trials.next()
     with tracked(folder, SWEEP) as tracker:
         assert tracker.tracker.run_id is None
         tracker.begin_trial(one, "000 layers=all")
-        tracker.note(ledger.note(0, "running"))
+        tracker.note(trials.note(one, "running"))
         start()
         fit = MLflowTracker(run_name="000")
         fit.begin()
         note_tracking(fit, one.folder)
-        tracker.note(ledger.note(0, "finished"))
+        tracker.note(trials.note(one, "finished"))
     run, parent = run_of(one.folder), run_of(folder)
     assert parent.info.status == "FINISHED"
     assert run.info.run_name == "000 layers=all"
