@@ -19,7 +19,7 @@ TRAINER = ("lightning", "pytorch/trainer/trainer.py", "Trainer")
 TRAINING = {
     "model": ("c2c_lightning", "training/module.py", "C2CModule"),
     "model.gate": ("c2c_lightning", "fuser/gate.py", "GateConfig"),
-    "model.optimizer": ("c2c_lightning", "training/module.py", "OptimizerConfig"),
+    "model.optimizer": ("c2c_lightning", "training/optimizer.py", "OptimizerConfig"),
     "trainer": TRAINER,
 }
 TESTING = {"model": ("c2c_lightning", "evaluation/asking/module.py", "Evaluation"), "trainer": TRAINER}
@@ -33,6 +33,8 @@ def check_keys(command: str, args: Sequence[str]) -> None:
     given = list(given_keys(command, args))
     for section, (package, file, name) in SECTIONS[command].items():
         known = {f"{section}.{argument}" for argument in arguments(package, file, name)}
+        if not known:  # another version has it elsewhere
+            continue
         for where, key in given:
             word = key.removeprefix(f"{section}.").split(".")[0].removesuffix("+")
             if key.startswith(f"{section}.") and f"{section}.{word}" not in known and word not in ANYWHERE:
@@ -66,7 +68,7 @@ def arguments(package: str, file: str, name: str) -> set[str]:
     """Those of a class's `__init__`, or the fields of a dataclass."""
     folder = Path(find_spec(package).submodule_search_locations[0])
     tree = ast.parse((folder / file).read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
     for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return {argument.arg for argument in (*node.args.args[1:], *node.args.kwonlyargs)}
