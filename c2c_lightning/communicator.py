@@ -104,7 +104,7 @@ class Communicator(OldNames):
         Args:
             messages: chat messages (`role`, `content`), or a list of such conversations.
             fuse: False for the receiver alone.
-            **generate_kwargs: anything that transformers' `generate` takes.
+            **generate_kwargs: anything that transformers' `generate` takes, if it works on a filled cache.
 
         Returns:
             The response as text; a list where a batch was given or several sequences asked for.

@@ -181,6 +181,8 @@ def test_what_would_go_wrong_on_a_fused_cache_is_refused():
     communicator = tiny.communicator("qwen3", "llama")
     with pytest.raises(ValueError, match="prompt_lookup_num_tokens"):
         communicator.generate(tiny.CONVERSATIONS, prompt_lookup_num_tokens=3)
+    with pytest.raises(ValueError, match="give a GenerationConfig"):
+        communicator.generate(tiny.CONVERSATIONS, generation_config={"max_new_tokens": 3})
     for wrong in ("In which country?", [], [None]):
         with pytest.raises(ValueError, match="give chat messages"):
             communicator.generate(wrong)

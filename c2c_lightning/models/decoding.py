@@ -156,7 +156,9 @@ def generate(
 def with_fields(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with those of a `generation_config` in them spelt out, as far as they are not given themselves."""
     settings = dict(settings)
-    config: GenerationConfig | None = settings.pop("generation_config", None)
+    config = settings.pop("generation_config", None)
+    if not isinstance(config, GenerationConfig | None):
+        raise UserError(f"generate was given generation_config={config!r:.60}: give a GenerationConfig.")
     fields = {} if config is None else vars(config)
     known = {name: value for name, value in fields.items() if value is not None and name not in ORIGIN}
     return {**known, **settings}
