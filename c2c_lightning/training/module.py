@@ -263,9 +263,11 @@ class C2CModule(L.LightningModule):
         asked, self.exact_answers.asked = self.exact_answers.asked, False
         alone = self.exact_answers.alone.compute() if asked else {}
         for run in list(self.runs):
-            loss, any_wrong = run.val_loss.compute(), self.trainer.strategy.reduce(run.val_loss.mean_value, "sum")
+            # The mean is NaN also where no rank had a token to validate on; the sum is not.
+            total = self.trainer.strategy.reduce(run.val_loss.mean_value.clone(), reduce_op="sum")
+            loss = run.val_loss.compute()
             run.val_loss.reset()
-            if not any_wrong.isfinite():
+            if not total.isfinite():
                 self.stop(run, not_finite(f"val/loss is {loss:g} at step {self.global_step}", run.folder))
                 continue
             self.log_of(run, "val/loss", loss, prog_bar=True)
