@@ -114,13 +114,6 @@ def test_a_tracking_server_out_of_reach_does_not_stop_the_run(fit, tmp_path, mon
     assert "val/accuracy/c2c" in (run.folder / "untracked_metrics.jsonl").read_text()
 
 
-def test_a_sanity_check_does_not_stand_for_the_frozen_models(fit, run):
-    checked = fit("--trainer.max_steps=1", "--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=1")
-    plain = fit("--trainer.max_steps=1", "--trainer.limit_val_batches=2")
-    name = "val/accuracy/receiver"
-    assert checked.summary["metrics"][name] == plain.summary["metrics"][name]
-
-
 def test_a_fast_dev_run_leaves_nothing_behind(fit, tmp_path):
     with pytest.raises(FileNotFoundError):  # there is no newest run
         fit("--trainer.fast_dev_run=true", workspace=tmp_path)
@@ -143,7 +136,7 @@ def test_what_is_not_a_number_is_null_in_json(fit, tmp_path):
 def test_a_run_that_was_cut_off_in_its_last_validation_keeps_its_last_metrics(fit, tmp_path):
     steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1"]
     cut = ["--trainer.callbacks+=tests.training.runs.FailAtValidation", "--trainer.callbacks.step=4"]
-    with pytest.raises(SystemExit, match="the power is off"):
+    with pytest.raises(RuntimeError, match="the power is off"):
         fit(*steps, *cut, workspace=tmp_path)
     assert not (newest(tmp_path).folder / "summary.json").exists()
     resumed = fit(*steps, "--ckpt_path=last", workspace=tmp_path).summary["metrics"]
@@ -177,7 +170,7 @@ def test_a_checkpoint_is_loaded_as_the_exported_fuser_is(run):
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(b"no checkpoint")
-    with pytest.raises(UserError, match=r"damaged\.ckpt.*damaged, or not a checkpoint of ours"):
+    with pytest.raises(UserError, match=r"damaged\.ckpt.*damaged or no checkpoint"):
         Communicator.from_pretrained(str(damaged))
     with pytest.raises(UserError, match=r"nowhere\.ckpt.*no such checkpoint"):
         Communicator.from_pretrained(str(tmp_path / "nowhere.ckpt"))

@@ -148,6 +148,7 @@ def test_an_mlflow_run_that_was_made_beforehand_is_gone_on_with(together):
     assert tracked.data.params["model/gate/granularity"] == "head"
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_of_like_length_are_learned_from_as_alone(tmp_path):
     file = tmp_path / "short.jsonl"
     lines = [json.dumps({"question": "What is it? " * (i % 7 + 1), "answer": f"It is {2 * i}."}) for i in range(40)]
