@@ -39,7 +39,7 @@ def message(*args: str) -> str:
 
 def test_later_files_win_over_earlier_ones_and_what_is_typed_over_files(workspace):
     (workspace / "mine.yaml").write_text("model: {gate: {init: 0.5, sparsity: 0.1}}\n")
-    gate = parsed("--config=mine.yaml", "--model.gate.sparsity=0.2").model.gate
+    gate = parsed("--config=mine.yaml", "--model.gate.sparsity=0.2").config.model.gate
     assert (gate.init, gate.sparsity) == (0.5, 0.2)
     assert gate.kind == "learned"
 
@@ -54,15 +54,15 @@ def test_a_typed_value_reaches_what_is_interpolated_from_it(workspace):
     (workspace / "mine.yaml").write_text(
         'model: {optimizer: {lr: 1.0e-4, gate_lr: "${model.optimizer.lr}"}}\ntrainer: {max_steps: 7}\n'
     )
-    assert parsed("--config=mine.yaml").model.optimizer.gate_lr == 1e-4
-    assert parsed("--config=mine.yaml", "--model.optimizer.lr=0.25").model.optimizer.gate_lr == 0.25
+    assert parsed("--config=mine.yaml").config.model.optimizer.gate_lr == 1e-4
+    assert parsed("--config=mine.yaml", "--model.optimizer.lr=0.25").config.model.optimizer.gate_lr == 0.25
 
 
 def test_a_layer_map_and_a_list_of_layers_can_be_typed():
     model = parsed("--model.layer_map={0: 5, 3: 1}", "--model.layers=[0, 3]").model
     model.configure_model()
     assert model.communicator.fusers.layer_maps == [{0: 5, 3: 1}]
-    assert parsed("--model.layers=every:2").model.layers == "every:2"
+    assert parsed("--model.layers=every:2").config.model.layers == "every:2"
 
 
 def test_a_fuser_of_ones_own_is_named_by_its_import_path(workspace, monkeypatch):
