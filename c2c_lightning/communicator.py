@@ -15,47 +15,9 @@ from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
-from c2c_lightning.models.cache import write_stack
 
 
-class OldNames(nn.Module):
-    """Names that training and evaluation still use; each goes when nothing uses it any more."""
-
-    receiver = property(lambda self: self.models.receiver)
-    sharers = property(lambda self: self.models.sharers)
-    aligner = property(lambda self: self.models.aligner)
-    gates = property(lambda self: self.fusers.gates)
-    layer_maps = property(lambda self: self.fusers.layer_maps)
-    fused_layers = property(lambda self: self.fusers.fused_layers)
-
-    def open_sharers(self) -> list[int]:
-        return self.fusers.open_sharers()
-
-    def collate(self, conversations: list[list[Message]]) -> Batch:
-        return self.models.collate(conversations)
-
-    def decode(self, ids: Tensor) -> list[str]:
-        return self.models.decode(ids)
-
-    def receiver_cache(self, batch: Batch, reading: Reading | None = None) -> DynamicCache:
-        return (reading or self.models.read(batch)).receiver_cache()
-
-    def sharer_stacks(self, batch: Batch, reading: Reading | None = None) -> dict[int, Tensor]:
-        return self.fusers.sharer_stacks(reading or self.models.read(batch))
-
-    def fuse(self, cache: DynamicCache, sharer_stacks: dict[int, Tensor], batch: Batch) -> None:
-        reading = self.models.read(batch)
-        reading._receiver_cache = cache
-        write_stack(cache, self.fusers.fused_layers, self.fusers.fused_stack(reading, sharer_stacks))
-
-    def response_loss(self, cache: DynamicCache, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.models.response_loss(cache, batch)
-
-    def response_logits(self, cache: DynamicCache, batch: Batch, at: tuple[Tensor, ...]) -> Tensor:
-        return self.models.response_logits(cache, batch, at)
-
-
-class Communicator(OldNames):
+class Communicator(nn.Module):
     """A receiver that answers on its own cache, fused with its sharers'.
 
     Args:
@@ -76,7 +38,7 @@ class Communicator(OldNames):
         """Next-token loss on the responses.
 
         Args:
-            reading: of prompts and responses.
+            reading: of prompts and responses, or the batch to read.
             fuse: False for the receiver alone.
 
         Returns:

@@ -145,7 +145,7 @@ def test_prefill_computes_no_logits_and_the_loss_those_of_supervised_positions_o
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_prefill_keeps_every_tokens_keys_and_values_also_behind_the_sliding_window(family):
-    prompt = tiny.communicator(family, "qwen2").aligner.prompt(tiny.CONVERSATIONS[1])
+    prompt = tiny.communicator(family, "qwen2").models.aligner.prompt(tiny.CONVERSATIONS[1])
     ids = torch.tensor([prompt.receiver_ids])
     assert ids.shape[1] > 2 * tiny.WINDOW
     ours = prefill(tiny.model(family), ids, torch.ones_like(ids))

@@ -50,7 +50,7 @@ def test_each_has_the_cache_that_it_would_have_alone_and_draws_what_it_would_alo
 def test_every_model_reads_a_batch_once_and_one_that_nobody_listens_to_not_at_all():
     made = communicators()
     for communicator in made[:3]:
-        communicator.eval().gates[1].logit.fill_(-1.0)
+        communicator.eval().fusers.gates[1].logit.fill_(-1.0)
     made = made[:3]
     batch = made[0].models.collate(tiny.CONVERSATIONS)
     read = []

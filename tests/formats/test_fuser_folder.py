@@ -80,7 +80,7 @@ def test_a_round_trip_gives_the_same_logits(models, tmp_path, kwargs):
 
 def test_an_explicit_layer_map_comes_back_as_it_was(models, tmp_path):
     make(models[:2], layer_map={3: 0, 1: 1}).save_pretrained(tmp_path)
-    assert Communicator.from_pretrained(str(tmp_path)).layer_maps == [{1: 1, 3: 0}]
+    assert Communicator.from_pretrained(str(tmp_path)).fusers.layer_maps == [{1: 1, 3: 0}]
 
 
 def test_the_folder_names_the_models_and_holds_the_fuser_only(models, saved, tmp_path):
@@ -274,7 +274,7 @@ def test_a_folder_can_be_moved_and_saved_over(models, saved, tmp_path):
     shutil.move(saved, tmp_path / "elsewhere")
     loaded = Communicator.from_pretrained(str(tmp_path / "elsewhere"))
     loaded.save_pretrained(tmp_path / "elsewhere")
-    assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).layer_maps == loaded.fusers.layer_maps
+    assert Communicator.from_pretrained(str(tmp_path / "elsewhere")).fusers.layer_maps == loaded.fusers.layer_maps
 
 
 def test_what_is_saved_is_readable_as_umask_says(models, tmp_path):
@@ -302,7 +302,7 @@ def test_config_and_weights_appear_together_and_what_is_beside_them_stays(models
     assert {file.name: file.read_bytes() for file in Path(saved).iterdir()} == old
     communicator.save_pretrained(saved)
     assert sorted(file.name for file in Path(saved).iterdir()) == sorted(old)
-    assert Communicator.from_pretrained(saved).gates[0].config.kind == "open"
+    assert Communicator.from_pretrained(saved).fusers.gates[0].config.kind == "open"
     assert [path.name for path in tmp_path.iterdir()] == ["fuser"]
 
 

@@ -172,12 +172,14 @@ def test_export_then_import_gives_back_every_tensor_and_the_same_logits(tmp_path
     assert made.fusers.state_dict().keys() == again.fusers.state_dict().keys()
     for name, tensor in made.fusers.state_dict().items():
         assert torch.equal(again.fusers.state_dict()[name], tensor)
-    assert again.aligner.alignment == made.aligner.alignment == "spans"
-    assert again.gates[0].config == made.gates[0].config
+    assert again.models.aligner.alignment == made.models.aligner.alignment == "spans"
+    assert again.fusers.gates[0].config == made.fusers.gates[0].config
     conversation = [[{"role": "user", "content": "Where does Ribigo live?"}]]
     with torch.no_grad():
         logits = [
-            c.generate_ids(c.collate(conversation), max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+            c.generate_ids(
+                c.models.collate(conversation), max_new_tokens=3, output_logits=True, return_dict_in_generate=True
+            )
             for c in (made, again)
         ]
     for first, second in zip(logits[0].logits, logits[1].logits, strict=True):
@@ -195,7 +197,7 @@ def native(folder: Path, **changes) -> Path:
         layers="last:3",
     )
     with torch.no_grad():
-        for gate in made.gates:
+        for gate in made.fusers.gates:
             if gate.learns:
                 gate.logit.copy_(torch.randn_like(gate.logit))
     made.save_pretrained(folder)
@@ -363,7 +365,7 @@ def test_models_that_were_moved_are_named_anew(published, tmp_path):
         main(["convert", "--source", str(published), "--out", str(tmp_path / "ours")])
     models = ["--receiver", RECEIVER, "--sharer", SHARER]
     main(["convert", "--source", str(published), "--out", str(tmp_path / "ours"), *models])
-    assert Communicator.from_pretrained(published, receiver=RECEIVER, sharers=[SHARER]).layer_maps == [LAYER_MAP]
+    assert Communicator.from_pretrained(published, receiver=RECEIVER, sharers=[SHARER]).fusers.layer_maps == [LAYER_MAP]
 
 
 def test_models_are_named_by_the_recipe_or_by_the_user(published):

@@ -93,7 +93,7 @@ def test_the_question_to_exchange_for_may_come_from_another_batch():
 
 
 def test_a_copy_on_another_device_has_all_tensors_there_and_leaves_the_first_as_it_is():
-    batch = tiny.communicator("qwen3", "qwen2").collate(tiny.CONVERSATIONS)
+    batch = tiny.communicator("qwen3", "qwen2").models.collate(tiny.CONVERSATIONS)
     moved = batch.to("meta")
     for part, twin in ((batch, moved), (batch.sharers[0], moved.sharers[0])):
         tensors = {name: value for name, value in vars(part).items() if isinstance(value, torch.Tensor)}

@@ -249,7 +249,7 @@ def with_store(names, folder) -> Communicator:
 @pytest.mark.parametrize("names", NAMES, ids=lambda names: names[0])
 def test_losses_gradients_and_answers_are_those_without_it(folder, names):
     plain, stored = tiny.communicator(*names), with_store(names, folder)
-    batch = plain.collate(tiny.CONVERSATIONS)
+    batch = plain.models.collate(tiny.CONVERSATIONS)
     batch.response_ids = torch.arange(15).reshape(3, 5) % 100
     batch.response_mask = torch.ones_like(batch.response_ids)
     for _ in range(2):
