@@ -214,13 +214,6 @@ class Reading:
         partly._receiver_cache, partly._sharer_caches = self._receiver_cache, self._sharer_caches
         return partly
 
-    @cached_property
-    def exchanged(self) -> Reading:
-        """The reading in which every question has the sharers' caches of the next one in the batch."""
-        other = Reading(self.models, exchange_questions(self.batch))
-        other._receiver_cache = self._receiver_cache
-        return other
-
     def _sharer_cache(self, sharer: int) -> DynamicCache:
         if sharer not in self._sharer_caches:
             prompt = self.batch.sharers[sharer]

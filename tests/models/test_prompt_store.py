@@ -272,10 +272,10 @@ def test_losses_gradients_and_answers_are_those_without_it(folder, names):
 
 def test_questions_that_were_exchanged_are_read_back_too(folder):
     communicator = with_store(NAMES[0], folder)
-    reading = communicator.read(communicator.models.collate(tiny.CONVERSATIONS))
-    communicator.prefill(reading)
+    batch = communicator.models.collate(tiny.CONVERSATIONS)
+    communicator.prefill(batch)
     with Prefills(communicator.models.receiver, *communicator.models.sharers) as prefills:
-        communicator.prefill(reading.exchanged)
+        communicator.prefill(exchange_questions(batch))
     assert prefills.count == 0
 
 
