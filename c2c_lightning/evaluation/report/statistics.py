@@ -44,7 +44,6 @@ class Comparison:
         test: the test that p comes from.
         only_first: items on which the first scored higher.
         only_second: items on which the second scored higher.
-        num_items: items that both answered.
     """
 
     difference: Estimate
@@ -52,7 +51,6 @@ class Comparison:
     test: str
     only_first: int
     only_second: int
-    num_items: int
 
     @property
     def significant(self) -> bool:
@@ -123,7 +121,7 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> Comparison:
     else:
         test = "sign-flip permutation"
         p = _sign_flip_p(a - b, seed)
-    return Comparison(_bootstrapped_mean(a - b, seed), p, test, only_first, only_second, len(a))
+    return Comparison(_bootstrapped_mean(a - b, seed), p, test, only_first, only_second)
 
 
 def question_specific_gain(c2c: Scores, controls: dict[str, Scores], seed: int = 0) -> Gain:
