@@ -16,24 +16,18 @@ from c2c_lightning.models import Batch
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run import Run, recorded
 
+EVERY = 5  # optimizer steps between two columns of the picture, doubled when there are too many of them
 MOST_COLUMNS = 500  # more than the picture can show; they stand in every checkpoint
 
 
 class GateMap(L.Callback):
-    """Notes the sigmoid of every gate logit and draws it as `gates.png` in the run's folder.
-
-    Args:
-        every: optimizer steps between two columns of the picture, doubled when there are too many of them.
-    """
-
-    def __init__(self, every: int = 5):
-        self.every = every
+    """Notes the sigmoid of every gate logit and draws it as `gates.png` in the run's folder."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: C2CModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         for run in recorded(trainer):
-            note(run, trainer.global_step, self.every)
+            note(run, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         for run in recorded(trainer):
@@ -44,19 +38,13 @@ class GateMap(L.Callback):
                     run.tracker.log_artifact(file)
 
 
-def note(run: Run, step: int, every: int) -> None:
-    """Adds a run's gates to its history, of which every second column goes when there are too many.
-
-    Args:
-        run: whose gates.
-        step: of the optimizer.
-        every: steps between two columns, as long as there are few.
-    """
+def note(run: Run, step: int) -> None:
+    """Adds a run's gates at an optimizer step to its history, of which every second column goes when it is too long."""
     steps, history = run.gate_steps, run.gate_history
     while len(steps) >= MOST_COLUMNS:
         del steps[::2], history[::2]
     # Columns that were left are at multiples of the new distance.
-    distance = max(every, steps[1] - steps[0]) if len(steps) > 1 else every
+    distance = max(EVERY, steps[1] - steps[0]) if len(steps) > 1 else EVERY
     if step % distance == 0 and step not in steps[-1:]:
         steps.append(step)
         history.append([gate.logit.detach().float().sigmoid().cpu() for gate in run.fusers.gates])

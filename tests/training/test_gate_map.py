@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from c2c_lightning.fuser import C2CFuser, Fusers, GateConfig, KVShape
-from c2c_lightning.training.gate_map import MOST_COLUMNS, draw, note
+from c2c_lightning.training.gate_map import EVERY, MOST_COLUMNS, draw, note
 from c2c_lightning.training.optimizer import OptimizerConfig
 from c2c_lightning.training.run import Run
 
@@ -20,9 +20,9 @@ def test_a_long_run_has_a_history_of_bounded_length_at_even_distances(steps):
     run.communicator = type("Fused", (), {"fusers": Fusers(shape, [shape], C2CFuser, gate=GateConfig())})
     for step in range(1, steps + 1):
         run.fusers.gates[0].logit.data.fill_(step / steps)
-        note(run, step, 5)
-        note(run, step, 5)  # another micro-batch of the step
-    assert len(run.gate_steps) == len(run.gate_history) == min(steps // 5, len(run.gate_steps)) <= MOST_COLUMNS
+        note(run, step)
+        note(run, step)  # another micro-batch of the step
+    assert len(run.gate_steps) == len(run.gate_history) == min(steps // EVERY, len(run.gate_steps)) <= MOST_COLUMNS
     [distance] = {later - earlier for earlier, later in pairwise(run.gate_steps)}
     assert run.gate_steps[0] == distance
     assert run.gate_steps[-1] > steps - distance
