@@ -14,7 +14,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import Aligner, Batch, FrozenModels, Message, Reading, load_aligner, load_models
+from c2c_lightning.models import Batch, FrozenModels, Message, Reading, load_aligner, load_models
 
 
 class Communicator(nn.Module):
@@ -134,21 +134,6 @@ class Communicator(nn.Module):
         models = config["receiver"], config["sharers"]
         aligner = load_aligner(*models, config["alignment"], config["template_kwargs"])
         return cls(FrozenModels(*load_models(*models, dtype), aligner), fusers).eval()
-
-
-def load_communicator(
-    receiver: str, sharers: Sequence[str], aligner: Aligner, dtype: str = "auto", **fusers: Any
-) -> Communicator:
-    """A communicator with fresh fusers between models named by folder or hub id.
-
-    Args:
-        receiver: folder or hub id.
-        sharers: folders or hub ids.
-        aligner: of these models, as `load_aligner` makes it.
-        dtype: of the frozen models; `auto` for the one they were saved in.
-        **fusers: see `Fusers`.
-    """
-    return Communicator.fresh(FrozenModels(*load_models(receiver, sharers, dtype), aligner), **fusers)
 
 
 def check_conversations(conversations: list[list[Message]]) -> None:

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c2c_lightning import Communicator
-from c2c_lightning.communicator import load_communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import C2CFuser, GateConfig, IdenticalFuser
 from c2c_lightning.models import load_aligner
@@ -39,7 +38,7 @@ def make(models: list[str], **kwargs) -> Communicator:
     torch.manual_seed(3)
     aligner = load_aligner(models[0], models[1:], kwargs.pop("alignment", "spans"), kwargs.pop("template_kwargs", None))
     fuser = partial(C2CFuser, hidden=16, num_layers=4, dropout=0.2)
-    communicator = load_communicator(models[0], models[1:], aligner, fuser=fuser, **kwargs).eval()
+    communicator = tiny.between(models[0], models[1:], aligner, fuser=fuser, **kwargs).eval()
     with torch.no_grad():
         for gate in communicator.fusers.gates:
             gate.logit.copy_(gate.logit.sign() * torch.rand_like(gate.logit))
@@ -99,8 +98,7 @@ class ScaledFuser(C2CFuser):
 
 
 def test_a_users_own_fuser_class_is_saved_and_loaded_when_the_user_trusts_it(models, tmp_path):
-    aligner = load_aligner(models[0], models[1:2])
-    communicator = load_communicator(models[0], models[1:2], aligner, fuser=partial(ScaledFuser, hidden=8))
+    communicator = tiny.between(models[0], models[1:2], fuser=partial(ScaledFuser, hidden=8))
     communicator.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"ScaledFuser, which is none of c2c_lightning\.fuser.*say trust_remote_code"):
         Communicator.from_pretrained(tmp_path)
@@ -117,9 +115,8 @@ def test_a_module_that_came_with_a_fuser_is_not_run(saved, tmp_path, monkeypatch
 
 
 def test_a_fuser_that_reads_no_sharer_cannot_be_one_of_two(models):
-    aligner = load_aligner(models[0], models[1:])
     with pytest.raises(ValueError, match="IdenticalFuser reads no sharer's cache, so it cannot be one of 2"):
-        load_communicator(models[0], models[1:], aligner, fuser=IdenticalFuser)
+        tiny.between(models[0], models[1:], fuser=IdenticalFuser)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

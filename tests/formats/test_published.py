@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from c2c_lightning.cli.commands import main
-from c2c_lightning.communicator import Communicator, load_communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.fuser_folder import read_fuser, write_fuser_folder
 from c2c_lightning.formats.published import read_published, write_published
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import load_aligner
 from c2c_lightning.models.loading import kv_shape, load_config
+from tests.models import tiny
 
 RECEIVER, SHARER = "c2c_lightning/nano/receiver", "c2c_lightning/nano/sharer"
 R, S = (kv_shape(load_config(name)) for name in (RECEIVER, SHARER))
@@ -188,10 +188,9 @@ def test_export_then_import_gives_back_every_tensor_and_the_same_logits(tmp_path
 
 def native(folder: Path, **changes) -> Path:
     """A fuser of ours with random weights."""
-    made = load_communicator(
+    made = tiny.between(
         RECEIVER,
         [SHARER],
-        load_aligner(RECEIVER, [SHARER]),
         fuser=lambda *shapes: C2CFuser(*shapes, hidden=HIDDEN),
         gate=GateConfig(**changes),
         layers="last:3",

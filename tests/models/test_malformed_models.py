@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
-from c2c_lightning.communicator import load_communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.models import check_models, load_aligner
+from c2c_lightning.models import check_models
 from c2c_lightning.models.loading import PROJECT, load_model, load_tokenizer
 from tests.models import tiny
 
@@ -214,7 +213,7 @@ def test_what_was_checked_is_loaded_once(pair):
 def fuser_folder(whole, tmp_path):
     """Of a fuser between models that are named from the working folder."""
     receiver, sharer = str(whole / "receiver"), str(whole / "sharer")
-    communicator = load_communicator(receiver, [sharer], load_aligner(receiver, [sharer]))
+    communicator = tiny.between(receiver, [sharer])
     communicator.save_pretrained(tmp_path / "fuser")
     edited("config.json", receiver="receiver", sharers=["sharer"])(tmp_path / "fuser")
     return tmp_path / "fuser"

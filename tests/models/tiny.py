@@ -31,7 +31,7 @@ from transformers import (
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import Aligner, FrozenModels
+from c2c_lightning.models import Aligner, FrozenModels, load_aligner, load_models
 
 TEXT = [
     "The user asks where Ribigo lives, and the assistant says that Ribigo lives in Oslo.",
@@ -205,6 +205,12 @@ def communicator(receiver: str, *sharers: str, seed: int = 0, gate: GateConfig |
             gate=gate or GateConfig(kind="open"),
             **kwargs,
         ).eval()
+
+
+def between(receiver: str, sharers: list[str], aligner: Aligner | None = None, **fusers) -> Communicator:
+    """A communicator with fresh fusers between models named by their folders."""
+    aligner = aligner or load_aligner(receiver, sharers)
+    return Communicator.fresh(FrozenModels(*load_models(receiver, sharers), aligner), **fusers)
 
 
 CONVERSATIONS = [

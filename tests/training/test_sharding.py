@@ -9,10 +9,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from c2c_lightning.communicator import load_communicator
 from c2c_lightning.fuser import C2CFuser
-from c2c_lightning.models import load_aligner
 from c2c_lightning.training.sharding import clip_gradients, renamed, shard, whole_state, wrap_policy
+from tests.models import tiny
 
 MODELS = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
 BLOCKS = {f"models.receiver.model.layers.{i}" for i in range(4)} | {
@@ -22,7 +21,7 @@ BLOCKS = {f"models.receiver.model.layers.{i}" for i in range(4)} | {
 
 @pytest.fixture
 def communicator():
-    return load_communicator(*MODELS, load_aligner(*MODELS), fuser=partial(C2CFuser, hidden=16))
+    return tiny.between(*MODELS, fuser=partial(C2CFuser, hidden=16))
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 
-from c2c_lightning.communicator import Communicator, load_communicator
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.harness.model import C2CLM
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import load_aligner
 from tests.evaluation.harness.some_requests import PAIR, TASKS
+from tests.models import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,7 @@ def fuser(tmp_path_factory) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         factory = partial(C2CFuser, hidden=32, dropout=0.0)
-        load_communicator(*PAIR, load_aligner(*PAIR), fuser=factory, gate=GateConfig(kind="open")).save_pretrained(
-            folder
-        )
+        tiny.between(*PAIR, fuser=factory, gate=GateConfig(kind="open")).save_pretrained(folder)
     return str(folder)
 
 
