@@ -152,15 +152,6 @@ def test_several_sharers_are_each_aligned_on_their_own():
         assert (both.positions[i] == alone.positions[0]).all()
 
 
-def with_template(template: str):
-    tokenizer = tiny.TOKENIZERS["chatml"]
-    made = type(tiny.tokenizer("chatml"))(
-        tokenizer_object=tiny.tokenizer("chatml").backend_tokenizer, eos_token=tokenizer[3], pad_token="<|pad|>"
-    )
-    made.chat_template, made.name_or_path = template, "strange-model"
-    return made
-
-
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -173,7 +164,7 @@ def with_template(template: str):
 )
 def test_a_template_that_does_not_render_the_message_as_it_is_is_refused_by_name(template, message):
     with pytest.raises(ValueError, match=message):
-        Aligner(tiny.tokenizer("chatml"), [with_template(template)]).prompt(user("Oslo"))
+        Aligner(tiny.tokenizer("chatml"), [tiny.with_template("chatml", template)]).prompt(user("Oslo"))
 
 
 def test_an_unknown_alignment_is_refused_by_value():
@@ -183,7 +174,7 @@ def test_an_unknown_alignment_is_refused_by_value():
 
 def test_template_kwargs_reach_every_template():
     template = "{% if enable_thinking is defined and not enable_thinking %}quiet {% endif %}{{ messages[0].content }}"
-    tokenizer = with_template(template)
+    tokenizer = tiny.with_template("chatml", template)
     assert Aligner(tokenizer, []).prompt(user("Oslo")).text == "quiet Oslo"
     assert Aligner(tokenizer, [], template_kwargs={}).prompt(user("Oslo")).text == "Oslo"
 

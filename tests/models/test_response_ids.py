@@ -25,15 +25,6 @@ def respond(tokenizer, answer: str) -> tuple[list[int], list[int]]:
     return prompt.receiver_ids, aligner.response_ids(messages, prompt)
 
 
-def with_template(name: str, template: str) -> PreTrainedTokenizerFast:
-    plain = tiny.tokenizer(name)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token, pad_token=plain.pad_token
-    )
-    made.chat_template, made.name_or_path = template, "strange-model"
-    return made
-
-
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", ["chatml", "inst", "bare"])
 def test_prompt_and_response_are_the_finished_conversation_up_to_its_end_of_turn(name, answer):
@@ -64,7 +55,7 @@ def test_a_response_that_would_merge_with_the_prompt_leaves_the_prompts_tokens_a
 
 
 def test_there_is_a_prompt_with_which_a_response_merges():
-    tokenizer = with_template(
+    tokenizer = tiny.with_template(
         "inst",
         "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
@@ -86,7 +77,7 @@ THINKING = (
 
 @pytest.mark.parametrize("answer", [*ANSWERS, "end", "|", "\n", " white space "])
 def test_a_finished_conversation_that_does_not_begin_with_its_prompt_gives_the_response_alone(answer):
-    tokenizer = with_template("chatml", THINKING)
+    tokenizer = tiny.with_template("chatml", THINKING)
     _, response = respond(tokenizer, answer)
     assert tokenizer.decode(response) == answer.strip() + "<|im_end|>"
 
@@ -121,7 +112,7 @@ THOUGHT = "<think>\nOslo?\n</think>\n\nNorway"
 
 def respond_with(template: str, messages: list[dict], **template_kwargs) -> tuple[str, str]:
     """Prompt and response as text."""
-    tokenizer = with_template("chatml", template)
+    tokenizer = tiny.with_template("chatml", template)
     aligner = Aligner(tokenizer, [tiny.tokenizer("inst")], template_kwargs=template_kwargs)
     prompt = aligner.prompt(messages[:-1])
     return prompt.text, tokenizer.decode(aligner.response_ids(messages, prompt))
@@ -163,7 +154,7 @@ def test_thoughts_that_a_template_leaves_out_of_past_turns_do_not_stand_in_the_w
 
 
 def test_what_comes_after_thoughts_that_were_left_out_is_aligned_with_the_same_words():
-    tokenizer = with_template("chatml", QWEN3)
+    tokenizer = tiny.with_template("chatml", QWEN3)
     keeping = tiny.tokenizer("chatml")
     messages = [
         *dialogue("<think>\nNorway, or Sweden?\n</think>\n\nNorway, of course"),
@@ -221,7 +212,7 @@ def test_a_response_whose_text_ends_the_turn_too_early_is_refused(end, llama3):
 
 
 def test_a_template_without_an_end_of_turn_gets_the_tokenizers():
-    tokenizer = with_template("chatml", "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    tokenizer = tiny.with_template("chatml", "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     _, response = respond(tokenizer, "Norway")
     assert response[-1] == tokenizer.eos_token_id
 
@@ -237,14 +228,14 @@ def test_an_empty_response_is_the_end_of_turn():
 def test_a_template_that_leaves_out_the_answer_is_refused_by_name():
     template = "{% for m in messages if m.role != 'assistant' %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(ValueError, match="'strange-model' changes the assistant's message"):
-        respond(with_template("chatml", template), "Norway")
+        respond(tiny.with_template("chatml", template), "Norway")
 
 
 @pytest.mark.parametrize("change", ["{{ m.content | upper }}", "nothing"])
 def test_a_template_that_changes_the_answer_is_refused_by_name(change):
     template = THINKING.replace("{{ m.content | trim }}", "{% if m.role == 'assistant' %}" + change + "{% endif %}")
-    aligner = Aligner(with_template("chatml", THINKING), [])
+    aligner = Aligner(tiny.with_template("chatml", THINKING), [])
     prompt = aligner.prompt(dialogue("Norway")[:-1])
-    aligner.receiver = with_template("chatml", template)
+    aligner.receiver = tiny.with_template("chatml", template)
     with pytest.raises(ValueError, match="'strange-model' changes the assistant's message"):
         aligner.response_ids(dialogue("Norway"), prompt)

@@ -207,6 +207,16 @@ def communicator(receiver: str, *sharers: str, seed: int = 0, gate: GateConfig |
         ).eval()
 
 
+def with_template(name: str, template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a model called strange-model, which has a chat template of its own."""
+    plain = tokenizer(name)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token, pad_token=plain.pad_token
+    )
+    made.chat_template, made.name_or_path = template, "strange-model"
+    return made
+
+
 def between(receiver: str, sharers: list[str], aligner: Aligner | None = None, **fusers) -> Communicator:
     """A communicator with fresh fusers between models named by their folders."""
     aligner = aligner or load_aligner(receiver, sharers)
