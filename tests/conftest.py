@@ -14,8 +14,7 @@ os.environ.setdefault("C2C_TRACEBACK", "1")
 import datasets
 import pytest
 
-from c2c_lightning.cli.commands import main
-from tests.training.runs import BASE, SMALL, Run, newest
+from tests.training.runs import BASE, SMALL, Run, command, newest
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +23,22 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
 
 
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, in which nothing is yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def fit(tmp_path_factory):
     """Runs `fit` on the built-in pair in a working folder of its own; returns its `Run`."""
 
     def run(*args: str, workspace: Path | None = None, tracking_uri: str | None = None) -> Run:
         workspace = workspace or tmp_path_factory.mktemp("workspace")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(workspace)
-            patch.setattr("sys.argv", ["c2c_lightning"])
-            # MLflow remembers a run's store in the environment of the process.
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            if tracking_uri is not None:
-                patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-            main(["fit", "--config", BASE, *SMALL, *args])
+        command(workspace, "fit", "--config", BASE, *SMALL, *args, tracking_uri=tracking_uri)
         return newest(workspace)
 
     return run

@@ -14,14 +14,7 @@ PROJECT = Path(__file__).parents[2]
 BASE = f"--config={PROJECT / 'conf' / 'base.yaml'}"
 EVALUATION = str(PROJECT / "conf" / "eval" / "nano.yaml")
 RECEIVER = PROJECT / "c2c_lightning" / "nano" / "receiver"
-
-
-@pytest.fixture(autouse=True)
-def workspace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def parsed(*args: str) -> C2CCLI:

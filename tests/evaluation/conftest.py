@@ -22,10 +22,3 @@ def shuffled_fuser(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def few(fuser, tmp_path_factory) -> Evaluated:
     return evaluate(fuser, tmp_path_factory.mktemp("few"), *FEW)
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -9,11 +9,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import pytest
 import torch
 
-from c2c_lightning.cli.commands import main
-from tests.training.runs import BASE, newest
+from tests.training.runs import BASE, command, newest
 
 FILE = Path(__file__).with_name("golden_loss.json")
 STEPS = 20
@@ -32,11 +30,8 @@ def losses(*args: str) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.setattr("sys.argv", ["c2c_lightning"])
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            main(["fit", "--config", BASE, *RUN, *args])
+        with tempfile.TemporaryDirectory() as folder:
+            command(Path(folder), "fit", "--config", BASE, *RUN, *args)
             run = newest(Path(folder))
             history = run.client.get_metric_history(run.tracked.info.run_id, "train/loss")
     finally:

@@ -11,8 +11,10 @@ from typing import Any
 
 import lightning as L
 import mlflow
+import pytest
 import torch
 
+from c2c_lightning.cli.commands import main
 from c2c_lightning.models.loading import load_model
 
 PROJECT = Path(__file__).parents[2]
@@ -122,6 +124,18 @@ class Run:
     def tracked(self) -> mlflow.entities.Run:
         where = json.loads((self.folder / "mlflow.json").read_text())
         return self.client.get_run(where["run_id"])
+
+
+def command(workspace: Path, *args: str, tracking_uri: str | None = None) -> None:
+    """Runs a command in a working folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        patch.setattr("sys.argv", ["c2c_lightning"])
+        # MLflow remembers a run's store in the environment of the process.
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if tracking_uri is not None:
+            patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        main(args)
 
 
 def newest(workspace: Path) -> Run:

@@ -12,9 +12,8 @@ import pytest
 import torch
 import yaml
 
-from c2c_lightning.cli.commands import main
 from c2c_lightning.tracking import MLflowTracker, note_tracking
-from tests.training.runs import BASE, Run, same
+from tests.training.runs import BASE, Run, command, same
 
 # Other layers, parts, kinds of gate and rates; two fusers of one shape, and one that draws its dropout.
 TRIALS = {
@@ -52,14 +51,6 @@ def prepare(workspace: Path, settings: dict[str, Any] | None = None) -> list[str
         (workspace / name).mkdir(parents=True, exist_ok=True)
         (workspace / name / "trial.yaml").write_text(yaml.safe_dump(config))
     return list(TRIALS)
-
-
-def command(workspace: Path, *args: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace)
-        patch.setattr("sys.argv", ["c2c_lightning"])
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        main(list(args))
 
 
 def fit(workspace: Path, name: str, *args: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.models.prompt_store import ENTRIES
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, curve, launch
-from tests.training.runs import BASE, SMALL, Run, same
-from tests.training.test_shared import assert_same_fuser, command, prepare, runs
+from tests.training.runs import BASE, SMALL, Run, command, same
+from tests.training.test_shared import assert_same_fuser, prepare, runs
 
 STEPS = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1"]
 
