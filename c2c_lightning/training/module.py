@@ -135,9 +135,6 @@ class C2CModule(L.LightningModule):
         return int(steps)
 
     def on_fit_start(self) -> None:
-        limit = self.trainer.gradient_clip_val
-        if limit is not None and not limit >= 0:
-            raise UserError(f"trainer.gradient_clip_val is {limit}: it must be positive, or 0 for no clipping.")
         for run in self.runs:
             if not any(gate.learns or gate.active() for gate in run.fusers.gates):
                 raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")

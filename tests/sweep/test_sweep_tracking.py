@@ -12,6 +12,7 @@ from c2c_lightning.sweep.tracking import tracked
 from c2c_lightning.sweep.trials import Trials
 from c2c_lightning.tracking import MLflowTracker, note_tracking
 from tests.sweep.invented import METRIC, nano_sweep, trial
+from tests.test_tracking import empty_store as empty_store
 from tests.test_tracking import server as server
 from tests.test_tracking import workspace as workspace
 

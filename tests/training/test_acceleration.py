@@ -23,8 +23,8 @@ def communicator(dropout: float = 0.0):
 
 def step(made) -> tuple[torch.Tensor, list[torch.Tensor], int]:
     """Loss, gradients, and how many numbers were kept for the backward pass."""
-    prompts = [made.aligner.prompt(messages) for messages in tiny.CONVERSATIONS]
-    batch = collate(prompts, [[3, 4, 5]] * len(prompts), pad_ids=made.aligner.pad_ids)
+    prompts = [made.models.aligner.prompt(messages) for messages in tiny.CONVERSATIONS]
+    batch = collate(prompts, [[3, 4, 5]] * len(prompts), pad_ids=made.models.aligner.pad_ids)
     made.zero_grad()
     kept: dict[int, int] = {}
 
@@ -55,8 +55,8 @@ def test_recomputed_activations_give_the_same_gradients_to_the_bit_and_are_not_k
 def test_compiled_parts_give_the_same_loss_and_gradients(parts):
     torch.manual_seed(1)
     made = communicator()
-    made.receiver = tiny.build("qwen3").requires_grad_(False)
-    made.sharers[0] = tiny.build("qwen2").requires_grad_(False)
+    made.models.receiver = tiny.build("qwen3").requires_grad_(False)
+    made.models.sharers[0] = tiny.build("qwen2").requires_grad_(False)
     loss, gradients, _ = step(made)
     calls: list[str] = []
     compile_parts(made, parts, backend=partial(noted, calls))

@@ -24,7 +24,7 @@ def test_a_fuser_is_named_trained_saved_and_loaded(fit, name):
     run = fit("--trainer.max_steps=2", f"--model.fuser=c2c_lightning.fuser.{name}", *is_trained)
     assert run.tracked.data.tags["fuser"] == name
     saved = run.checkpoint()["state_dict"]
-    fuser = Communicator.from_pretrained(str(run.folder)).fusers[0]
+    fuser = Communicator.from_pretrained(run.folder, trust_remote_code=True).fusers[0]
     assert type(fuser).__name__ == name
     for key, parameter in fuser.named_parameters():
         assert torch.equal(parameter, saved[f"communicator.fusers.0.{key}"])
@@ -108,7 +108,7 @@ def test_the_docs_example_of_a_fuser_of_ones_own_trains_and_loads(fit, tmp_path,
     (tmp_path / "my_fuser.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     run = fit("--trainer.max_steps=2", "--model.fuser=my_fuser.LinearFuser", "--model.fuser.init_args.bias=false")
-    fuser = Communicator.from_pretrained(str(run.folder)).fusers[0]
+    fuser = Communicator.from_pretrained(run.folder, trust_remote_code=True).fusers[0]
     assert type(fuser).__name__ == "LinearFuser"
     assert fuser.map.bias is None
     assert torch.equal(fuser.map.weight, run.checkpoint()["state_dict"]["communicator.fusers.0.map.weight"])

@@ -85,11 +85,12 @@ def test_accumulated_micro_batches_have_the_gradient_of_one_batch(fit, short_epo
 
 
 def test_what_is_typed_against_the_checkpoint_is_refused(fit, tmp_path):
-    fit("--trainer.max_steps=2", workspace=tmp_path)
+    run = fit("--trainer.max_steps=2", "--trainer.val_check_interval=1", workspace=tmp_path)
+    first = f"--ckpt_path={run.folder / 'checkpoints' / 'step=1.ckpt'}"
     with pytest.raises(SystemExit, match=r"trained with model\.optimizer\.lr 0\.003, but this run says 0\.5"):
         fit("--trainer.max_steps=4", "--ckpt_path=last", "--model.optimizer.lr=0.5", workspace=tmp_path)
     with pytest.raises(SystemExit, match=r"data\.batch_size x devices is 8, but was 16"):
-        fit("--trainer.max_steps=4", "--ckpt_path=last", "--data.init_args.batch_size=8", workspace=tmp_path)
+        fit("--trainer.max_steps=2", first, "--data.init_args.batch_size=8", workspace=tmp_path)
 
 
 def contents(run) -> dict:
