@@ -22,7 +22,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.files import checked, whole
 from c2c_lightning.formats.config import FORMAT, check_config
 
-PREFIX = "communicator.fusers."  # of a fuser's tensors among a run's
+FUSERS = "communicator.fusers."  # begins the names of a fuser's tensors among a run's
 METADATA = ".metadata"
 OPTIMIZERS, SCHEDULERS = "optimizer_states", "lr_schedulers"
 # What torch.distributed.checkpoint pickles to say which tensor lies where; a dtype is added by its name.
@@ -131,12 +131,6 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     if config["format"] == FORMAT and "run" not in checkpoint:
         raise UserError(f"{where} is damaged: run: Field required.")
     return {**checkpoint, "c2c": config}
-
-
-def fuser_of(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of the fuser in a run's checkpoint."""
-    state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-    return checkpoint["c2c"], state
 
 
 def refuse_infinite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:

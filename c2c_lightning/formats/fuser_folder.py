@@ -18,7 +18,7 @@ from torch import Tensor
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.files import read_json, whole_folder
 from c2c_lightning.formats.checkpoint import (
-    fuser_of,
+    FUSERS,
     is_sharded,
     must_be_consolidated,
     read_checkpoint,
@@ -103,8 +103,9 @@ def _read_checkpoint(file: Path) -> Saved:
         raise UserError(f"fuser '{file}' {must_be_consolidated(file)}")
     if not file.is_file():
         raise UserError(f"fuser '{file}': no such checkpoint file.")
-    config, state = fuser_of(read_checkpoint(file, f"fuser '{file}'"))
-    return config, without_statistics(state)
+    checkpoint = read_checkpoint(file, f"fuser '{file}'")
+    state = {name.removeprefix(FUSERS): tensor for name, tensor in checkpoint["state_dict"].items()}
+    return checkpoint["c2c"], without_statistics(state)
 
 
 def without_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

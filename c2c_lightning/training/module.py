@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig, LayerMap, Layers, fuse_all
 from c2c_lightning.models import Batch, FrozenModels, PromptStore, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
@@ -24,8 +25,6 @@ from c2c_lightning.training.finite import check_weights, not_finite
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import clip_gradients, shard
-
-FUSERS = "communicator.fusers."
 
 
 class C2CModule(L.LightningModule):

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
-from c2c_lightning.training.module import FUSERS
+from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.training.sharding import (
     parameter_names,
     renamed,
