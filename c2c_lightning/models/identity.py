@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
@@ -58,11 +57,6 @@ def fingerprint_in_memory(model: PreTrainedModel) -> str:
     config = {key: value for key, value in model.config.to_dict().items() if key not in ORIGIN}
     digest = xxh3_128(f"{type(model).__qualname__} {json.dumps(config, sort_keys=True, default=str)}".encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        add_tensor(digest, name, tensor)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def add_tensor(digest: xxh3_128, name: str, tensor: Tensor) -> None:
-    """Adds a tensor's name, type, shape and bytes to a digest."""
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
