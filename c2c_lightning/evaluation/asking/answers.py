@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from c2c_lightning.files import check_json, read_bytes, write_whole
+from c2c_lightning.files import check_json, cut_unfinished_line, read_bytes, write_whole
 
 ANSWERS = "answers"
 
@@ -73,7 +73,8 @@ class AnswerFile:
             UserError: a line is damaged, and which, or the file cannot be read.
         """
         answers: dict[str, Answer] = {}
-        lines = self._content().split(b"\n")[:-1]  # what follows the last line break is cut off
+        content = read_bytes(self.path, "answers") if self.path.exists() else b""
+        lines = content.split(b"\n")[:-1]  # what follows the last line break is cut off
         for number, line in enumerate(lines, start=1):
             remedy = "Remove the line, and the question is asked again."
             answer = check_json(line, Answer, f"answer {self.path}:{number}", remedy)
@@ -82,12 +83,12 @@ class AnswerFile:
 
     def resume(self, grade: Callable[[Answer], Answer]) -> dict[str, Answer]:
         """The whole answers so far, graded again, and a file that the next ones can be appended to."""
-        content, before = self._content(), self.read()
+        before = self.read()
         answers = {name: grade(answer) for name, answer in before.items()}
         if answers != before:
             write_whole(self.path, "".join(map(to_line, answers.values())))
-        elif not content.endswith(b"\n") and content:
-            os.truncate(self.path, content.rfind(b"\n") + 1)  # or the next answer would continue what was cut off
+        elif self.path.exists():
+            cut_unfinished_line(self.path, "answers")
         return answers
 
     def append(self, answers: Sequence[Answer]) -> None:
@@ -99,9 +100,6 @@ class AnswerFile:
             file.writelines(map(to_line, answers))
             file.flush()
             os.fsync(file.fileno())
-
-    def _content(self) -> bytes:
-        return read_bytes(self.path, "answers") if self.path.exists() else b""
 
 
 def to_line(answer: Answer) -> str:
