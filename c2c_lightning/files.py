@@ -6,6 +6,8 @@ damaged one ends in one message that names the file, the place in it and the rem
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -164,6 +166,11 @@ def write_whole(path: Path, text: str) -> None:
 def json_text(value: Any, indent: int | None = 2) -> str:
     """A value as JSON, in which a number that is not finite is null: JSON has no NaN."""
     return to_json(value, indent=indent, inf_nan_mode="null").decode("utf-8") + "\n"
+
+
+def json_digest(value: Any) -> str:
+    """The same for values that are the same as JSON; what JSON does not have counts as its text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @cache

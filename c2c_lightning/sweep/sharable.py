@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from c2c_lightning.files import json_digest
 from c2c_lightning.nested import flatten
 
 # What a trial may have of its own, by dotted key.
@@ -25,7 +24,7 @@ OF_LOGGERS = ("name", "run_id", "run_name", "save_dir", "tags", "version")
 
 def sharable_key(config: Mapping[str, Any]) -> str:
     """The same for configurations of `fit` whose trials can share their prefill."""
-    return hashlib.sha256(json.dumps(shared(config), sort_keys=True, default=str).encode()).hexdigest()
+    return json_digest(shared(config))
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:

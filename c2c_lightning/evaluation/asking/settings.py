@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import json
 from dataclasses import asdict
 from typing import Any
 
 from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.files import json_digest
 from c2c_lightning.formats.config import located
 from c2c_lightning.formats.fuser_folder import fingerprint, read_fuser
 from c2c_lightning.models.identity import fingerprint_of_files
@@ -35,8 +34,7 @@ def digest(settings: dict[str, Any]) -> str:
     config = located(config, model["fuser"])
     # Receiver and sharers by what their folders hold: one that was trained on under its old name answers anew.
     models = [fingerprint_of_files(name) for name in (config["receiver"], *config["sharers"])]
-    text = json.dumps([fingerprint(config, state), models, counted, sources(counted)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest([fingerprint(config, state), models, counted, sources(counted)])
 
 
 def sources(settings: Any) -> list[str]:
@@ -56,5 +54,4 @@ def questions_digest(benchmark: Benchmark) -> str:
     """The same for benchmarks that ask the same questions, by the same prompts, after the same exemplars."""
     items = [*benchmark.items(), *(benchmark.exemplar_items() if benchmark.exemplars else [])]
     asked = [[asdict(item), benchmark.messages(item), benchmark.response(item)] for item in items]
-    text = json.dumps([asdict(benchmark.prompt), asked], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest([asdict(benchmark.prompt), asked])

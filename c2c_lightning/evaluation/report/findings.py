@@ -6,8 +6,6 @@ be made again, and runs be compared, without asking the models.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -20,6 +18,7 @@ from c2c_lightning.evaluation.benchmarks.base import NAME
 from c2c_lightning.evaluation.report.formatting import Interval
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.statistics import Comparison, accuracy, compare, question_specific_gain
+from c2c_lightning.files import json_digest
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
@@ -125,7 +124,7 @@ def findings(results: BenchmarkResults) -> Findings:
         "answer_mode": benchmark.answer_mode,
         "measure": results.measure,
         "num_items": len(results.items),
-        "items": _digest(benchmark),
+        "items": json_digest([asdict(item) for item in benchmark.items()])[:16],
         "dropped": dict(benchmark.dropped),
         "guessing": _guessing(benchmark),
         "seed": results.seed,
@@ -168,11 +167,6 @@ def _method(results: BenchmarkResults, name: str) -> MethodFound:
         "sharer_tokens": mean("sharer_tokens"),
         "handed_over_bytes": mean("handed_over"),
     }
-
-
-def _digest(benchmark: Benchmark) -> str:
-    text = json.dumps([asdict(item) for item in benchmark.items()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _guessing(benchmark: Benchmark) -> float | None:
