@@ -44,7 +44,7 @@ def stacks(fuser: C2CFuser) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def block(module, x, group, heads_block=False):
+def block(module, x, group):
     """x + W2 gelu(W1 RMSNorm(x))."""
     normed = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * module.norm[group, 0]
     inner = F.linear(normed, module.w1.weight[group].mT)

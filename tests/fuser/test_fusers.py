@@ -23,6 +23,7 @@ from c2c_lightning.fuser import (
     RidgeFuser,
     UnweightedFuser,
 )
+from tests.fuser.test_c2c import block, linear
 
 SHARER, RECEIVER = KVShape(9, 2, 4), KVShape(3, 3, 2)
 B, N, L = 2, 4, RECEIVER.num_layers
@@ -150,15 +151,6 @@ def test_every_weight_learns_or_is_fitted(kind):
         assert not torch.isclose(fuser.weight, before).any()
     else:
         assert all(parameter.grad.abs().sum() > 0 for parameter in fuser.parameters())
-
-
-def linear(module, x, row):
-    return F.linear(x, module.weight[row].mT, module.bias[row, 0])
-
-
-def block(module, x, row):
-    normed = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * module.norm[row, 0]
-    return x + F.linear(F.gelu(F.linear(normed, module.w1.weight[row].mT)), module.w2.weight[row].mT)
 
 
 def two_routes(fuser, read, row):

@@ -44,7 +44,7 @@ def equal(first, second) -> bool:
 
 
 def entries(folder) -> set:
-    """The files of all entries, whose names are random."""
+    """The files of all entries; one that is written again has another name."""
     return set(folder.glob(f"{ENTRIES}/??/??/*.val"))
 
 

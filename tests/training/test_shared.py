@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from c2c_lightning.tracking import MLflowTracker, note_tracking
@@ -73,14 +72,6 @@ def files(run: Run) -> set[str]:
     return {file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*")}
 
 
-def assert_same_fuser(ours: Run, alone: Run) -> None:
-    """To the bit, as on a CPU fusers are called one by one."""
-    state, expected = ours.checkpoint()["state_dict"], alone.checkpoint()["state_dict"]
-    assert state.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(state[name], tensor), name
-
-
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory) -> dict[str, Run]:
     """Each trial by a `fit` of its own."""
@@ -108,7 +99,7 @@ def together(tmp_path_factory) -> dict[str, Run]:
 @pytest.mark.parametrize("name", TRIALS)
 def test_a_trial_ends_with_the_fuser_and_the_metrics_that_it_would_have_had_alone(apart, together, name):
     ours, alone = together[name], apart[name]
-    assert_same_fuser(ours, alone)
+    assert same(ours.checkpoint(), alone.checkpoint())
     clock = "train/tokens_per_second"
     assert ours.summary["metrics"].keys() == alone.summary["metrics"].keys()
     for metric, value in alone.summary["metrics"].items():
@@ -155,7 +146,7 @@ def test_accumulated_micro_batches_of_like_length_are_learned_from_as_alone(tmp_
     command(tmp_path / "together, once", "fit-shared", "--runs", json.dumps(folders))
     together, apart = runs(tmp_path / "together, once"), runs(tmp_path / "apart")
     for name in names:
-        assert_same_fuser(together[name], apart[name])
+        assert same(together[name].checkpoint(), apart[name].checkpoint())
 
 
 def test_a_stopped_trial_leaves_the_others_alone_and_goes_on_under_fit(apart, tmp_path):
@@ -168,11 +159,11 @@ def test_a_stopped_trial_leaves_the_others_alone_and_goes_on_under_fit(apart, tm
     assert not (left["A"].folder / "fuser").exists()
     for name in names[1:]:
         assert left[name].tracked.info.status == "FINISHED"
-        assert_same_fuser(left[name], apart[name])
+        assert same(left[name].checkpoint(), apart[name].checkpoint())
     fit(tmp_path, "A", "--ckpt_path=A")
     assert left["A"].tracked.info.status == "FINISHED"
     assert left["A"].checkpoint()["global_step"] == 8
-    assert_same_fuser(left["A"], apart["A"])
+    assert same(left["A"].checkpoint(), apart["A"].checkpoint())
 
 
 def test_a_trial_whose_numbers_are_not_finite_fails_alone(apart, tmp_path):
@@ -187,7 +178,7 @@ def test_a_trial_whose_numbers_are_not_finite_fails_alone(apart, tmp_path):
     assert not (left["A"].folder / "summary.json").exists()
     for name in names[1:]:
         assert left[name].tracked.info.status == "FINISHED"
-        assert_same_fuser(left[name], apart[name])
+        assert same(left[name].checkpoint(), apart[name].checkpoint())
 
 
 def test_interrupted_trials_are_resumed_by_the_same_command(apart, together, tmp_path):

@@ -9,25 +9,16 @@ from pathlib import Path
 import pytest
 
 from c2c_lightning.models.loading import PROJECT
-from c2c_lightning.models.prompt_store import ENTRIES
+from tests.models.test_prompt_store import contents, entries
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, curve, launch
 from tests.training.runs import BASE, SMALL, Run, command, same
-from tests.training.test_shared import assert_same_fuser, prepare, runs
+from tests.training.test_shared import prepare, runs
 
 STEPS = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1"]
 
 
 def stored_in(folder: Path) -> list[str]:
     return [f"--model.prompt_store.folder={folder}", "--model.prompt_store.budget_gb=1"]
-
-
-def entries(folder: Path) -> set[Path]:
-    """The files of all entries; one that is written again has another name."""
-    return set(folder.glob(f"{ENTRIES}/??/??/*.val"))
-
-
-def contents(folder: Path) -> list[bytes]:
-    return sorted(path.read_bytes() for path in entries(folder))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +140,8 @@ def test_trials_that_train_together_read_the_store_that_one_alone_filled(tmp_pat
     assert before
     command(tmp_path / "together", "fit-shared", "--runs", "A,B")
     assert entries(tmp_path / "store") == before
-    assert_same_fuser(runs(tmp_path / "together")["A"], runs(tmp_path / "apart")["A"])
+    together, apart = (runs(tmp_path / folder)["A"].checkpoint() for folder in ("together", "apart"))
+    assert same(together, apart)
 
 
 def test_a_run_goes_on_with_a_store_that_it_began_without(fit, plain, tmp_path):
