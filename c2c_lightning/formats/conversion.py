@@ -30,7 +30,7 @@ def convert(source: str, out: str, receiver: str | None = None, sharer: str | No
     config, state = read_fuser(source, receiver, sharer and [sharer])
     if not source.endswith(CHECKPOINT) and is_published(find_fuser(source)):
         write_fuser_folder(folder, config, state)
-        print(f"{folder}: fuser of ours, ready for --fuser {folder}")
+        print(f"{folder}: fuser of ours, ready for test --model.fuser {folder}")
     else:
         write_published(folder, located(config, source), state)
         print(f"{folder}: published format, its projectors in {folder / WEIGHTS_FOLDER}")
