@@ -242,7 +242,7 @@ def test_a_trial_that_diverges_fails_with_the_reason_and_the_others_finish(tmp_p
     workspace.write(space={"model.optimizer.lr": {"grid": [1.0e30, 0.01]}}, metric="val/loss", concurrent=2)
     assert workspace.run() == 0, workspace.said
     assert workspace.states == ["failed", "finished"]
-    assert "not finite" in workspace.trials.known[0].reason
+    assert "train/loss is nan" in workspace.trials.known[0].reason
 
 
 def test_a_folder_that_cannot_be_made_ends_in_one_message(tmp_path, monkeypatch):
