@@ -15,21 +15,17 @@ from c2c_lightning.models import Batch, FrozenModels
 from c2c_lightning.models.batch import SharerPrompt
 
 
-def qwen3(layers: int, width: int, mlp: int, heads: int, kv_heads: int, head_dim: int, vocabulary: int) -> Qwen3Config:
-    return Qwen3Config(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-    )
-
-
-def qwen2(layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabulary: int) -> Qwen2Config:
-    return Qwen2Config(
+def shape(
+    kind: type[Qwen2Config | Qwen3Config],
+    layers: int,
+    width: int,
+    mlp: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    **more: int,
+) -> Qwen2Config | Qwen3Config:
+    return kind(
         num_hidden_layers=layers,
         hidden_size=width,
         intermediate_size=mlp,
@@ -37,17 +33,18 @@ def qwen2(layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabula
         num_key_value_heads=kv_heads,
         vocab_size=vocabulary,
         tie_word_embeddings=True,
+        **more,
     )
 
 
 # The first two are the published models'; `-mid` is where matmuls dominate on a CPU, `-tiny` ends within seconds.
 MODELS = {
-    "qwen3-0.6b": qwen3(28, 1024, 3072, 16, 8, 128, 151_936),
-    "qwen2.5-0.5b": qwen2(24, 896, 4864, 14, 2, 151_936),
-    "qwen3-mid": qwen3(8, 512, 1536, 8, 4, 64, 32_000),
-    "qwen2-mid": qwen2(10, 448, 1344, 7, 1, 32_000),
-    "qwen3-tiny": qwen3(4, 128, 384, 4, 2, 32, 4_000),
-    "qwen2-tiny": qwen2(5, 96, 288, 4, 1, 4_000),
+    "qwen3-0.6b": shape(Qwen3Config, 28, 1024, 3072, 16, 8, 151_936, head_dim=128),
+    "qwen2.5-0.5b": shape(Qwen2Config, 24, 896, 4864, 14, 2, 151_936),
+    "qwen3-mid": shape(Qwen3Config, 8, 512, 1536, 8, 4, 32_000, head_dim=64),
+    "qwen2-mid": shape(Qwen2Config, 10, 448, 1344, 7, 1, 32_000),
+    "qwen3-tiny": shape(Qwen3Config, 4, 128, 384, 4, 2, 4_000, head_dim=32),
+    "qwen2-tiny": shape(Qwen2Config, 5, 96, 288, 4, 1, 4_000),
 }
 MID = "qwen3-mid+qwen2-mid"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
