@@ -25,13 +25,7 @@ from tests.models import tiny
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> list[str]:
     """Folders of three models with their tokenizers: a receiver and two sharers."""
-    folders = []
-    for family in ("qwen3", "llama", "gemma3"):
-        folder = tmp_path_factory.mktemp(family)
-        tiny.model(family).save_pretrained(folder)
-        tiny.tokenizer(tiny.FAMILIES[family][0]).save_pretrained(folder)
-        folders.append(str(folder))
-    return folders
+    return [str(tiny.save(family, tmp_path_factory.mktemp(family))) for family in ("qwen3", "llama", "gemma3")]
 
 
 def make(models: list[str], **kwargs) -> Communicator:

@@ -14,9 +14,7 @@ from tests.models import tiny
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny.model("llama").save_pretrained(tmp_path / "model")
-    tiny.tokenizer("inst").save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return tiny.save("llama", tmp_path / "model")
 
 
 def test_a_copy_is_the_same_model_and_what_it_does_not_read_does_not_count(folder, tmp_path):

@@ -76,10 +76,7 @@ def test_a_model_that_cannot_be_fused_is_refused_by_name_with_the_reason(model_t
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model's folder."""
-    path = tmp_path_factory.mktemp("llama")
-    tiny.model("llama").save_pretrained(path)
-    tiny.tokenizer("inst").save_pretrained(path)
-    return path
+    return tiny.save("llama", tmp_path_factory.mktemp("llama"))
 
 
 def test_a_model_is_loaded_frozen_and_under_the_name_it_was_given(folder, monkeypatch):

@@ -23,9 +23,9 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole")
     sharer = tiny.build("qwen2")
     sharer.resize_token_embeddings(336)  # transformers gives Qwen's tokenizers an end of text of their own
-    for name, model, tokenizer in (("receiver", tiny.model("llama"), "inst"), ("sharer", sharer, "bare")):
-        model.save_pretrained(path / name)
-        tiny.tokenizer(tokenizer).save_pretrained(path / name)
+    sharer.save_pretrained(path / "sharer")
+    tiny.tokenizer("bare").save_pretrained(path / "sharer")
+    tiny.save("llama", path / "receiver")
     return path
 
 

@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections import Counter
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -191,6 +192,13 @@ def build(family: str) -> PreTrainedModel:
 
 model = cache(build)
 """The same model object at every call: tests must not change it."""
+
+
+def save(family: str, folder: Path) -> Path:
+    """A model's folder, with its tokenizer."""
+    model(family).save_pretrained(folder)
+    tokenizer(FAMILIES[family][0]).save_pretrained(folder)
+    return folder
 
 
 def communicator(receiver: str, *sharers: str, seed: int = 0, gate: GateConfig | None = None, **kwargs) -> Communicator:
