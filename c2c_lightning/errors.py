@@ -33,6 +33,8 @@ def told(command: str) -> Iterator[None]:
     except KeyboardInterrupt:  # before anything was begun that could be resumed
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed("\n"):
+            sys.exit(128 + signal.SIGPIPE)
         message = user_message(error)
         if message is not None:
             sys.exit(f"error: {message}")
@@ -46,6 +48,18 @@ def told(command: str) -> Iterator[None]:
             where += f", {file} keeps it"
         # Not `error:`, by which a sweep knows a trial that would be refused again.
         sys.exit(f"unexpected error in {command}: {type(error).__name__}: {first_line(error)} ({where})")
+    finally:
+        output_is_closed()  # or Python would find it at its end
+
+
+def output_is_closed(more: str = "") -> bool:
+    """Prints more; whether nobody reads it any more, as behind `| head`. Then the rest is dropped."""
+    try:
+        print(more, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def user_message(error: BaseException | None) -> str | None:

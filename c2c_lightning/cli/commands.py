@@ -45,11 +45,11 @@ def main(args: Sequence[str] | None = None) -> None:
     words = [arg for arg in typed if not arg.startswith("-")]
     # An option of the command line itself may come first: --config mine.yaml fit
     command = next((word for word in words if word in COMMANDS), words[0] if words else None)
-    if command is None:
-        print(overview())
-        return
-    with told(command):
-        run(command, typed, args)
+    with told(command or "c2c_lightning"):
+        if command is None:
+            print(overview())
+        else:
+            run(command, typed, args)
 
 
 def run(command: str, typed: list[str], args: Sequence[str] | None) -> None:

@@ -1,7 +1,11 @@
 """The command line: what is typed wins, and what is wrong gets one message."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,6 +247,17 @@ def test_a_path_that_cannot_be_is_said_in_one_message(command, says, workspace):
 def test_without_a_command_all_commands_are_listed(capsys):
     main([])
     assert "lm-eval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_of_the_output_may_stop_reading(buffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "c2c_lightning", "--help"]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.stdout.close()
+    assert started.stderr.read() == b""
+    started.stderr.close()
+    assert started.wait() in (0, 128 + signal.SIGPIPE)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(workspace):
