@@ -45,9 +45,14 @@ METADATA_CLASSES = {
 }
 
 
+class ParameterGroup(TypedDict):
+    name: str
+    params: list[int]
+
+
 class OptimizerState(TypedDict):
-    state: dict[int, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
+    state: dict[int, dict[str, InstanceOf[Tensor]]]
+    param_groups: list[ParameterGroup]
 
 
 class Loops(TypedDict):

@@ -18,7 +18,8 @@ from torchmetrics import MeanMetric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.config import FORMAT
+from c2c_lightning.formats.checkpoint import PREFIX
+from c2c_lightning.formats.config import FORMAT, mismatch
 from c2c_lightning.fuser import PART_NAMES, Fusers
 from c2c_lightning.models import Batch, FrozenModels
 from c2c_lightning.nested import flatten
@@ -74,6 +75,9 @@ class Run:
         # Counted now: of what is sharded later a device has a part.
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.fusers]
         self.closed_form = ClosedForm(self.communicator)
+        groups = self.optimizer.parameter_groups(self.fusers)
+        self._shapes = {f"{PREFIX}{name}": tuple(tensor.shape) for name, tensor in self.fusers.state_dict().items()}
+        self._learned_shapes = [tuple(parameter.shape) for group in groups for parameter in group["params"]]
 
     @property
     def fusers(self) -> Fusers:
@@ -136,10 +140,31 @@ class Run:
                     f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
                 )
+        if "state_dict" in saved:  # of a sharded one torch compares the shapes
+            self._check_tensors(saved)
         run = saved["run"]
         self.last_metrics = dict(run["metrics"])
         self.gate_steps, self.gate_history = list(run["gate_steps"]), list(run["gate_history"])
         self.closed_form.load(saved.get("held_out", []))
+
+    def _check_tensors(self, saved: dict[str, Any]) -> None:
+        """Raises a UserError unless weights and what the optimizer knows of them have this run's shapes."""
+        there = {name: tuple(tensor.shape) for name, tensor in own(saved["state_dict"], self.label).items()}
+        wrong = mismatch(self._shapes, there)
+        for optimizer in saved["optimizer_states"]:
+            groups = [group for group in optimizer["param_groups"] if group["name"].startswith(self.label)]
+            numbers = [number for group in groups for number in group["params"]]
+            if len(numbers) != len(self._learned_shapes):
+                wrong = wrong or f"its optimizer has {len(numbers)} parameters, the run {len(self._learned_shapes)}"
+            for number, shape in zip(numbers, self._learned_shapes):
+                for name, moment in optimizer["state"].get(number, {}).items():
+                    if moment.ndim and moment.shape != shape:
+                        wrong = wrong or f"its optimizer's {name} {number} is {list(moment.shape)}, not {list(shape)}"
+        if wrong:
+            raise UserError(
+                f"the checkpoint does not fit this run: {wrong}. It is damaged, or a model or the fuser's class has "
+                "been changed since: go on from another, or start without --ckpt_path."
+            )
 
     def _settings(self, dtype: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""

@@ -103,6 +103,33 @@ def test_a_damaged_checkpoint_is_refused_in_one_message_as_checkpoint_and_as_fus
         Communicator.from_pretrained(file)
 
 
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("a tensor too short", rf"{GATE} is \[1, 2\], and would have to be \[2, 4, 1\]"),
+        ("a tensor missing", rf"it lacks {GATE}"),
+        ("a moment too short", r"its optimizer's exp_avg 0 is \[1\], not \["),
+        ("a parameter missing", r"its optimizer has \d+ parameters, the run \d+"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_the_run_is_refused(run, fit, tmp_path, how, says):
+    checkpoint = run.checkpoint()
+    [optimizer] = checkpoint["optimizer_states"]
+    match how:
+        case "a tensor too short":
+            checkpoint["state_dict"][GATE] = torch.zeros(1, 2)
+        case "a tensor missing":
+            del checkpoint["state_dict"][GATE]
+        case "a moment too short":
+            optimizer["state"][0]["exp_avg"] = torch.zeros(1)
+        case "a parameter missing":
+            optimizer["param_groups"][0]["params"].pop()
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit, match=f"does not fit this run: {says}"):
+        fit("--trainer.max_steps=4", "--ckpt_path=other.ckpt", workspace=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
 def copied(run: Run, folder: Path) -> Path:
     """A run that was cut off while it wrote last.ckpt, as a copy."""
     (folder / "checkpoints").mkdir(parents=True)
