@@ -44,9 +44,10 @@ class CheckedCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        command = self.config.get("subcommand") or ""
+        config = self.config.get(command, self.config)
         check_seed(config.seed_everything)
-        check_trainer(config.trainer)
+        check_trainer(config.trainer, trains=command in ("", "fit"))
         check_fuser(config.model.get("fuser"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -63,7 +64,7 @@ def check_seed(seed: bool | int) -> None:
         raise UserError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}.")
 
 
-def check_trainer(trainer: Namespace) -> None:
+def check_trainer(trainer: Namespace, trains: bool) -> None:
     """Refuses what Lightning takes without a word, or refuses by traceback."""
     for key in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
         value = trainer[key]
@@ -75,7 +76,7 @@ def check_trainer(trainer: Namespace) -> None:
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 <= clip < math.inf:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give a positive number, or null for no clipping.")
-    if trainer.limit_train_batches == 0:
+    if trains and trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches is 0, so nothing would be trained: leave it out, or raise it.")
 
 

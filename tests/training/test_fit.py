@@ -153,6 +153,11 @@ def test_validation_of_no_checkpoint_is_refused(tmp_path, monkeypatch):
         main(["validate", "--config", BASE, *SMALL])
 
 
+def test_a_checkpoint_is_validated_whatever_would_be_trained_on(run, monkeypatch):
+    monkeypatch.chdir(run.folder.parents[1])
+    main(["validate", "--config", BASE, *SMALL, "--ckpt_path=last", "--trainer.limit_train_batches=0"])
+
+
 def test_fusers_are_not_trained_in_half_precision(fit):
     with pytest.raises(SystemExit, match="give bf16-mixed"):
         fit("--trainer.max_steps=1", "--trainer.precision=bf16-true")
