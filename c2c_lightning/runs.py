@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from c2c_lightning.errors import UserError
 
@@ -14,6 +16,7 @@ RUNS = Path("runs")
 CONFIG_FILE, SUMMARY_FILE, RESULTS_FILE = "config.yaml", "summary.json", "results.json"
 PROGRESS_FILE, TRIAL_FILE, STOP_FILE = "progress.jsonl", "trial.yaml", "stop"
 CHECKPOINTS, LAST, FUSER = "checkpoints", "last.ckpt", "fuser"
+LOCK_FILE = ".lock"
 
 
 class Interrupted(SystemExit):
@@ -76,6 +79,30 @@ def new_folder(parent: Path = RUNS, name: str = "", claim: bool = True) -> Path:
             continue
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}.") from error
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Keeps other processes from a folder while it is written to, or until this process ends in whatever way.
+
+    Args:
+        folder: that is written to.
+        what: writes to it, for the message.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"another {what} is writing to {folder}: wait for its end.") from error
+    try:
+        yield
+    finally:
+        if not (folder / CONFIG_FILE).exists():  # refused, and so to leave no trace
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
 
 
 def give_back(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from c2c_lightning.cli.lightning_parser import CheckedCLI
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import check_models
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, new_folder
+from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, held, make_folder, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training import (
     C2CModule,
@@ -50,12 +51,8 @@ class C2CCLI(CheckedCLI):
     """`fit` and `validate` with a `C2CModule` on an `InstructionData`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.claimed: Path | None = None
-        try:
+        with ExitStack() as self.at_end:
             super().__init__(*args, **kwargs)
-        finally:
-            if self.claimed is not None:  # and refused before anything was in it
-                give_back(self.claimed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -98,7 +95,11 @@ class C2CCLI(CheckedCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         resumed = run_folder(Path(config.ckpt_path)) if config.ckpt_path else None
-        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or self.claim()
+        folder = Path(trainer.default_root_dir) if trainer.default_root_dir else resumed or self.new_folder()
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
+        if rank_zero_only.rank == 0 and not trainer.fast_dev_run:
+            self.hold(folder)
         resumes = resumed is not None and folder.resolve() == resumed.resolve()
         if (folder / CONFIG_FILE).exists() and not resumes and not cut_off_early(folder):
             raise UserError(
@@ -106,19 +107,25 @@ class C2CCLI(CheckedCLI):
                 "or name another folder."
             )
         trainer.default_root_dir = str(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"trainer.default_root_dir {folder} is a file: name a folder.")
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
         model = config.model
         check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, model.dtype)
 
-    def claim(self) -> Path:
+    def new_folder(self) -> Path:
         """A folder of the run's own, which the first rank names; the others learn of it when they have met."""
         if rank_zero_only.rank != 0:
             return new_folder(claim=False)
-        self.claimed = new_folder()
-        return self.claimed
+        folder = new_folder()
+        self.at_end.callback(give_back, folder)  # if the run was refused before anything was in it
+        return folder
+
+    def hold(self, folder: Path) -> None:
+        """Keeps other runs from the folder until this one has ended."""
+        if not folder.exists():
+            make_folder(folder, "trainer.default_root_dir")
+            self.at_end.callback(give_back, folder)
+        self.at_end.enter_context(held(folder, "run"))
 
     def loggers(self) -> list[Logger]:
         """Those that are configured, or else MLflow's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from c2c_lightning.cli.fit import C2CCLI, WIRING
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import CHECKPOINTS, LAST, TRIAL_FILE
+from c2c_lightning.runs import CHECKPOINTS, LAST, TRIAL_FILE, held
 from c2c_lightning.sweep.sharable import differing_keys
 from c2c_lightning.training.shared import SharedCheckpointIO, SharedLogger, StopFiles, join
 
 
 class TrialCLI(C2CCLI):
     """`fit` as far as it goes without a trainer: configuration, model, data and loggers of one trial."""
+
+    def hold(self, folder: Path) -> None:
+        """Held by `fit_shared`, which goes on with it."""
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
@@ -53,6 +57,14 @@ def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
         if cut:
             message += f" The folder {cut[0]} has a comma in its name: give a list, --runs '{json.dumps(cut[:1])}'."
         raise UserError(message)
+    with ExitStack() as at_end:
+        for folder in folders:
+            at_end.enter_context(held(folder, "run"))
+        fit_together(folders, progress_bar)
+
+
+def fit_together(folders: list[Path], progress_bar: bool) -> None:
+    """Trains the runs of folders that are held; see `fit_shared`."""
     begun = [(folder / CHECKPOINTS / LAST).exists() for folder in folders]
     if any(begun) and not all(begun):
         fresh = ", ".join(str(folder) for folder, has in zip(folders, begun) if not has)

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from c2c_lightning.cli.commands import main
+from c2c_lightning.errors import UserError
 from c2c_lightning.models.loading import load_model
+from c2c_lightning.runs import held
 
 PROJECT = Path(__file__).parents[2]
 BASE = str(PROJECT / "conf" / "base.yaml")
@@ -95,6 +97,14 @@ class CompareWithShipped(L.Callback):
             assert all(parameter.grad is None for parameter in model.parameters())
         after = list(communicator.fusers.parameters())
         assert not any(torch.equal(old, new) for old, new in zip(self.before, after))
+
+
+class ExpectHeld(L.Callback):
+    """Asserts that no other run can take this one's folder."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        with pytest.raises(UserError, match="another run is writing"), held(Path(trainer.default_root_dir), "run"):
+            pass
 
 
 class Fail(L.Callback):

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from c2c_lightning.runs import held
 from tests.training.runs import newest, same
 
 STEPS = ["--trainer.max_steps=10", "--trainer.val_check_interval=4", "--model.fuser.init_args.dropout=0.1"]
@@ -130,6 +131,18 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again_in_its_
     assert "was cut off before its first checkpoint: it begins again" in caplog.text
     with pytest.raises(SystemExit, match="already holds a run"):
         fit("--trainer.max_steps=2", f"--trainer.default_root_dir={early.folder}", workspace=tmp_path)
+
+
+def test_nobody_takes_a_run_up_while_it_goes_on(fit, tmp_path):
+    hold = "--trainer.callbacks+=tests.training.runs.ExpectHeld"
+    run = fit("--trainer.max_steps=2", hold, workspace=tmp_path)
+    named = "--trainer.default_root_dir=runs/named"
+    refused = pytest.raises(SystemExit, match=rf"another run is writing to runs/{run.folder.name}: wait for its end")
+    with held(run.folder, "run"), refused:
+        fit("--trainer.max_steps=6", "--ckpt_path=last", workspace=tmp_path)
+    fit("--trainer.max_steps=2", hold, named, workspace=tmp_path)
+    with pytest.raises(SystemExit, match="already holds a run"):
+        fit("--trainer.max_steps=2", named, workspace=tmp_path)
 
 
 def test_the_recorded_configuration_makes_a_run_of_its_own(fit, tmp_path):

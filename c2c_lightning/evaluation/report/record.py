@@ -17,6 +17,7 @@ import json
 import signal
 import time
 from collections.abc import Container
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,6 @@ from typing import Any
 
 import lightning as L
 import yaml
-from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
@@ -39,10 +39,10 @@ from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_w
 from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.wording import gain_as_told, reading_guide, sections
 from c2c_lightning.files import read_bytes, write_whole
-from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted
+from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted, held
 from c2c_lightning.tracking import MLflowTracker, find_tracker, noted_tracking
 
-FIGURES, SETTINGS_FILE, LOCK_FILE = "figures", "settings.sha256", ".lock"
+FIGURES, SETTINGS_FILE = "figures", "settings.sha256"
 
 
 class EvaluationRecord(L.Callback):
@@ -56,7 +56,7 @@ class EvaluationRecord(L.Callback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: str = ""):
         self.parser, self.config, self.settings = parser, config, settings
-        self.lock: FileLock | None = None
+        self.lock: ExitStack | None = None
         self.handlers: dict[int, Any] = {}
 
     def on_test_start(self, trainer: L.Trainer, module: Evaluation) -> None:
@@ -120,18 +120,16 @@ class EvaluationRecord(L.Callback):
     def _lock(self, folder: Path) -> None:
         """Keeps other evaluations from the folder."""
         if self.lock is None:
-            self.lock = FileLock(folder / LOCK_FILE)
-            try:
-                self.lock.acquire(blocking=False)
-            except Timeout as error:
-                raise UserError(f"another evaluation is writing to {folder}: wait for its end.") from error
+            lock = ExitStack()
+            lock.enter_context(held(folder, "evaluation"))
+            self.lock = lock
 
     def _release(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()
         if self.lock is not None:
-            self.lock.release()
+            self.lock.close()
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
