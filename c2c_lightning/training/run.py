@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.checkpoint import PREFIX
+from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.formats.config import FORMAT, mismatch
 from c2c_lightning.fuser import PART_NAMES, Fusers
 from c2c_lightning.models import Batch, FrozenModels
@@ -76,7 +76,7 @@ class Run:
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.fusers]
         self.closed_form = ClosedForm(self.communicator)
         groups = self.optimizer.parameter_groups(self.fusers)
-        self._shapes = {f"{PREFIX}{name}": tuple(tensor.shape) for name, tensor in self.fusers.state_dict().items()}
+        self._shapes = {f"{FUSERS}{name}": tuple(tensor.shape) for name, tensor in self.fusers.state_dict().items()}
         self._learned_shapes = [tuple(parameter.shape) for group in groups for parameter in group["params"]]
 
     @property
