@@ -61,7 +61,8 @@ class FSDP2(ModelParallelStrategy):
             return super().load_checkpoint(path, weights_only)
         checkpoint = read_whole(self, path, weights_only)
         options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        # A copy, for torch adds the frozen models' tensors to what it is given.
+        set_model_state_dict(self.model, dict(checkpoint["state_dict"]), options=options)
         for optimizer, state in optimizer_states(self, checkpoint):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state, options=options)
         return checkpoint
