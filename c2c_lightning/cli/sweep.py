@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,9 +167,7 @@ def build(config: Mapping[str, Any]) -> C2CModule:
     from c2c_lightning.cli.fit import WIRING
     from c2c_lightning.cli.fit_shared import TrialCLI
 
-    for part in ("fabric", "pytorch"):  # every build would say what its seed is
-        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+    with warnings_alone(), tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(dict(config), file, sort_keys=False)
         file.flush()
         try:
@@ -182,3 +180,17 @@ def build(config: Mapping[str, Any]) -> C2CModule:
             if message is None:
                 raise
             raise UserError(message) from error
+
+
+@contextlib.contextmanager
+def warnings_alone() -> Iterator[None]:
+    """Lightning logs nothing below a warning: every build would say what its seed is."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,11 +1,13 @@
 """What a sweep leaves behind, from its file to the best configuration."""
 
+import logging
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 
-from c2c_lightning.cli.sweep import read_sweep
+from c2c_lightning.cli.sweep import build, read_sweep
 from c2c_lightning.errors import UserError
 from c2c_lightning.sweep.cluster import cluster
 from c2c_lightning.sweep.process import is_free
@@ -161,6 +163,12 @@ def test_what_cannot_run_is_refused_before_anything_runs(name, tmp_path, monkeyp
         main(["sweep", "--config", "wrong.yaml"])
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_build_leaves_lightning_as_talkative_as_it_was(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    build(yaml.safe_load(Path(BASE).read_text()))
+    assert logging.getLogger("lightning.pytorch").getEffectiveLevel() == logging.INFO
 
 
 @pytest.mark.parametrize(
