@@ -138,7 +138,7 @@ class Aligner:
         """
         tokenizer = self.receiver
         text, num_said = self._response(messages, prompt)
-        ids, ends = self._ids_after(prompt, text)
+        ids, ends = self.ids_after(prompt, text)
         special = set(tokenizer.all_special_ids)
         end = next((i for i, (token, at) in enumerate(zip(ids, ends)) if at > num_said and token in special), None)
         response = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
@@ -179,12 +179,8 @@ class Aligner:
             raise UserError(f"the chat template of {self.receiver.name_or_path!r} changes the assistant's message")
         return kept + tail, len(kept)
 
-    def ids_after(self, prompt: AlignedPrompt, text: str) -> list[int]:
-        """The receiver's ids of a text that goes on from a prompt."""
-        return self._ids_after(prompt, text)[0]
-
-    def _ids_after(self, prompt: AlignedPrompt, text: str) -> tuple[list[int], list[int]]:
-        """See `ids_after`; also how many of the text's characters have been read by each token's end."""
+    def ids_after(self, prompt: AlignedPrompt, text: str) -> tuple[list[int], list[int]]:
+        """The receiver's ids of a text that goes on from a prompt, and how much of it has been read by each one's end."""
         whole = self.receiver(prompt.text + text, add_special_tokens=False, return_offsets_mapping=True)
         start = len(prompt.receiver_ids)
         if whole.input_ids[:start] == prompt.receiver_ids:

@@ -32,12 +32,8 @@ WAIT_SECONDS = 120  # for a process that a busy machine does not let begin; its 
 
 
 def check_weights(model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuses a model that is not what its files say.
-
-    Args:
-        model: as it was loaded.
-        missing: weights that its files lack, which transformers has drawn at random.
-        unexpected: tensors of its files that it has no place for.
+    """Refuses a model that has weights `missing` from its files, which transformers has drawn at random; whose files
+    have `unexpected` ones, which it has no place for; or whose weights are not finite.
     """
     if missing := sorted(missing):
         tied = ", or set tie_word_embeddings to true in its config.json if it is the input's" * any(
@@ -66,11 +62,7 @@ def check_weights(model: PreTrainedModel, missing: Iterable[str], unexpected: It
 
 
 def check_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer that makes ids that its model has no embedding for.
-
-    Raises:
-        UserError: it does, and which token is the first.
-    """
+    """Refuses a tokenizer that makes ids that its model has no embedding for, and names the first."""
     known = model.get_input_embeddings().weight.shape[0]
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= known}
     if beyond:
@@ -82,9 +74,9 @@ def check_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
 
 
 def check_template(tokenizer: Tokenizer, template_kwargs: dict[str, Any] | None) -> None:
-    """Sees to it that a chat template, which is a program of whoever made the model, ends, and says each message of a conversation once, in order and unchanged.
+    """Sees to it that a chat template, a program of whoever made the model, ends and says each message once and in order.
 
-    A template may refuse conversations of several turns, but not a single question.
+    It may refuse conversations of several turns, but not a single question.
 
     Raises:
         ValueError: it does not, and how.

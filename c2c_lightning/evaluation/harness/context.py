@@ -75,4 +75,4 @@ class ReadPrompt:
         return whole[:num_given], whole[num_given:]
 
     def _response_ids(self, said: str) -> list[int]:
-        return self.aligner.ids_after(self.prompt, self.lead + said)
+        return self.aligner.ids_after(self.prompt, self.lead + said)[0]
