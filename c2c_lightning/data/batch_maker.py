@@ -1,11 +1,14 @@
-"""Examples -> tokens, aligned between the models -> a padded batch."""
+"""Examples -> tokens, aligned between the models -> a padded batch, with other questions for the control."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+
+import numpy as np
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
@@ -13,7 +16,12 @@ from c2c_lightning.models import AlignedPrompt, Aligner, Batch, collate
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT = ("too_long", "refused")  # the reasons why an example is missing from a batch
+# Shorter sentences, such as "Answer in one word", do not show that two prompts share a passage.
+SENTENCE = 20
+
+
+class TooLong(UserError):
+    """Prompt and response have more tokens than `data.max_length`."""
 
 
 class BatchMaker:
@@ -36,31 +44,29 @@ class BatchMaker:
             examples: to tokenize.
             partners: for each of them other questions, the best first; see `Batch.partners`.
         """
-        prompts, responses, references, others = [], [], [], []
+        read, references, others = [], [], []
         skipped: Counter[str] = Counter()
         for i, example in enumerate(examples):
             self.refused.seen += 1
             try:
-                prompt, response, num_tokens = self._read(example)
+                read.append(self._read(example))
+            except TooLong as reason:
+                skipped["too_long"] += 1
+                log.info("left out %s: %s", example.source, reason)
+                continue
             except UserError as reason:  # one template may refuse what another takes
                 skipped["refused"] += 1
                 self.refused.skip(example.source, str(reason))
-                self.refused.check()
                 continue
-            if num_tokens > self.max_length:
-                skipped["too_long"] += 1
-                log.info("left out %s: %d tokens", example.source, num_tokens)
-                continue
-            prompts.append(prompt)
-            responses.append(response)
             references.append(example.response)
             if partners is not None:
                 others.append(self._first_readable(partners[i]))
-        if not prompts:
+        if not read:
             # A rank that has nothing to learn from must take part in the step all the same.
-            prompts, responses = [self.aligner.prompt([{"role": "user", "content": "-"}])], [[]]
-            references = [""]
-            others = [] if partners is None else prompts
+            nothing = self.aligner.prompt([{"role": "user", "content": "-"}])
+            read, references = [(nothing, [])], [""]
+            others = [] if partners is None else [nothing]
+        prompts, responses = zip(*read)
         batch = collate(prompts, responses, self.aligner.pad_ids)
         batch.references = references if self.exact_answers else None
         batch.skipped = dict(skipped)
@@ -70,32 +76,73 @@ class BatchMaker:
 
     def check(self, examples: Iterable[Example]) -> None:
         """Raises UserError if none of these examples, the shortest that there are, can be used."""
-        reason = None
+        first = None
         for example in examples:
             try:
-                num_tokens = self._read(example)[-1]
-            except UserError as error:
-                reason = reason or f"no example can be read. {example.source}: {error}"
-                continue
-            if num_tokens <= self.max_length:
+                self._read(example)
                 return
-            reason = reason or (
-                f"data.max_length is {self.max_length}, but even the shortest examples are longer "
-                f"({example.source} has {num_tokens} tokens): raise it, or shorten the data."
-            )
-        if reason:
-            raise UserError(reason)
+            except UserError as error:
+                first = first or UserError(f"no example can be used, not even the shortest. {example.source}: {error}")
+        if first:
+            raise first
 
     def _first_readable(self, examples: Iterable[Example]) -> AlignedPrompt | None:
         for example in examples:
             with suppress(UserError):
                 prompt = self.aligner.prompt(example.prompt)
-                if max(len(prompt.receiver_ids), *map(len, prompt.sharer_ids)) <= self.max_length:
-                    return prompt
+                self._check_length(prompt)
+                return prompt
         return None
 
-    def _read(self, example: Example) -> tuple[AlignedPrompt, list[int], int]:
-        """Prompt and response, and how many tokens they have for the model that needs most."""
+    def _read(self, example: Example) -> tuple[AlignedPrompt, list[int]]:
         prompt = self.aligner.prompt(example.prompt)
         response = self.aligner.response_ids(example.messages, prompt)
-        return prompt, response, max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids))
+        self._check_length(prompt, response)
+        return prompt, response
+
+    def _check_length(self, prompt: AlignedPrompt, response: Sequence[int] = ()) -> None:
+        tokens = max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids))
+        if tokens > self.max_length:
+            raise TooLong(
+                f"it has {tokens} tokens, but data.max_length is {self.max_length}: raise it, or shorten the data."
+            )
+
+
+class Partners:
+    """For every example of a set others that know nothing of its answer, whose caches `wrong_question` fuses.
+
+    A partner comes from another record and has another prompt. Prompts that have a sentence in common are avoided
+    where the set has others, as they probably ask about the same passage; a sentence of more than half of the set is
+    an instruction and does not count.
+
+    Args:
+        examples: the set.
+        seed: of the random cycle through it, in which partners are looked for.
+    """
+
+    def __init__(self, examples: Sequence[Example], seed: int = 0):
+        self.examples = examples
+        self.cycle = np.random.default_rng(seed).permutation(len(examples))
+        self.place_in_cycle = np.argsort(self.cycle)
+        self.records = [example.source for example in examples]
+        prompts = ["\n".join(message["content"] for message in example.prompt) for example in examples]
+        self.prompts = [hash(prompt) for prompt in prompts]
+        sentences = [_sentences(prompt) for prompt in prompts]
+        count = Counter(sentence for of_one in sentences for sentence in of_one)
+        self.sentences = [{s for s in of_one if count[s] <= len(examples) / 2} for of_one in sentences]
+
+    def of(self, i: int) -> Iterator[Example]:
+        """Partners of example i, the best first; the caller takes the first one that the models can read."""
+        similar = []
+        for other in np.roll(self.cycle, -1 - self.place_in_cycle[i])[:-1]:
+            if self.records[other] == self.records[i] or self.prompts[other] == self.prompts[i]:
+                continue
+            if self.sentences[other].isdisjoint(self.sentences[i]):
+                yield self.examples[int(other)]
+            else:
+                similar.append(int(other))
+        yield from (self.examples[other] for other in similar)
+
+
+def _sentences(prompt: str) -> set[int]:
+    return {hash(s.strip()) for s in re.split(r"[\n.!?。！？]", prompt) if len(s.strip()) >= SENTENCE}

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from c2c_lightning.data.batch_maker import LEFT_OUT, BatchMaker
+from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.loader import BatchStream, Loader, lengths_of
-from c2c_lightning.data.partners import Partners
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
@@ -37,19 +36,18 @@ class InstructionData(L.LightningDataModule):
         split: of a hub dataset, or of a saved one.
         val_split: the same for `val_path`; None for `split`.
         subset: of a hub dataset that has several.
-        streaming: read as it comes, for data too large to hold; needs `trainer.max_steps`, and
-            `val_path` for validation. Otherwise examples are kept on disk, memory-mapped.
-        prompt_column: with `response_column`, the columns of a prompt/response pair; the usual ones
-            are recognised.
+        streaming: read as it comes, for data too large to hold; needs `trainer.max_steps`, and `val_path` for
+            validation. Otherwise examples are kept on disk, memory-mapped.
+        prompt_column: with `response_column`, the columns of a prompt/response pair; the usual ones are recognised.
         response_column: see `prompt_column`.
         supervise: the `last` assistant turn, or `every` one.
-        max_length: tokens that prompt and response may have, for any of the models; longer examples
-            are left out, counted and reported, never cut.
+        max_length: tokens that prompt and response may have, for any of the models; longer examples are left out,
+            counted and reported, never cut.
         batch_size: examples per device and micro-batch.
         val_batch_size: the same for validation; None for `batch_size`.
         buffer: examples of a stream that are shuffled together.
-        bucket: make batches of examples of like length, which saves padding; where length tells what an
-            example is about, batches are then less mixed.
+        bucket: make batches of examples of like length, which saves padding; where length tells what an example is
+            about, batches are then less mixed.
         num_workers: processes that tokenize.
         exact_answers: responses are short enough to compare word for word: validation generates too.
         seed: of the order; None for that of `seed_everything`.
@@ -79,11 +77,16 @@ class InstructionData(L.LightningDataModule):
         aligner: Aligner | None = None,
     ):
         super().__init__()
-        for key, value in {"batch_size": batch_size, "val_batch_size": val_batch_size, "buffer": buffer}.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{key} is {value}: it must be at least 1.")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}: it must be at least 0.")
+        val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        for key, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("buffer", buffer, 1),
+            ("num_workers", num_workers, 0),
+            ("max_length", max_length, 2),
+        ):
+            if value < least:
+                raise UserError(f"data.{key} is {value}: it must be at least {least}.")
         if (prompt_column is None) != (response_column is None):
             raise UserError(
                 f"data.prompt_column is {prompt_column!r} and data.response_column {response_column!r}: "
@@ -91,32 +94,28 @@ class InstructionData(L.LightningDataModule):
             )
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}: it must lie in [0, 1).")
-        if max_length < 2:
-            raise UserError(f"data.max_length is {max_length}: a prompt and a response need at least 2 tokens.")
         columns = (prompt_column, response_column) if prompt_column and response_column else None
-        val_split = val_split or split
         self.source = Source(path, split, subset, streaming, columns, supervise)
-        self.val_source = (
-            Source(val_path, val_split, subset, False, columns, supervise, "data.val_") if val_path else None
-        )
-        if streaming and not val_path:
+        self.source.check()
+        self.val_source = None
+        if val_path:
+            self.val_source = Source(val_path, val_split or split, subset, False, columns, supervise, "data.val_")
+            self.val_source.check()
+            both = self.source.shared(self.val_source)
+            if both:
+                raise UserError(
+                    f"data.val_path {val_path!r} and data.path {path!r} both have {both}, so validation would be on "
+                    f"what was trained on: give another, or another data.val_split (a part of it, such as "
+                    f"{split}[:100], if that is what you want), or neither to hold out data.val_fraction."
+                )
+        elif streaming:
             log.warning("data.streaming without data.val_path: there is no validation.")
-        for source in filter(None, (self.source, self.val_source)):
-            source.check()
-        both = self.source.shared(self.val_source) if self.val_source else None
-        if both:
-            raise UserError(
-                f"data.val_path {val_path!r} and data.path {path!r} both have {both}, so validation would be on what "
-                f"was trained on: give another, or another data.val_split (a part of it, such as {split}[:100], if "
-                "that is what you want), or neither to hold out data.val_fraction."
-            )
         self.val_fraction, self.streaming, self.max_length = val_fraction, streaming, max_length
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.bucket = bucket
-        self.buffer, self.num_workers, self.exact_answers = buffer, num_workers, exact_answers
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.bucket, self.buffer, self.num_workers = bucket, buffer, num_workers
+        self.exact_answers, self.aligner = exact_answers, aligner
         self.seed = (torch.initial_seed() if seed is None else seed) % 2**32
-        self.aligner = aligner
-        self.left_out = dict.fromkeys(LEFT_OUT, 0)
+        self.left_out = {"too_long": 0, "refused": 0}
 
     def train_examples(self) -> Sequence[Example] | Callable[[], Iterable[Example]]:
         """What to train on: a sequence, or (streaming) a function that yields it."""
@@ -196,30 +195,18 @@ class InstructionData(L.LightningDataModule):
         partners: Partners | None = None,
     ) -> Loader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        global_batch = batch_size * world_size
-        make_batch = BatchMaker(self.aligner, self.max_length, self.exact_answers)
-        stream = partial(
-            BatchStream,
+        stream = BatchStream(
             examples,
-            partners,
-            make_batch,
-            global_batch,
-            rank,
-            world_size,
+            BatchMaker(self.aligner, self.max_length, self.exact_answers),
+            batch_size * world_size,
             seed,
             self.buffer,
             self.bucket,
+            partners,
+            rank,
+            world_size,
         )
-        num_examples = None if callable(examples) else len(examples)
-        num_batches = None if num_examples is None else -(-num_examples // global_batch)
-        order = {
-            "data.batch_size x devices": global_batch,
-            "data.seed": seed,
-            "data.path's number of examples": num_examples,
-            "data.bucket": self.bucket,
-            "data.buffer": self.buffer if num_examples is None else None,
-        }
-        return Loader(stream, num_batches, self.num_workers, order)
+        return Loader(stream, self.num_workers)
 
 
 def _stream(source: Source) -> Iterator[Example]:

@@ -8,15 +8,15 @@ where it was cut off: the state is a pair of numbers, and what the order depends
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from c2c_lightning.data.batch_maker import BatchMaker
-from c2c_lightning.data.partners import Partners
+from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
@@ -70,28 +70,28 @@ class BatchStream(IterableDataset):
 
     Attributes:
         examples: a sequence of examples, or (streaming) a function that yields them in order.
-        partners: of the examples, if they are a sequence; see `Batch.partners`.
         make_batch: tokenizes; called in the worker.
         batch_size: over all ranks.
-        rank, world_size: which part of each global batch to take.
         seed: of the order; None to keep the examples' own.
         buffer: how many examples of a stream are shuffled together; rounded up to whole batches.
         bucket: make batches of examples of like length.
+        partners: of the examples, if they are a sequence; see `Batch.partners`.
+        rank, world_size: which part of each global batch to take.
         epoch: changes the shuffled order.
         start: global batches of this epoch to leave out.
     """
 
     examples: Sequence[Example] | Callable[[], Iterable[Example]]
-    partners: Partners | None
     make_batch: BatchMaker
     batch_size: int
-    rank: int
-    world_size: int
     seed: int | None
     buffer: int
-    bucket: bool
-    epoch: int
-    start: int
+    bucket: bool = True
+    partners: Partners | None = None
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    start: int = 0
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
@@ -116,16 +116,13 @@ class BatchStream(IterableDataset):
 
     def _global_batches(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
         rng = None if self.seed is None else np.random.default_rng((self.seed, self.epoch))
-        for examples, lengths in self._pools():
-            for places in arrange(lengths, self.batch_size, rng, self.bucket):
+        pools: Iterable[Sequence[Example]] = [self.examples]
+        if callable(self.examples):
+            stream, size = iter(self.examples()), -(-self.buffer // self.batch_size) * self.batch_size
+            pools = iter(lambda: list(islice(stream, size)), [])
+        for examples in pools:
+            for places in arrange(lengths_of(examples), self.batch_size, rng, self.bucket):
                 yield examples, places
-
-    def _pools(self) -> Iterator[tuple[Sequence[Example], np.ndarray]]:
-        """The examples, or a buffer of them after the other, with their lengths."""
-        size = -(-self.buffer // self.batch_size) * self.batch_size
-        pools = _cut(self.examples(), size) if callable(self.examples) else [self.examples]
-        for pool in pools:
-            yield pool, lengths_of(pool)
 
 
 def lengths_of(examples: Sequence[Example]) -> np.ndarray:
@@ -135,40 +132,26 @@ def lengths_of(examples: Sequence[Example]) -> np.ndarray:
     return np.array([example.lengths for example in examples])
 
 
-def _cut(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    pool: list[Example] = []
-    for example in examples:
-        pool.append(example)
-        if len(pool) == size:
-            yield pool
-            pool = []
-    if pool:
-        yield pool
-
-
 class Loader:
     """Epoch after epoch of a `BatchStream`, resumable in the middle of one.
 
     Lightning saves and restores it through `state_dict` and `load_state_dict`. What counts as done is
     what was handed to the model (`mark`), not what workers have prepared.
-
-    Args:
-        stream: makes the batches of (epoch, start).
-        num_batches: in an epoch; None for a stream.
-        num_workers: processes that tokenize.
-        order: what the order of the batches depends on, by name; it must not change in mid-run.
     """
 
-    def __init__(
-        self,
-        stream: Callable[[int, int], BatchStream],
-        num_batches: int | None,
-        num_workers: int,
-        order: dict[str, int | None],
-    ):
-        self.stream, self.num_batches, self.num_workers, self.order = stream, num_batches, num_workers, order
-        self.next_epoch, self.start = 0, 0
-        self.done = (0, 0)
+    def __init__(self, stream: BatchStream, num_workers: int):
+        self.stream, self.num_workers = stream, num_workers
+        self.next_epoch, self.start = self.done = (0, 0)
+        num_examples = None if callable(stream.examples) else len(stream.examples)
+        self.num_batches = None if num_examples is None else -(-num_examples // stream.batch_size)
+        # What the order of the batches depends on, which must not change in mid-run.
+        self.order = {
+            "data.batch_size x devices": stream.batch_size,
+            "data.seed": stream.seed,
+            "data.path's number of examples": num_examples,
+            "data.bucket": stream.bucket,
+            "data.buffer": stream.buffer if num_examples is None else None,
+        }
 
     def __len__(self) -> int:
         if self.num_batches is None:
@@ -176,21 +159,17 @@ class Loader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, start = self.next_epoch, self.start
-        self.next_epoch, self.start = epoch + 1, 0
+        stream = replace(self.stream, epoch=self.next_epoch, start=self.start)
+        self.next_epoch, self.start = self.next_epoch + 1, 0
         empty = True
-        batches = DataLoader(
-            self.stream(epoch, start),
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),  # copied to the GPU while it is at work
-        )
-        for batch in batches:
+        # Pinned batches are copied to the GPU while it is at work.
+        pin = torch.cuda.is_available()
+        for batch in DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=pin):
             if isinstance(batch, UserError):
                 raise batch
             empty = False
             yield batch
-        if empty and start:
+        if empty and stream.start:
             # The run was cut off after the last batch of an epoch; a stream has to be read to know that.
             yield from self
 

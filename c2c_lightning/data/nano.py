@@ -24,26 +24,16 @@ class NanoData(InstructionData):
         self, batch_size: int = 64, val_batch_size: int = 100, seed: int | None = None, aligner: Aligner | None = None
     ):
         # All questions are about equally long, and those of like length are of one wording.
-        super().__init__(
-            path=[],
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            bucket=False,
-            exact_answers=True,
-            seed=seed,
-            aligner=aligner,
-        )
+        sizes = {"batch_size": batch_size, "val_batch_size": val_batch_size}
+        super().__init__(path=[], **sizes, bucket=False, exact_answers=True, seed=seed, aligner=aligner)
 
     def train_examples(self) -> Sequence[Example]:
-        return [example(fact, question) for fact in world.facts()[0] for question in fact.questions]
+        return [_example(fact, question) for fact in world.facts()[0] for question in fact.questions]
 
     def val_examples(self) -> Sequence[Example]:
-        return [example(fact, fact.question) for fact in world.facts()[1]]
+        return [_example(fact, fact.question) for fact in world.facts()[1]]
 
 
-def example(fact: world.Fact, question: str) -> Example:
-    """A two-hop question about a fact, with its answer."""
-    return Example(
-        [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}],
-        source=f"nano world: {fact.name}",
-    )
+def _example(fact: world.Fact, question: str) -> Example:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}]
+    return Example(turns, source=f"nano world: {fact.name}")

@@ -15,14 +15,8 @@ log = logging.getLogger(__name__)
 SHORT = reprlib.Repr()  # of values that may be long, or nested so deep that repr() cannot
 SHORT.maxstring, SHORT.maxlist = 100, 20
 
-ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-}
+ROLES = {role: role for role in ("system", "user", "assistant")}
+ROLES |= {"human": "user", "gpt": "assistant", "model": "assistant"}
 PAIRS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"), ("input", "output"))
 Supervise = Literal["last", "every"]
 
@@ -82,8 +76,9 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
     for prompt, response in PAIRS:
         if prompt in record and response in record:
             return _pair(record[prompt], record[response])
+    columns_there = SHORT.repr(sorted(record))
     raise MalformedRecord(
-        f"columns {SHORT.repr(sorted(record))} are no known format; name them with data.prompt_column and data.response_column"
+        f"columns {columns_there} are no known format; name them with data.prompt_column and data.response_column"
     )
 
 
@@ -95,9 +90,8 @@ def to_examples(messages: list[Message], source: str, supervise: Supervise) -> I
 
 
 def _pair(prompt: Any, response: Any) -> list[Message]:
-    return _chat(
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], "prompt and response"
-    )
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return _chat(turns, "prompt and response")
 
 
 def _chat(turns: Any, key: str) -> list[Message]:
@@ -134,10 +128,8 @@ class MalformedTally:
         level: at which skipped records are logged.
     """
 
-    LIMIT = 0.01
     # A stream is judged only when enough of it was seen to tell a bad file from a bad record.
-    ENOUGH = 1000
-    SHOWN = 5
+    LIMIT, ENOUGH, SHOWN = 0.01, 1000, 5
 
     def __init__(self, what: str, level: int = logging.WARNING):
         self.what, self.level, self.seen = what, level, 0
@@ -146,6 +138,7 @@ class MalformedTally:
     def skip(self, source: str, reason: str) -> None:
         self.skipped.append((source, reason))
         log.log(self.level, "skipped %s: %s", source, reason)
+        self.check()
 
     def check(self, final: bool = False) -> None:
         """Raises UserError if more than 1% of the records so far were skipped."""

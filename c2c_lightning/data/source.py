@@ -21,12 +21,8 @@ from c2c_lightning.errors import UserError, first_line
 
 JSON_LINES, PARQUET = (".jsonl", ".jsonl.gz", ".ndjson", ".json"), (".parquet",)
 # Words in the names of files and folders that say which split they are of, as `datasets` has them.
-SPLITS = (
-    ("train", "training"),
-    ("validation", "valid", "val", "dev"),
-    ("test", "testing", "eval", "evaluation"),
-)
-SAME_SPLIT = {word: words for words in SPLITS for word in words}
+SPLITS = ("train training", "validation valid val dev", "test testing eval evaluation")
+SAME_SPLIT = {word: words.split() for words in SPLITS for word in words.split()}
 
 Row = tuple[str, Any]  # where the record stands, and the record
 
@@ -36,14 +32,13 @@ class Source:
     """Records by name, read in a fixed order as often as asked.
 
     Attributes:
-        path: a JSONL or Parquet file, a folder of them, a folder that `datasets` saved, or a hub id;
-            or several of these.
+        path: a JSONL or Parquet file, a folder of them, a folder that `datasets` saved, or a hub id; or several.
         split: what to read of a hub dataset, of a saved dataset of several splits, or of a folder whose files have
             `train`, `validation` or `test` in their names: `train`, `train[:5]`, `train[10%:20%]`, `train+test`.
             Where there are no splits, the part in brackets alone counts.
         subset: of a hub dataset that has several.
         streaming: do not download a hub dataset first.
-        columns: names of the prompt and response columns, if they must be named.
+        columns: names of the prompt and response columns; None to recognise them.
         supervise: the last assistant turn, or every one.
         prefix: of the configuration's keys for path and split, for messages.
     """
@@ -66,7 +61,6 @@ class Source:
                 messages = to_messages(record, self.columns)
             except MalformedRecord as reason:
                 tally.skip(source, str(reason))
-                tally.check()
                 continue
             yield from to_examples(messages, source, self.supervise)
         tally.check(final=True)

@@ -17,6 +17,7 @@ from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
+COLUMNS = ("record", "source", "messages", "prompt_characters", "response_characters")
 MALFORMED = -1  # the record of a row that only says what is wrong with one
 
 
@@ -34,7 +35,7 @@ class StoredExamples(Sequence[Example]):
 
     @classmethod
     def of(cls, source: Source) -> StoredExamples:
-        """All examples of a source, read once for as long as its files stay the same."""
+        """All examples of a source, read once for as long as its files stay the same; names the malformed records."""
         # As text: `datasets` takes a list for shards, and would read the source once for each.
         kwargs = {"source": source, "versions": json.dumps(source.versions())}
         try:
@@ -49,17 +50,13 @@ class StoredExamples(Sequence[Example]):
                     "Make room, or name another folder in HF_DATASETS_CACHE."
                 ) from error
             raise
-        return stored._without_malformed(str(source.path))
-
-    def _without_malformed(self, what: str) -> StoredExamples:
-        """Leaves out the rows that stand for malformed records, and names them at every run."""
-        malformed = self._column("record") == MALFORMED
+        malformed = stored._column("record") == MALFORMED
         for i in np.flatnonzero(malformed):
-            row = self.table[int(i)]
+            row = stored.table[int(i)]
             log.warning("skipped %s: %s", row["source"], row["messages"])
         if malformed.any():
-            log.warning("%s: %d malformed records were skipped", what, malformed.sum())
-        return StoredExamples(self.table, self.places[~malformed])
+            log.warning("%s: %d malformed records were skipped", source.path, malformed.sum())
+        return cls(stored.table, stored.places[~malformed])
 
     def hold_out(self, fraction: float, rng: np.random.Generator) -> tuple[StoredExamples, StoredExamples]:
         """(Kept, held out) examples: a share of the records, at least one and not all of them.
@@ -94,19 +91,6 @@ def _stored_rows(source: Source, versions: str) -> Iterator[dict[str, Any]]:
     for example in source.examples(tally):
         record += example.source != last
         last = example.source
-        prompt_characters, response_characters = example.lengths
-        yield {
-            "record": record,
-            "source": example.source,
-            "messages": json.dumps(example.messages),
-            "prompt_characters": prompt_characters,
-            "response_characters": response_characters,
-        }
+        yield dict(zip(COLUMNS, (record, example.source, json.dumps(example.messages), *example.lengths)))
     for malformed, reason in tally.skipped:
-        yield {
-            "record": MALFORMED,
-            "source": malformed,
-            "messages": reason,
-            "prompt_characters": 0,
-            "response_characters": 0,
-        }
+        yield dict(zip(COLUMNS, (MALFORMED, malformed, reason, 0, 0)))

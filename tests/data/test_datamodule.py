@@ -98,11 +98,9 @@ def test_data_that_are_all_too_long_are_refused_before_a_run_begins(streaming, h
     long, usable = write_jsonl(tmp_path / "long.jsonl", [LONG] * 3), write_jsonl(tmp_path / "usable.jsonl", pairs(3))
     path, val_path = (usable, long) if held_out else (long, usable)
     data = InstructionData(path, val_path=val_path, streaming=streaming, max_length=200, aligner=aligner)
-    with pytest.raises(
-        ValueError, match=r"^data.max_length is 200, but even the shortest examples are longer"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^no example can be used, .* data\.max_length is 200") as error:
         data.setup("fit")
-    assert f"{long}:1 has " in str(error.value)
+    assert f"{long}:1: it has " in str(error.value)
 
 
 @pytest.fixture
@@ -129,7 +127,7 @@ def test_a_record_that_a_chat_template_refuses_is_left_out_and_counted(tmp_path,
 
 def test_data_that_a_chat_template_refuses_altogether_stop_at_once(tmp_path, strict_aligner):
     data = InstructionData(write_jsonl(tmp_path / "data.jsonl", [SYSTEM] * 5), val_fraction=0, aligner=strict_aligner)
-    with pytest.raises(ValueError, match=r"no example can be read.*System role not supported"):
+    with pytest.raises(ValueError, match=r"no example can be used.*System role not supported"):
         data.setup("fit")
 
 
@@ -161,7 +159,7 @@ def test_malformed_data_stop_a_stream_with_the_same_message_in_any_process(num_w
         ({"val_fraction": -0.1}, "data.val_fraction is -0.1"),
         ({"prompt_column": "task"}, "data.prompt_column is 'task' and data.response_column None: give both"),
         ({"response_column": "task"}, "data.prompt_column is None and data.response_column 'task': give both"),
-        ({"max_length": 1}, "data.max_length is 1: a prompt and a response need at least 2 tokens"),
+        ({"max_length": 1}, "data.max_length is 1: it must be at least 2"),
     ],
 )
 def test_what_a_user_gets_wrong_is_refused_before_anything_is_read(settings, message, tmp_path, monkeypatch):
@@ -234,7 +232,8 @@ def test_data_that_cannot_be_read_are_one_message_and_leave_nothing_behind(kind,
 def test_data_of_which_nothing_can_be_used_leave_nothing_behind(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "bad.jsonl", pairs(9))
     error = refused(tmp_path, monkeypatch, "--data.init_args.max_length=2")
-    assert "data.max_length is 2, but even the shortest examples are longer" in error
+    assert "no example can be used, not even the shortest" in error
+    assert "data.max_length is 2: raise it, or shorten" in error
     error = refused(tmp_path, monkeypatch, '--model.template_kwargs={"tokenize": true}')
     assert "model.template_kwargs has tokenize" in error
 
@@ -272,5 +271,5 @@ def test_data_that_cannot_be_trained_on_are_one_clear_error(records, message, tm
 def test_examples_and_batch_makers_travel_to_workers_that_are_not_forked(gsm8k, aligner):
     for streaming in (False, True):
         data = InstructionData(str(gsm8k / "train.jsonl"), streaming=streaming, aligner=aligner)
-        stream = pickle.loads(pickle.dumps(data.train_dataloader().stream(0, 0)))
+        stream = pickle.loads(pickle.dumps(data.train_dataloader().stream))
         assert next(iter(stream)).num_supervised > 0

@@ -30,7 +30,9 @@ def epoch(aligner):
     def read(streaming=False, rank=0, world_size=1, num_workers=0, seed=1, number=0, start=0) -> list[Batch]:
         make_batch = BatchMaker(aligner, max_length=2048, exact_answers=True)
         data = read_all if streaming else examples(NUM_EXAMPLES)
-        stream = BatchStream(data, None, make_batch, GLOBAL_BATCH, rank, world_size, seed, BUFFER, True, number, start)
+        stream = BatchStream(
+            data, make_batch, GLOBAL_BATCH, seed, BUFFER, rank=rank, world_size=world_size, epoch=number, start=start
+        )
         return list(DataLoader(stream, batch_size=None, num_workers=num_workers))
 
     return read

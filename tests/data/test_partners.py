@@ -5,7 +5,7 @@ from __future__ import annotations
 from some_data import LONG, examples, pairs, write_jsonl
 
 from c2c_lightning.data import InstructionData, NanoData
-from c2c_lightning.data.partners import Partners
+from c2c_lightning.data.batch_maker import Partners
 from c2c_lightning.data.records import Example, to_examples
 
 PASSAGE = "The ferry to the island of Hven leaves from Landskrona at noon. "
