@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from string import punctuation as PUNCTUATION
 from typing import Any
-
-from torchmetrics.functional.text import squad
 
 from c2c_lightning.evaluation.benchmarks.extraction import extract_letter, without_thinking
 from c2c_lightning.evaluation.benchmarks.item import Grade
@@ -26,6 +28,11 @@ from c2c_lightning.evaluation.benchmarks.item import Grade
 log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("math_worker.py")
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+# Thai, Lao, Myanmar, Khmer, kana, and Chinese characters.
+UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 SECONDS = 5.0  # of computing for one response; whatever ends at all takes milliseconds
 
 
@@ -36,19 +43,40 @@ def letter(response: str, answers: Sequence[str], letters: str) -> Grade:
 
 
 def exact(response: str, answers: Sequence[str]) -> Grade:
-    """Right if the response is an answer, but for space around it."""
-    said = without_thinking(response)
-    return Grade(said or None, float(said in [answer.strip() for answer in answers]))
+    """Right if the response is an answer (SQuAD's exact match, arXiv 1606.05250)."""
+    return _best(response, answers, lambda said, answer: said == answer)
+
+
+def contains(response: str, answers: Sequence[str]) -> Grade:
+    """Right if an answer stands in the response, word for word and with whole words."""
+    return _best(response, answers, lambda said, answer: f" {' '.join(answer)} " in f" {' '.join(said)} ")
 
 
 def f1(response: str, answers: Sequence[str]) -> Grade:
-    """The words in common with the best answer, articles, case and punctuation aside (SQuAD's F1)."""
+    """The words in common with the best answer (SQuAD's F1)."""
+
+    def score(said: list[str], answer: list[str]) -> float:
+        return 2 * (Counter(said) & Counter(answer)).total() / (len(said) + len(answer))
+
+    return _best(response, answers, score)
+
+
+def _best(response: str, answers: Sequence[str], score: Callable[[list[str], list[str]], float]) -> Grade:
     said = without_thinking(response)
-    scored = squad(
-        {"prediction_text": said, "id": "0"},
-        {"answers": {"answer_start": [0] * len(answers), "text": list(answers)}, "id": "0"},
+    return Grade(said or None, float(max(score(words(said), words(answer)) for answer in answers)) if said else 0.0)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text without case, articles and punctuation, as SQuAD's official script compares them.
+
+    Scripts that put no spaces between words count by characters, and punctuation is that of any script, as in MLQA's
+    (arXiv 1910.07475). Of a text that would be left without any, such as "A" or "%", all is kept.
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    plain = "".join(
+        c for c in UNSPACED.sub(r" \g<0> ", text) if c not in PUNCTUATION and unicodedata.category(c)[0] != "P"
     )
-    return Grade(said or None, float(scored["f1"]) / 100)
+    return ARTICLES.sub(" ", plain).split() or UNSPACED.sub(r" \g<0> ", text).split()
 
 
 def math(response: str, answers: Sequence[str]) -> Grade:

@@ -16,7 +16,7 @@ from c2c_lightning.evaluation.benchmarks.item import Grade, Item, TextOrNumber, 
 from c2c_lightning.files import checked
 
 OneOrMore = Annotated[list[TextOrNumber], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
-GRADINGS = {"exact": grading.exact, "math": grading.math, "f1": grading.f1}
+GRADINGS = {"exact": grading.exact, "contains": grading.contains, "f1": grading.f1, "math": grading.math}
 
 
 @dataclass
@@ -40,7 +40,7 @@ class OwnQuestions(Benchmark):
         path: files, folders or hub ids.
         name: in file names and metrics.
         prompt: a shipped prompt's name or a path to a YAML file.
-        grading: of open questions: word for word, by value, or by words in common.
+        grading: of open questions: the answer alone, the answer within the response, words in common, or by value.
         **kwargs: as for every benchmark.
     """
 
@@ -51,7 +51,7 @@ class OwnQuestions(Benchmark):
         path: str | list[str],
         name: str = "own",
         prompt: str = "own",
-        grading: Literal["exact", "math", "f1"] = "exact",
+        grading: Literal["exact", "contains", "f1", "math"] = "exact",
         **kwargs: Any,
     ):
         super().__init__(path, name=name, prompt=prompt, **kwargs)
