@@ -27,7 +27,7 @@ from c2c_lightning.formats.checkpoint import (
 from c2c_lightning.formats.config import FORMAT, KEYS, check_config, renamed_models
 from c2c_lightning.formats.published import read_published
 from c2c_lightning.formats.published_files import is_published
-from c2c_lightning.fuser.closed_form import STATISTICS
+from c2c_lightning.fuser.ridge import STATISTICS
 from c2c_lightning.models.loading import locate
 from c2c_lightning.runs import FUSER, RUNS, begun, checkpoints
 

@@ -41,9 +41,8 @@ from c2c_lightning.formats.published_files import (
     read_state,
     refuse_strangers,
 )
-from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape
+from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape, map_layers
 from c2c_lightning.fuser.c2c import Dtype
-from c2c_lightning.fuser.layer_map import map_layers
 from c2c_lightning.fuser.stacked import matrices, transposed
 from c2c_lightning.models.loading import kv_shape, load_config
 

@@ -1,8 +1,13 @@
-"""The fuser of the C2C paper (arXiv 2510.03215)."""
+"""The fuser of the C2C paper (arXiv 2510.03215), and those that are the paper's but for one thing.
+
+Its ablations, C2C-C, and the receiver-fed control. Without its gate the paper's fuser is a `C2CFuser` under
+`gate.kind: open`.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import itertools
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +25,9 @@ class C2CFuser(Fuser):
     """fused = receiver + gate * weight * update, with weight and update read off one shared hidden state.
 
     Args:
-        sharer: shape of the sharer's cache.
-        receiver: shape of the receiver's cache.
-        gate: the gates of the mapped layers.
+        sharer: see `Fuser`.
+        receiver: see `Fuser`.
+        gate: see `Fuser`.
         hidden: width M of the hidden state (published: 1024).
         intermediate: inner width of the blocks; None for the same as `hidden`.
         num_layers: depth of the update's route, at least 3.
@@ -58,8 +63,6 @@ class C2CFuser(Fuser):
             raise UserError(f"fuser num_layers is {num_layers}: C2CFuser has at least 3.")
         if hidden < 1 or (intermediate is not None and intermediate < 1):
             raise UserError(f"fuser hidden is {hidden}, intermediate {intermediate}: both must be positive.")
-        if not 0 <= dropout < 1:
-            raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
         if evaluate_in not in (None, *get_args(Dtype)):
             raise UserError(f"fuser evaluate_in is {evaluate_in!r}: give {', '.join(get_args(Dtype))}, or null.")
         if evaluate_in is not None and type(self) is not C2CFuser:
@@ -101,13 +104,7 @@ class C2CFuser(Fuser):
         return update_GTF if self.residual else update_GTF - receiver_GTF
 
     def published_update(self, sharer_TF: Tensor, receiver_TF: Tensor, row: int) -> Tensor:
-        """The update of one (part, layer) pair with the published code's rounding: its product alone is in fp32.
-
-        Args:
-            sharer_TF: the sharer's features.
-            receiver_TF: the receiver's.
-            row: of the pair in the parameters.
-        """
+        """The update of the (part, layer) pair at a row of the parameters, rounded as published: its product alone is fp32."""
         dtype = getattr(torch, self.evaluate_in)
 
         def linear(layer: StackedLinear, x: Tensor) -> Tensor:
@@ -125,3 +122,60 @@ class C2CFuser(Fuser):
             h_TM = block(layer, h_TM)
         update_THD = linear(self.update_head, h_TM).unflatten(-1, (self.receiver.num_kv_heads, -1))
         return (weight_TH[..., None].float() * update_THD.float()).flatten(-2)
+
+
+class UnweightedFuser(C2CFuser):
+    """fused = receiver + gate * update: every token and head gets all of it."""
+
+    weighted = False
+
+
+class ReplacingFuser(C2CFuser):
+    """fused = receiver + gate * (weight * update - receiver): no residual; an open gate replaces the receiver's cache."""
+
+    residual = False
+
+
+class ProjectingFuser(C2CFuser):
+    """fused = receiver + gate * (update - receiver), the update read off the sharer's cache alone.
+
+    An open gate puts the sharer's cache, mapped to the receiver's dimension, in the place of the receiver's.
+    """
+
+    reads_receiver = weighted = residual = False
+
+
+class C2CCFuser(C2CFuser):
+    """C2C-C, the stronger variant (table 9): a 3-layer MLP first maps the sharer's cache to the receiver's dimension.
+
+    Both caches then have as much room in what the routes of weight and update read, however small the sharer's is.
+    The MLP is `hidden` wide; sizes are otherwise those of a `C2CFuser`.
+    """
+
+    def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **sizes: Any):
+        super().__init__(receiver, receiver, gate, **sizes)
+        self.sharer, hidden = sharer, self.init_args["hidden"]
+        widths = [sharer.features, hidden, hidden, receiver.features]
+        self.map = nn.ModuleList(StackedLinear(self.num_groups, *pair) for pair in itertools.pairwise(widths))
+
+    def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
+        first, second, third = self.map
+        h_GTM = F.gelu(second(F.gelu(first(sharer_GTF, groups)), groups))
+        return super().update(third(h_GTM, groups), receiver_GTF, groups)
+
+
+class IdenticalFuser(C2CFuser):
+    """The receiver-fed control (table 6): a `C2CFuser` that reads the receiver's own cache in the sharer's place.
+
+    What it gains over the receiver comes from training and not from communication. It fuses the same tokens as any
+    other fuser, those that have a sharer token opposite.
+    """
+
+    for_one_sharer = True
+
+    def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **sizes: Any):
+        super().__init__(receiver, receiver, gate, **sizes)
+        self.sharer = sharer
+
+    def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
+        return super().update(receiver_GTF, receiver_GTF, groups)

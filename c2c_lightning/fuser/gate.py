@@ -137,20 +137,16 @@ class Gate(nn.Module):
 
     def active(self) -> list[tuple[int, int]]:
         """The (part, layer index) pairs that now have work to do: all of them while gates are learned."""
-        if self.training and self.learns:
-            rows = torch.ones(self.logit.shape[:2], dtype=torch.bool)
-        else:
-            rows = self.is_open().any(-1)
-        return [(p, layer) for p, layer in rows.nonzero().tolist()]
+        all_PL = torch.ones(self.logit.shape[:2], dtype=torch.bool)
+        open_PL = all_PL if self.training and self.learns else self.is_open().any(-1)
+        return [(p, layer) for p, layer in open_PL.nonzero().tolist()]
 
     def penalty(self) -> Tensor:
         """Sparsity penalty: its weight times the expected share of open gates; scalar."""
         if not self.learns or self.config.sparsity == 0:
             return self.logit.new_zeros(())
-        if self.config.noise == "gumbel":
-            probability = 1 - torch.exp(-torch.exp(self.logit))
-        else:
-            probability = torch.sigmoid(self.logit)
+        gumbel = self.config.noise == "gumbel"
+        probability = 1 - torch.exp(-torch.exp(self.logit)) if gumbel else torch.sigmoid(self.logit)
         return self.config.sparsity * probability.mean()
 
     def _noise(self) -> Tensor | float:
@@ -160,8 +156,6 @@ class Gate(nn.Module):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         tiny = torch.finfo(torch.float32).tiny
         uniform = torch.rand(self.logit.shape, generator=generator).clamp(min=tiny)
-        if self.config.noise == "gumbel":
-            noise = -torch.log(-torch.log(uniform))
-        else:
-            noise = torch.log(uniform) - torch.log1p(-uniform)
+        gumbel = self.config.noise == "gumbel"
+        noise = -torch.log(-torch.log(uniform)) if gumbel else torch.log(uniform) - torch.log1p(-uniform)
         return noise.to(self.logit.device)

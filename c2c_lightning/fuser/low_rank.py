@@ -19,9 +19,9 @@ class LowRankFuser(Fuser):
     receiver's beside it a fuser of the same size learned less on the built-in pair (docs/fusers.md).
 
     Args:
-        sharer: shape of the sharer's cache.
-        receiver: shape of the receiver's cache.
-        gate: the gates of the mapped layers.
+        sharer: see `Fuser`.
+        receiver: see `Fuser`.
+        gate: see `Fuser`.
         rank: width R of the hidden state.
         dropout: inside its block.
 
@@ -35,8 +35,6 @@ class LowRankFuser(Fuser):
         super().__init__(sharer, receiver, gate, rank=rank, dropout=dropout)
         if rank < 1:
             raise UserError(f"fuser rank is {rank}: it must be positive.")
-        if not 0 <= dropout < 1:
-            raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
         layers = len(gate.receiver_layers)
         self.down = StackedLinear(layers, 2 * sharer.features, rank)
         self.block = StackedBlock(layers, rank, rank, dropout)

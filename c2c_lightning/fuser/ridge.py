@@ -1,4 +1,4 @@
-"""A linear fuser fitted in closed form to the gradients of the loss."""
+"""A linear fuser that no optimizer trains: it is fitted in closed form to the gradients of the loss."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import KVShape, pick
-from c2c_lightning.fuser.closed_form import ClosedFormFuser
+from c2c_lightning.fuser.base import Fuser, KVShape, pick
 from c2c_lightning.fuser.gate import Gate
 
+STATISTICS = "closed_form_statistics"  # what only a run that fits needs, and no saved fuser has
 
-class RidgeFuser(ClosedFormFuser):
+
+class RidgeFuser(Fuser):
     """fused = receiver + gate * W [sharer, receiver, 1], with W from a ridge regression.
 
-    What is collected is how the loss falls when something is added to the receiver's cache: its gradient, token by
-    token. W is the linear map of both caches that comes closest to the negative gradient; `solve` makes the update as
-    long as the receiver's cache, and whoever calls it finds its scale by the loss. That is one step of steepest descent
-    among linear fusers.
+    In training it adds nothing and collects how the loss falls when something is added to the receiver's cache: its
+    gradient, token by token. W is the linear map of both caches that comes closest to the negative gradient; `solve`
+    makes the update as long as the receiver's cache, and whoever calls it finds its scale by the loss. That is one step
+    of steepest descent among linear fusers. Gates are what they are at evaluation, and do not learn.
 
     Args:
-        sharer: shape of the sharer's cache.
-        receiver: shape of the receiver's cache.
-        gate: the gates of the mapped layers.
+        sharer: see `Fuser`.
+        receiver: see `Fuser`.
+        gate: see `Fuser`.
         penalty: on W, relative to the mean square of what it reads.
+
+    Attributes:
+        collects: whether it does now.
 
     Raises:
         UserError: the penalty is not positive.
     """
+
+    draws = False
 
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, penalty: float = 1e-4):
         super().__init__(sharer, receiver, gate, penalty=penalty)
@@ -37,12 +43,22 @@ class RidgeFuser(ClosedFormFuser):
             raise UserError(f"fuser penalty is {penalty}: it must be positive.")
         features = sharer.features + receiver.features + 1
         self.weight = nn.Parameter(torch.zeros(self.num_groups, features, receiver.features), requires_grad=False)
+        self.collects = True
+        self.gate.logit.requires_grad_(False)
+        self.train()
 
-    def weights(self) -> Tensor:
-        return self.weight
+    def train(self, mode: bool = True) -> RidgeFuser:
+        super().train(mode)
+        self.gate.eval()  # without noise, which would scale what is collected
+        return self
 
-    def empty_statistics(self) -> Statistics:
-        return Statistics(*self.weight.shape)
+    def begin(self) -> None:
+        """Makes room for what is to be collected, which a run's checkpoints have."""
+        self.add_module(STATISTICS, Statistics(*self.weight.shape))
+
+    @property
+    def statistics(self) -> Statistics:
+        return self.get_submodule(STATISTICS)
 
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
         x_GTF = torch.cat([sharer_GTF, receiver_GTF, torch.ones_like(receiver_GTF[..., :1])], dim=-1)
@@ -55,7 +71,11 @@ class RidgeFuser(ClosedFormFuser):
 
     @torch.no_grad()
     def solve(self) -> None:
-        """Sets W from all that was collected; all layers' updates together are as long as the receiver's cache."""
+        """Sets W from all that was collected; all layers' updates together are as long as the receiver's cache.
+
+        Raises:
+            UserError: nothing was collected, or there is no solution.
+        """
         xx, xg = self.statistics.xx, self.statistics.xg
         if not xx.any():
             raise UserError(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from c2c_lightning.errors import UserError
+
 EPS = 1e-6
 
 
@@ -40,10 +42,16 @@ class StackedLinear(nn.Module):
 
 
 class StackedBlock(nn.Module):
-    """x + dropout(W2 gelu(W1 RMSNorm(x))), no biases (arXiv 2510.03215)."""
+    """x + dropout(W2 gelu(W1 RMSNorm(x))), no biases (arXiv 2510.03215).
+
+    Raises:
+        UserError: `dropout` does not lie in [0, 1).
+    """
 
     def __init__(self, num_groups: int, hidden: int, intermediate: int, dropout: float):
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"fuser dropout is {dropout}: it must lie in [0, 1).")
         self.norm = nn.Parameter(torch.ones(num_groups, 1, hidden))
         self.w1 = StackedLinear(num_groups, hidden, intermediate, bias=False)
         self.w2 = StackedLinear(num_groups, intermediate, hidden, bias=False)

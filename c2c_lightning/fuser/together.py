@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +28,28 @@ def fuse_all(runs: Sequence[Fusers], reading: Reading) -> list[Any]:
     """
     seed = torch.initial_seed()
     stacks = [fusers.sharer_stacks(reading) for fusers in runs]
-    draw = [fusers.training and any(fusers[i].draws for i in stacks[k]) for k, fusers in enumerate(runs)]
     fused: dict[int, Tensor] = {}
+    rest = []
     for k, fusers in enumerate(runs):
-        if draw[k]:
+        if fusers.training and any(fusers[i].draws for i in stacks[k]):
             torch.manual_seed(seed)
             fused[k] = fusers.fused_stack(reading, stacks[k])
-    rest = {k: fusers for k, fusers in enumerate(runs) if not draw[k]}
-    receivers = {k: reading.receiver_stack(fusers.fused_layers) for k, fusers in rest.items()}
+        else:
+            rest.append(k)
+    receivers = {k: reading.receiver_stack(runs[k].fused_layers) for k in rest}
     fused |= receivers
     for i in sorted({i for k in rest for i in stacks[k]}):
-        fusions, aligned = {}, reading.aligned(i)
-        for k, fusers in rest.items():
-            if i in stacks[k]:
-                rows = fusers.rows(i, receivers[k].device)
-                receiver, onto = (pick(stack[k], 1, rows) for stack in (receivers, fused))
-                fusions[k] = Fusion(fusers[i], stacks[k][i], receiver, onto, aligned)
-        for k, out in zip(fusions, fuse_together(list(fusions.values()))):
-            rows = rest[k].rows(i, out.device)
+        with_sharer = {k: runs[k].rows(i, receivers[k].device) for k in rest if i in stacks[k]}
+        fusions = [
+            Fusion(runs[k][i], stacks[k][i], pick(receivers[k], 1, rows), pick(fused[k], 1, rows), reading.aligned(i))
+            for k, rows in with_sharer.items()
+        ]
+        for (k, rows), out in zip(with_sharer.items(), fuse_together(fusions)):
             fused[k] = out if rows is None else fused[k].index_copy(1, rows, out)
     return [reading.cache_with(fusers.fused_layers, fused[k]) for k, fusers in enumerate(runs)]
 
 
-@dataclass
-class Fusion:
+class Fusion(NamedTuple):
     """What a fuser's `forward` is called with, see there."""
 
     fuser: Fuser
@@ -83,28 +80,25 @@ def fuse_together(fusions: Sequence[Fusion], merge: bool | None = None) -> list[
         alike[i if kind is None else kind].append(i)
     fused: dict[int, Tensor] = {}
     for members in alike.values():
-        if len(members) == 1:
+        several = [fusions[i] for i in members]
+        if len(several) == 1:
             # Through its own call, whose hooks may have to gather its parameters.
-            only = fusions[members[0]]
-            fused[members[0]] = only.fuser(only.sharer, only.receiver, onto=only.onto, aligned=only.aligned)
+            fuser, *inputs = several[0]
+            fused[members[0]] = fuser(*inputs)
             continue
-        opened = {
-            i: fusions[i].fuser.open_pairs(fusions[i].sharer, fusions[i].receiver, fusions[i].aligned) for i in members
-        }
-        working = {i: pairs for i, pairs in opened.items() if pairs is not None}
-        updates = merged_update([fusions[i].fuser for i in working], list(working.values())) if working else []
-        fused |= {i: fusions[i].onto for i in members if i not in working}
-        for (i, pairs), update_GTF in zip(working.items(), updates):
-            fused[i] = fusions[i].fuser.add(fusions[i].onto, update_GTF, pairs)
+        opened = [f.fuser.open_pairs(f.sharer, f.receiver, f.aligned) for f in several]
+        updates = merged_update([f.fuser for f in several], opened)
+        for i, f, pairs, update_GTF in zip(members, several, opened, updates):
+            fused[i] = f.fuser.add(f.onto, update_GTF, pairs)
     return [fused[i] for i in range(len(fusions))]
 
 
 def likeness(fuser: Fuser) -> Hashable | None:
     """The same for fusers whose networks can be laid end to end; None for one that must be called by itself."""
-    own_way = type(fuser).forward is not Fuser.forward
+    own_way = type(fuser).forward is not Fuser.forward or fuser.joint
     keeps_more = any(not name.startswith(GATE) for name, _ in fuser.named_buffers())
     is_compiled = "update" in vars(fuser)  # with parameters of its own
-    if own_way or keeps_more or is_compiled or fuser.recomputes or fuser.joint:
+    if own_way or keeps_more or is_compiled or fuser.recomputes or not fuser.gate.active():
         return None
     weight = next(fuser.parameters())
     shapes = [(s.num_kv_heads, s.head_dim) for s in (fuser.sharer, fuser.receiver)]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import read_yaml
-from c2c_lightning.fuser import Gate
-from c2c_lightning.fuser.layer_map import map_layers
+from c2c_lightning.fuser import Gate, map_layers
 from c2c_lightning.models.loading import kv_shape, load_config
 from c2c_lightning.sweep.settings import Sweep
 from c2c_lightning.sweep.space import Space

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.closed_form import ClosedFormFuser
+from c2c_lightning.fuser import RidgeFuser
 
 Compiled = Literal["none", "fusers", "all"]
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
@@ -33,7 +33,7 @@ def compile_parts(communicator: Communicator, parts: Compiled, backend: str = "i
     if parts == "none":
         return
     for fuser in communicator.fusers:
-        if isinstance(fuser, ClosedFormFuser):
+        if isinstance(fuser, RidgeFuser):
             continue  # its update is one matmul, and collects by a hook, which would be compiled away
         fuser.update = torch.compile(fuser.update, backend=backend)
     if parts == "all":

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.closed_form import ClosedFormFuser
+from c2c_lightning.fuser import RidgeFuser
 from c2c_lightning.models import Batch
 from c2c_lightning.models.batch import SharerPrompt
 
@@ -34,7 +34,7 @@ class ClosedForm:
     def __init__(self, communicator: Communicator):
         self.communicator = communicator
         self.held_out: deque[Batch] = deque(maxlen=HELD_OUT_MOST)
-        self.fusers = [fuser for fuser in communicator.fusers if isinstance(fuser, ClosedFormFuser)]
+        self.fusers = [fuser for fuser in communicator.fusers if isinstance(fuser, RidgeFuser)]
         for fuser in self.fusers:
             fuser.begin()
 
@@ -108,12 +108,12 @@ class ClosedForm:
     def _solve_and_scale(self, batches: list[Batch]) -> float:
         for fuser in self.fusers:
             fuser.solve()
-        solved = [fuser.weights().clone() for fuser in self.fusers]
+        solved = [fuser.weight.clone() for fuser in self.fusers]
         readings = [self.communicator.read(batch) for batch in batches]
 
         def rescale(scale: float) -> None:
             for fuser, weight in zip(self.fusers, solved):
-                fuser.weights().copy_(weight * scale)
+                fuser.weight.copy_(weight * scale)
 
         def loss(scale: float) -> float:
             rescale(scale)

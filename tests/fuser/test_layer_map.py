@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from c2c_lightning.fuser.layer_map import map_layers
+from c2c_lightning.fuser import map_layers
 
 
 @pytest.mark.parametrize(

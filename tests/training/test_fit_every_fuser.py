@@ -10,7 +10,7 @@ import torch
 from c2c_lightning import Communicator
 from c2c_lightning.formats.config import import_fuser
 from c2c_lightning.fuser import Gate, GateConfig, KVShape
-from c2c_lightning.fuser.closed_form import STATISTICS
+from c2c_lightning.fuser.ridge import STATISTICS
 from tests.training.ranks import FSDP2, launch
 from tests.training.runs import PROJECT, same
 
