@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +20,23 @@ NAMES_AS_THEY_ARE = {"text.parse_math": False}
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval, all in the same unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of a forest plot.
+    """One line of a forest plot."""
 
-    Attributes:
-        label: to the left.
-        estimate: value, low and high as shares; they are drawn times 100.
-        numbers: to the right.
-        colour: of marker and words.
-        hollow: whether the marker is, as those of controls are.
-    """
-
-    label: str
-    estimate: Mapping[str, float]
-    numbers: str
-    colour: str = INK
-    hollow: bool = False
+    label: str  # to the left
+    estimate: Estimate  # shares, which are drawn times 100
+    numbers: str  # to the right
+    colour: str = INK  # of marker and words
+    hollow: bool = False  # as the markers of controls are
 
 
 def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float | None, reference_label: str) -> Path:
@@ -58,7 +59,7 @@ def draw_forest(rows: Sequence[Row], xlabel: str, file: Path, reference: float |
                 100 * reference, 1.01, reference_label, transform=top, ha="center", va="bottom", color=PALE, fontsize=8
             )
         for place, row in enumerate(rows):
-            value, low, high = (100 * row.estimate[key] for key in ("value", "low", "high"))
+            value, low, high = (100 * end for end in (row.estimate.value, row.estimate.low, row.estimate.high))
             axis.hlines(place, low, high, color=row.colour, linewidth=1.6)
             face = "white" if row.hollow else row.colour
             axis.plot(value, place, "o", markersize=6, color=row.colour, markerfacecolor=face, markeredgewidth=1.6)

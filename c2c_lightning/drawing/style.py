@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, NAMES_AS_THEY_ARE, PALE, WIDTH
+from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, NAMES_AS_THEY_ARE, PALE, WIDTH, Estimate
 
 CONTRAST = "#d55e00"  # of the second of two series, beside ACCENT
 # Okabe and Ito's hues, one for each method.
@@ -27,14 +26,6 @@ COLOURS = {
 }
 PART_COLOURS = {"keys": ACCENT, "values": CONTRAST}
 LINES = {"receiver": ":", "c2c": "-", "few_shot": "--", "enriched": "-."}
-
-
-class Estimate(Protocol):
-    """A value with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 # A decorator: what a function draws has this style.

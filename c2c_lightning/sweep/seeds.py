@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from c2c_lightning.drawing.forest import ACCENT, INK, Row, draw_forest
+from c2c_lightning.drawing.forest import ACCENT, INK, Estimate, Row, draw_forest
 from c2c_lightning.evaluation.report.formatting import points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.sweep.labels import NOTHING, cut, is_share, short_keys, short_value, shown_score, shown_time
@@ -86,14 +86,14 @@ def draw_over_seeds(table: pd.DataFrame, metric: str, folder: Path) -> dict[str,
     rows = [
         Row(
             cut(row["point"], LONGEST_LABEL),
-            {"value": row["metric"], "low": max(row["metric_low"], 0.0), "high": min(row["metric_high"], 1.0)},
+            Estimate(row["metric"], max(row["metric_low"], 0.0), min(row["metric_high"], 1.0)),
             shown_interval(row, "metric", metric),
             ACCENT if place == 0 else INK,
         )
         for place, row in enumerate(table.to_dict("records"))
     ]
     xlabel = f"{metric}, %: mean over {seeds_of(table)} seeds, 95% t-interval"
-    reference = rows[0].estimate["value"]
+    reference = rows[0].estimate.value
     file = draw_forest(rows, xlabel, folder / "seeds.png", reference, "the first")
     return {"Mean over seeds of every point": file}
 
@@ -129,8 +129,8 @@ def shown_interval(row: dict[str, Any], name: str, metric: str) -> str:
 
 
 def shown_difference(row: dict[str, Any], name: str, metric: str) -> str:
-    estimate = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-    if np.isnan(estimate["value"]):
+    estimate = Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    if np.isnan(estimate.value):
         return NOTHING
     return points_with_interval(estimate) if is_share(metric) else shown_interval(row, name, metric)
 

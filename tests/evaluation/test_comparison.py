@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def evaluation(tmp_path, monkeypatch):
         number = len(benchmark.items())
         scores = {"receiver": right(20, number), "c2c": right(c2c, number), "wrong_question": right(wrong, number)}
         of = results(scores, benchmark, seed)
-        content = {"title": "t", "facts": FACTS | facts, "benchmarks": {benchmark.name: findings(of)}}
+        content = {"title": "t", "facts": FACTS | facts, "benchmarks": {benchmark.name: asdict(findings(of))}}
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / RESULTS_FILE).write_text(json.dumps(content))
         if answers:
@@ -71,7 +72,7 @@ def test_c2c_of_the_same_questions_is_compared_question_by_question(evaluation):
     assert row["C2C of"] == "b"
     assert row["difference in points [95% interval]"].startswith(f"{100 * expected.difference.value:+.1f} [")
     assert (row["only the other better"], row["only the baseline better"], row["test"]) == (
-        str(expected.only_first), str(expected.only_second), expected.test,
+        str(expected.only_c2c), str(expected.only_other), expected.test,
     )  # fmt: skip
     assert row["verdict"] == "b better"
 

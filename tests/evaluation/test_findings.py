@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -12,7 +11,7 @@ from c2c_lightning.evaluation.report.findings import Findings, findings
 from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT
 from c2c_lightning.evaluation.report.statistics import accuracy, compare, question_specific_gain
 from c2c_lightning.evaluation.report.wording import headline, reading_guide, sections
-from c2c_lightning.files import check_json
+from c2c_lightning.files import check_json, json_text
 from tests.evaluation.invented import BYTES_PER_TOKEN, MESSAGE_TOKENS, Invented, results, right
 
 N = 400
@@ -39,40 +38,34 @@ def everything(found, folder) -> str:
 def test_every_number_is_the_statistic_it_is_named_after():
     scores = clear()
     found = findings(results(scores, seed=3))
-    assert json.loads(json.dumps(found)) == found
     for name in scores:
-        expected = accuracy(scores[name])
-        assert found["methods"][name]["accuracy"] == {
-            "value": expected.value, "low": expected.low, "high": expected.high,
-        }  # fmt: skip
+        assert found.methods[name].accuracy == accuracy(scores[name])
         if name != "c2c":
-            comparison, expected = found["comparisons"][name], compare(scores["c2c"], scores[name], seed=3)
-            assert comparison["difference"]["low"] == expected.difference.low
-            assert (comparison["p"], comparison["test"]) == (expected.p, expected.test)
-            assert (comparison["only_c2c"], comparison["only_other"]) == (expected.only_first, expected.only_second)
+            assert found.comparisons[name] == compare(scores["c2c"], scores[name], seed=3)
     controls = {name: scores[name] for name in ("wrong_question", "zero_update", "receiver")}
-    gain, expected = found["question_specific_gain"], question_specific_gain(scores["c2c"], controls, seed=3)
-    assert (gain["over"], gain["p"], gain["significant"]) == (expected.over, expected.p, True)
-    assert gain["difference"]["value"] == expected.comparison.difference.value == pytest.approx((380 - 44) / N)
-    assert found["raw_gain"] == found["comparisons"]["receiver"]
+    gain = found.question_specific_gain
+    assert gain == question_specific_gain(scores["c2c"], controls, seed=3)
+    assert gain.significant
+    assert gain.difference.value == pytest.approx((380 - 44) / N)
+    assert found.raw_gain == found.comparisons["receiver"]
 
 
 def test_findings_say_what_was_asked_and_what_it_cost():
     found = findings(results(clear(), Invented(N, version=7), seed=3))
-    assert found["prompt"] == {"name": "choices", "version": 7}
-    assert (found["num_items"], found["seed"], found["dropped"]) == (N, 3, {"no right answer": 17})
-    assert found["guessing"] == 0.25
-    told, fused = found["methods"]["text_to_text"], found["methods"]["c2c"]
-    assert (told["sharer_tokens"], told["prefill_ms"]) == (MESSAGE_TOKENS, pytest.approx(900))
-    assert fused["handed_over_bytes"] == 100 * BYTES_PER_TOKEN
-    assert fused["truncated"] == fused["unread"] == pytest.approx(0.1)
+    assert (found.prompt.name, found.prompt.version) == ("choices", 7)
+    assert (found.num_items, found.seed, found.dropped) == (N, 3, {"no right answer": 17})
+    assert found.guessing == 0.25
+    told, fused = found.methods["text_to_text"], found.methods["c2c"]
+    assert (told.sharer_tokens, told.prefill_ms) == (MESSAGE_TOKENS, pytest.approx(900))
+    assert fused.handed_over_bytes == 100 * BYTES_PER_TOKEN
+    assert fused.truncated == fused.unread == pytest.approx(0.1)
 
 
 def test_the_headline_comes_first_and_says_what_part_is_question_specific(tmp_path):
     found = findings(results(clear()))
     first = sections(found, tmp_path)[0]
-    gain = found["question_specific_gain"]["difference"]
-    interval = f"[+{100 * gain['low']:.1f}, +{100 * gain['high']:.1f}]"
+    gain = found.question_specific_gain.difference
+    interval = f"[+{100 * gain.low:.1f}, +{100 * gain.high:.1f}]"
     assert first.title == "Question-specific gain"
     assert first.text.startswith(
         "> **+84.0 points** *question-specific gain*: C2C less wrong_question, the best of the controls"
@@ -98,8 +91,8 @@ def test_a_control_that_is_better_leaves_no_gain():
 def test_controls_that_do_harm_do_not_enlarge_the_gain():
     scores = clear(receiver=200, wrong_question=40, zero_update=41)
     found = findings(results(scores))
-    assert found["question_specific_gain"]["over"] == "receiver"
-    assert found["question_specific_gain"]["difference"] == found["raw_gain"]["difference"]
+    assert found.question_specific_gain.over == "receiver"
+    assert found.question_specific_gain.difference == found.raw_gain.difference
     assert "points** above the receiver alone, which no control exceeds. These points are question-specific" in said(
         scores
     )
@@ -109,10 +102,10 @@ def test_controls_that_do_harm_do_not_enlarge_the_gain():
 @pytest.mark.parametrize("wrong_question", [40, 180, 240, 300])
 def test_the_gain_is_never_larger_than_the_raw_one_nor_more_certain(receiver, wrong_question):
     found = findings(results(clear(c2c=220, receiver=receiver, wrong_question=wrong_question)))
-    gain, raw = found["question_specific_gain"], found["raw_gain"]
-    assert gain["difference"]["value"] <= raw["difference"]["value"]
-    assert gain["p"] >= raw["p"]
-    assert raw["significant"] or not gain["significant"]
+    gain, raw = found.question_specific_gain, found.raw_gain
+    assert gain.difference.value <= raw.difference.value
+    assert gain.p >= raw.p
+    assert raw.significant or not gain.significant
 
 
 def test_a_gain_over_the_best_control_alone_is_none():
@@ -123,8 +116,8 @@ def test_a_gain_over_the_best_control_alone_is_none():
     quite_different[399] = 0
     scores = {"c2c": c2c, "zero_update": almost_as_good, "wrong_question": quite_different}
     found = findings(results(scores))
-    assert found["comparisons"]["zero_update"]["significant"]
-    assert not found["question_specific_gain"]["significant"]
+    assert found.comparisons["zero_update"].significant
+    assert not found.question_specific_gain.significant
     assert "C2C less zero_update, the best of the controls, is +2.5" in said(scores)
     assert "points, not significantly above every control (p =" in said(scores)
 
@@ -154,8 +147,8 @@ def test_every_difference_that_is_not_significant_is_called_so(tmp_path):
     found = findings(results(clear(text_to_text=378, wrong_question=379, receiver=375)))
     table = next(iter(sections(found, tmp_path)[2].tables.values()))
     verdicts = dict(zip(table["C2C less"], table["verdict"]))
-    for name, comparison in found["comparisons"].items():
-        assert verdicts[name] == ("C2C better" if comparison["significant"] else "not significant")
+    for name, comparison in found.comparisons.items():
+        assert verdicts[name] == ("C2C better" if comparison.significant else "not significant")
     assert verdicts["text_to_text"] == verdicts["receiver"] == "not significant"
     headline = sections(found, tmp_path)[0].text
     assert headline.count("points, not significant**") == 2  # the gain, and the raw gain
@@ -165,23 +158,23 @@ def test_without_generic_controls_the_gain_is_unverified():
     scores = {name: values for name, values in clear().items() if name not in ("wrong_question", "zero_update")}
     scores |= {"shuffled_choices": scores["c2c"]}
     found = findings(results(scores))
-    assert found["question_specific_gain"] is None
+    assert found.question_specific_gain is None
     assert said(scores).startswith("The gain is unverified")
     assert "**This gain is unverified.** No generic control was asked" in said(scores)
-    assert found["methods"]["shuffled_choices"]["control"]
+    assert found.methods["shuffled_choices"].control
 
 
 def test_without_c2c_there_is_no_headline(tmp_path):
     scores = {"receiver": right(40, N), "wrong_question": right(30, N)}
     found = findings(results(scores))
-    assert (found["comparisons"], found["raw_gain"], found["question_specific_gain"]) == ({}, None, None)
+    assert (found.comparisons, found.raw_gain, found.question_specific_gain) == ({}, None, None)
     assert said(scores).startswith("No headline: C2C was not asked")
     assert not any("points" in part.text for part in sections(found, tmp_path))
 
 
 def test_without_the_receiver_the_gain_is_over_the_controls_alone():
     scores = {"c2c": right(300, N), "wrong_question": right(100, N)}
-    assert findings(results(scores))["raw_gain"] is None
+    assert findings(results(scores)).raw_gain is None
     assert "points** above wrong_question, the best of the controls." in said(scores)
     assert "raw gain" not in said(scores)
 
@@ -191,19 +184,19 @@ def test_partial_credit_is_a_score_and_has_its_own_test(tmp_path):
     scores = {"receiver": rng.random(60) * 0.5, "c2c": rng.random(60), "wrong_question": rng.random(60) * 0.6}
     found = findings(results(scores, Invented(60, choices=())))
     words = " ".join(f"{part.title} {part.text} {part.tables}" for part in sections(found, tmp_path))
-    assert (found["measure"], found["guessing"]) == ("score", None)
+    assert (found.measure, found.guessing) == ("score", None)
     assert "ccuracy" not in words
     assert "Methods: score (of 100) with 95% intervals on 60 questions" in words
-    assert {comparison["test"] for comparison in found["comparisons"].values()} == {"sign-flip permutation"}
+    assert {comparison.test for comparison in found.comparisons.values()} == {"sign-flip permutation"}
 
 
 def test_scores_of_a_whole_evaluation_are_called_the_same_in_each_part():
     scores = {"receiver": right(20, 60), "c2c": right(50, 60), "text_to_text": np.linspace(0, 1, 60)}
     whole = results(scores)
     assert whole.measure == "score"
-    assert findings(whole.only(["receiver", "c2c"]))["measure"] == "score"
+    assert findings(whole.only(["receiver", "c2c"])).measure == "score"
     del scores["text_to_text"]
-    assert findings(results(scores))["measure"] == "accuracy"
+    assert findings(results(scores)).measure == "accuracy"
 
 
 def test_c2c_is_spelt_one_way(tmp_path):
@@ -214,7 +207,7 @@ def test_c2c_is_spelt_one_way(tmp_path):
 
 def test_other_items_are_told_apart():
     def items(benchmark):
-        return findings(results({"receiver": right(5, 20)}, benchmark))["items"]
+        return findings(results({"receiver": right(5, 20)}, benchmark)).items
 
     assert items(Invented(20)) == items(Invented(20, version=3))
     assert items(Invented(20)) != items(Invented(20, choices=()))
@@ -243,7 +236,7 @@ def test_the_guide_explains_every_word_and_every_method_that_was_asked():
 
 def test_findings_fit_the_schema_that_reads_them_again():
     found = findings(results(clear()))
-    assert check_json(json.dumps(found), Findings, "findings") == found
+    assert check_json(json_text(found), Findings, "findings") == found
 
 
 def test_a_loss_is_told_with_its_own_certainty():

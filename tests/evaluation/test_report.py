@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 
-from c2c_lightning.drawing.forest import Row, draw_forest
+from c2c_lightning.drawing.forest import Estimate, Row, draw_forest
 from c2c_lightning.drawing.style import new_figure, save, shown, styled
 from c2c_lightning.evaluation.report.findings import findings
 from c2c_lightning.evaluation.report.page import Section, write_report
@@ -36,14 +37,14 @@ def test_the_page_shows_the_numbers_that_were_found(example):
     _, page, found = example
     methods, controls, comparisons = page.tables[:3]
     rows = {row[0]: row[1:3] for table in (methods, controls) for row in table[1:]}
-    for name, method in found["methods"].items():
-        value, low, high = (f"{100 * method['accuracy'][key]:.1f}%" for key in ("value", "low", "high"))
+    for name, method in found.methods.items():
+        value, low, high = (f"{100 * number:.1f}%" for number in asdict(method.accuracy).values())
         assert rows[shown(name)] == [value, f"[{low}, {high}]"]
     for row in comparisons[1:]:
-        difference = found["comparisons"][row[0]]["difference"]
-        value, low, high = (f"{100 * difference[key]:+.1f}".replace("-", "−") for key in ("value", "low", "high"))
+        difference = found.comparisons[row[0]].difference
+        value, low, high = (f"{100 * number:+.1f}".replace("-", "−") for number in asdict(difference).values())
         assert row[1] == f"{value} [{low}, {high}]"
-    assert f"{100 * found['question_specific_gain']['difference']['value']:+.1f} points" in page.words
+    assert f"{100 * found.question_specific_gain.difference.value:+.1f} points" in page.words
 
 
 def test_the_page_needs_nothing_beside_it(example):
@@ -93,7 +94,7 @@ def test_names_from_outside_stay_text(tmp_path):
 
 def test_formulas_in_names_are_drawn_as_text(tmp_path):
     name = r"$\nothing{$ [b]"
-    draw_forest([Row(name, {"value": 0, "low": 0, "high": 1}, name)], name, tmp_path / "forest.png", 0.0, name)
+    draw_forest([Row(name, Estimate(0, 0, 1), name)], name, tmp_path / "forest.png", 0.0, name)
 
     @styled
     def draw():
@@ -106,7 +107,7 @@ def test_formulas_in_names_are_drawn_as_text(tmp_path):
 
 def test_brackets_in_names_are_printed_as_they_are(capsys, tmp_path):
     found = findings(results({"receiver": right(20, N), "c2c": right(90, N)}))
-    found["methods"]["a[/b]"] = found["methods"]["c2c"]
+    found.methods["a[/b]"] = found.methods["c2c"]
     show({"own[/c]": found}, tmp_path / "run[/d]")
     printed = capsys.readouterr().out
     for name in ("own[/c]", "a[/b]", str(tmp_path / "run[/d]" / "report.html")):

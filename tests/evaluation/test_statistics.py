@@ -57,7 +57,7 @@ def test_right_and_wrong_answers_are_compared_by_mcnemar(seed):
     comparison = compare(first, second)
     only_first = sum(a > b for a, b in zip(first, second))
     only_second = sum(a < b for a, b in zip(first, second))
-    assert (comparison.only_first, comparison.only_second) == (only_first, only_second)
+    assert (comparison.only_c2c, comparison.only_other) == (only_first, only_second)
     assert comparison.difference.value == pytest.approx((only_first - only_second) / n)
     # Under no difference, every item on which they differ is a fair coin.
     assert comparison.p == pytest.approx(binomtest(only_first, only_first + only_second).pvalue)
@@ -97,7 +97,7 @@ def test_real_scores_are_compared_by_flipping_signs():
     expected = np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-12)
     comparison = compare(first, second)
     assert comparison.p == pytest.approx(expected)
-    assert (comparison.only_first, comparison.only_second) == (4, 1)
+    assert (comparison.only_c2c, comparison.only_other) == (4, 1)
     assert "sign-flip" in comparison.test
 
 
@@ -137,7 +137,7 @@ def test_exchanging_the_methods_turns_the_sign():
     forth, back = compare(first, second), compare(second, first)
     assert forth.p == back.p
     assert forth.difference.value == -back.difference.value
-    assert (forth.only_first, forth.only_second) == (back.only_second, back.only_first)
+    assert (forth.only_c2c, forth.only_other) == (back.only_other, back.only_c2c)
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -152,7 +152,7 @@ def test_the_question_specific_gain_is_over_the_best_control():
     controls = {"receiver": coin(1, 400, 0.3), "wrong_question": coin(2, 400, 0.45), "mean_update": coin(3, 400, 0.4)}
     gain = question_specific_gain(c2c, controls)
     assert gain.over == max(controls, key=lambda name: controls[name].mean())
-    assert gain.comparison == compare(c2c, controls[gain.over])
+    assert gain.difference == compare(c2c, controls[gain.over]).difference
     assert gain.p == max(compare(c2c, scores).p for scores in controls.values())
     assert gain.significant
 

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import Estimate
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.evaluation.methods import Method
-from c2c_lightning.evaluation.report.formatting import (
-    NOT_SIGNIFICANT,
-    NOTHING,
-    p_value,
-    points_with_interval,
-    score,
-    score_interval,
-)
+from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, NOTHING, p_value, points_with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Estimate, accuracy, compare
+from c2c_lightning.evaluation.report.statistics import accuracy, compare
 
 
 class Analysis(L.Callback, ABC):
@@ -49,11 +42,6 @@ def estimates(results: BenchmarkResults, methods: Sequence[str]) -> dict[str, Es
     return {m: accuracy(results.scores(m), results.seed) for m in methods if m in results.answers}
 
 
-def with_interval(estimate: Estimate, measure: str) -> str:
-    """A mean score with its interval."""
-    return f"{score(estimate.value, measure)} {score_interval(asdict(estimate), measure)}"
-
-
 def differences(results: BenchmarkResults, method: str, reference: str, label: str = "") -> dict[str, str]:
     """Two cells of a table, how much better a method is than a reference and p; none if that was not asked."""
     if reference not in results.answers:
@@ -61,6 +49,6 @@ def differences(results: BenchmarkResults, method: str, reference: str, label: s
     points, p = NOTHING, NOTHING
     if method != reference:
         compared = compare(results.scores(method), results.scores(reference), results.seed)
-        points = points_with_interval(asdict(compared.difference))
+        points = points_with_interval(compared.difference)
         p = p_value(compared.p) + ("" if compared.significant else f", {NOT_SIGNIFICANT}")
     return {f"{label}less {shown(reference)}, points": points, f"{label}p": p}

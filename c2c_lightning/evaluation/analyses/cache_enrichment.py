@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import INK
+from c2c_lightning.drawing.forest import INK, Estimate
 from c2c_lightning.drawing.style import (
     colour,
     draw_references,
@@ -20,11 +20,11 @@ from c2c_lightning.drawing.style import (
     styled,
 )
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
+from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
+from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Estimate
 
 TEXT = """\
 No sharer here: the receiver alone reads {shots} exemplars before each question (`few_shot`). Then it answers on \

@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import ACCENT
+from c2c_lightning.drawing.forest import ACCENT, Estimate
 from c2c_lightning.drawing.style import CONTRAST, draw_series, new_figure, save, score_axis, styled
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, estimates, with_interval
+from c2c_lightning.evaluation.analyses.base import Analysis, estimates
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import cache_bytes
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C
+from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Estimate
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch, Reading
 from c2c_lightning.models.alignment import UNALIGNED

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing.forest import Estimate
 from c2c_lightning.drawing.style import (
     CONTRAST,
     colour,
@@ -22,14 +23,14 @@ from c2c_lightning.drawing.style import (
     styled,
 )
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates, with_interval
+from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.methods import C2C, Method
+from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Estimate
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Reading
 

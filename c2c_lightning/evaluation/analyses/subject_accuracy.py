@@ -9,12 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import INK
+from c2c_lightning.drawing.forest import INK, Estimate
 from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
-from c2c_lightning.evaluation.analyses.base import Analysis, with_interval
+from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Estimate, accuracy
+from c2c_lightning.evaluation.report.statistics import accuracy
 
 METHODS = ("receiver", "sharer", "text_to_text", "c2c")
 MOST = 60

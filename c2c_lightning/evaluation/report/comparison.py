@@ -15,17 +15,8 @@ from c2c_lightning.drawing.forest import INK, PALE, Row, draw_forest
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer, answer_file
-from c2c_lightning.evaluation.report.findings import (
-    C2C,
-    RECEIVER,
-    SHARER,
-    TEXT_TO_TEXT,
-    Compared,
-    Findings,
-    Results,
-    compared,
-)
-from c2c_lightning.evaluation.report.formatting import NOTHING, p_value, plain, points_with_interval, score, verdict
+from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings, Results
+from c2c_lightning.evaluation.report.formatting import NOTHING, compared, plain, points_with_interval, score, verdict
 from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.evaluation.report.wording import reading_guide
@@ -37,18 +28,11 @@ SHOWN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
 
 @dataclass
 class FinishedEvaluation:
-    """What an evaluation has left behind.
+    """What an evaluation has left behind."""
 
-    Attributes:
-        label: what sets its folder apart from the others'.
-        folder: where it lies.
-        facts: its settings.
-        benchmarks: its findings, by benchmark.
-    """
-
-    label: str
+    label: str  # what sets its folder apart from the others'
     folder: Path
-    facts: dict[str, str]
+    facts: dict[str, str]  # its settings
     benchmarks: dict[str, Findings]
 
     def answers(self, benchmark: str) -> dict[str, Answer]:
@@ -110,7 +94,7 @@ def load_evaluations(given: Sequence[str]) -> list[FinishedEvaluation]:
     for folder, label in zip(folders, _labels(list(folders))):
         remedy = "It may be of another version: evaluate again, the answers are kept."
         results = read_json(folder / RESULTS_FILE, Results, "runs:", remedy)
-        found.append(FinishedEvaluation(label, folder, results["facts"], results["benchmarks"]))
+        found.append(FinishedEvaluation(label, folder, results.facts, results.benchmarks))
     return found
 
 
@@ -138,59 +122,53 @@ def _benchmark(name: str, evaluations: Sequence[FinishedEvaluation], folder: Pat
 def _side_by_side(name: str, evaluations: Sequence[FinishedEvaluation], folder: Path) -> Section:
     """Each evaluation by itself, as table and figure, with a warning where they are not comparable."""
     found = {each.label: each.benchmarks[name] for each in evaluations}
-    text = "Where the verdict is *not significant*, no gain was found, however large the number."
-    gains = {label: each["question_specific_gain"] for label, each in found.items() if each["question_specific_gain"]}
+    is_accuracy = all(each.measure == "accuracy" for each in found.values())
+    gains, levels, drawn = [], [], []
+    for label, each in found.items():
+        gain, raw = each.question_specific_gain, each.raw_gain
+        difference = points_with_interval(gain.difference) if gain else NOTHING
+        gains.append(
+            {
+                "evaluation": label,
+                "question-specific gain": difference,
+                "over": gain.over if gain else NOTHING,
+                "verdict": verdict(gain, C2C, gain.over) if gain else "unverified",
+                "raw gain": points_with_interval(raw.difference) if raw else NOTHING,
+                "verdict on the raw gain": verdict(raw, C2C, RECEIVER) if raw else NOTHING,
+            }
+        )
+        measure = "accuracy" if is_accuracy else "score"
+        means = {method: score(of.accuracy.value, measure) for method, of in each.methods.items()}
+        levels.append(
+            {
+                "evaluation": label,
+                **{shown(method): means.get(method, NOTHING) for method in SHOWN},
+                "best control": f"{means[gain.over]} {gain.over}" if gain else NOTHING,
+            }
+        )
+        if gain:
+            drawn.append(Row(label, gain.difference, difference, INK if gain.significant else PALE))
+    tables = {
+        "Gains in points [95% interval]": pd.DataFrame(gains),
+        "Accuracy" if is_accuracy else "Score (of 100)": pd.DataFrame(levels),
+    }
     figures = {}
-    if gains:
+    if drawn:
         caption = "Question-specific gain of each evaluation, with 95% intervals; what is not significant grey"
         file = folder / "figures" / name / "gains.png"
-        drawn = [_drawn(label, gain) for label, gain in gains.items()]
         figures[caption] = draw_forest(drawn, "question-specific gain in points", file, 0.0, "no gain")
-    measure = "accuracy" if all(each["measure"] == "accuracy" for each in found.values()) else "score"
-    tables = {
-        "Gains in points [95% interval]": pd.DataFrame([_gains(*each) for each in found.items()]),
-        "Accuracy" if measure == "accuracy" else "Score (of 100)": pd.DataFrame(
-            [_levels(*each, measure) for each in found.items()]
-        ),
-    }
+    text = "Where the verdict is *not significant*, no gain was found, however large the number."
     text = "\n\n".join([*_not_comparable(name, evaluations), text])
     return Section("Question-specific gain of each", text, tables, figures)
-
-
-def _drawn(label: str, gain: Compared) -> Row:
-    numbers = points_with_interval(gain["difference"])
-    return Row(label, gain["difference"], numbers, INK if gain["significant"] else PALE)
-
-
-def _gains(label: str, found: Findings) -> dict[str, str]:
-    gain, raw = found["question_specific_gain"], found["raw_gain"]
-    return {
-        "evaluation": label,
-        "question-specific gain": points_with_interval(gain["difference"]) if gain else NOTHING,
-        "over": gain["over"] if gain else NOTHING,
-        "verdict": verdict(gain, C2C, gain["over"]) if gain else "unverified",
-        "raw gain": points_with_interval(raw["difference"]) if raw else NOTHING,
-        "verdict on the raw gain": verdict(raw, C2C, RECEIVER) if raw else NOTHING,
-    }
-
-
-def _levels(label: str, found: Findings, measure: str) -> dict[str, str]:
-    methods = {name: score(of["accuracy"]["value"], measure) for name, of in found["methods"].items()}
-    gain = found["question_specific_gain"]
-    return {
-        "evaluation": label,
-        **{shown(name): methods.get(name, NOTHING) for name in SHOWN},
-        "best control": f"{methods[gain['over']]} {gain['over']}" if gain else NOTHING,
-    }
 
 
 def _not_comparable(name: str, evaluations: Sequence[FinishedEvaluation]) -> list[str]:
     """A warning for everything in which the same benchmark was asked otherwise."""
     asked = {
-        "questions": lambda found: f"{found['num_items']:,} questions ({found['items']})",
-        "prompts": lambda found: f"{found['prompt']['name']}, version {found['prompt']['version']}",
-        "answer modes": lambda found: str(found["answer_mode"]),
-        "seeds": lambda found: f"seed {found['seed']}",
+        "questions": lambda found: f"{found.num_items:,} questions ({found.items})",
+        "prompts": lambda found: f"{found.prompt.name}, version {found.prompt.version}",
+        "answer modes": lambda found: found.answer_mode,
+        "seeds": lambda found: f"seed {found.seed}",
     }
     warnings = []
     for what, of in asked.items():
@@ -210,23 +188,14 @@ def _paired(name: str, evaluations: Sequence[FinishedEvaluation]) -> Section:
     rows, unpaired = [], []
     for other in others:
         answers = other.answers(name)
-        same_items = other.benchmarks[name]["items"] == first.benchmarks[name]["items"]
+        same_items = other.benchmarks[name].items == first.benchmarks[name].items
         if not own or own.keys() != answers.keys() or not same_items:
             unpaired.append(other.label)
             continue
         scores = [[of[id].score for id in own] for of in (answers, own)]
-        numbers = compared(compare(*scores, seed=first.benchmarks[name]["seed"]))
-        rows.append(
-            {
-                "C2C of": other.label,
-                "difference in points [95% interval]": points_with_interval(numbers["difference"]),
-                "p": p_value(numbers["p"]),
-                "verdict": verdict(numbers, other.label, first.label),
-                "only the other better": f"{numbers['only_c2c']:,}",
-                "only the baseline better": f"{numbers['only_other']:,}",
-                "test": numbers["test"],
-            }
-        )
+        comparison = compare(*scores, seed=first.benchmarks[name].seed)
+        columns = "only the other better", "only the baseline better"
+        rows.append({"C2C of": other.label} | compared(comparison, other.label, first.label, *columns))
     text = f"The baseline is {plain(first.label)}, the one that was named first."
     if unpaired:
         text += (
@@ -239,14 +208,12 @@ def _paired(name: str, evaluations: Sequence[FinishedEvaluation]) -> Section:
 
 def _settings(evaluations: Sequence[FinishedEvaluation]) -> tuple[dict[str, str], Section]:
     """The settings that all evaluations have in common, and those in which they differ."""
-    names = dict.fromkeys(itertools.chain.from_iterable(each.facts for each in evaluations))
-    values = {name: [each.facts.get(name, NOTHING) for each in evaluations] for name in names}
-    common = {name: given[0] for name, given in values.items() if len(set(given)) == 1}
-    rows = [
-        {"setting": name} | {each.label: value for each, value in zip(evaluations, given)}
-        for name, given in values.items()
-        if name not in common
-    ]
-    if not rows:
+    table = pd.DataFrame({each.label: each.facts for each in evaluations}).fillna(NOTHING)
+    # In the order of the first evaluation that has them; pandas would sort them.
+    table = table.loc[[*dict.fromkeys(itertools.chain.from_iterable(each.facts for each in evaluations))]]
+    differs = table.nunique(axis=1) > 1
+    common = table[~differs].iloc[:, 0].to_dict()
+    if not differs.any():
         return common, Section("Settings in which they differ", "There are none.")
-    return common, Section("Settings in which they differ", tables={"What differs": pd.DataFrame(rows)})
+    rows = table[differs].reset_index(names="setting")
+    return common, Section("Settings in which they differ", tables={"What differs": rows})

@@ -6,48 +6,32 @@ be made again, and runs be compared, without asking the models.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import numpy as np
 from pydantic import StringConstraints
-from typing_extensions import TypedDict
 
+from c2c_lightning.drawing.forest import Estimate
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.base import NAME
-from c2c_lightning.evaluation.report.formatting import Interval
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.evaluation.report.statistics import Comparison, accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
 from c2c_lightning.files import json_digest
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
+BenchmarkName = Annotated[str, StringConstraints(pattern=NAME)]
 
 
-class Compared(TypedDict):
-    """C2C less another method."""
-
-    difference: Interval
-    p: float
-    significant: bool
-    test: str
-    only_c2c: int
-    only_other: int
-
-
-class GainFound(Compared):
-    """C2C less the best control; p is the largest over the controls."""
-
-    over: str
-
-
-class MethodFound(TypedDict):
+@dataclass
+class MethodFound:
     """How well a method does, and what an answer costs it on average."""
 
     description: str
     control: bool
     generic: bool
-    accuracy: Interval
+    accuracy: Estimate
     unread: float
     truncated: float
     prefill_ms: float
@@ -57,95 +41,75 @@ class MethodFound(TypedDict):
     handed_over_bytes: float
 
 
-class PromptFound(TypedDict):
+@dataclass
+class PromptFound:
     """Which prompt asked."""
 
     name: str
     version: int
 
 
-class Findings(TypedDict):
-    """What an evaluation found out on one benchmark.
+@dataclass
+class Findings:
+    """What an evaluation found out on one benchmark."""
 
-    Attributes:
-        items: digest of the questions: the same where the same were asked.
-        guessing: accuracy of a guess; None where there is nothing to choose from.
-        left_out: methods that were not asked, with the reason.
-        comparisons: of C2C with each other method.
-    """
-
-    benchmark: Annotated[str, StringConstraints(pattern=NAME)]
+    benchmark: BenchmarkName
     prompt: PromptFound
     answer_mode: str
     measure: str
     num_items: int
-    items: str
+    items: str  # digest of the questions: the same where the same were asked
     dropped: dict[str, int]
-    guessing: float | None
+    guessing: float | None  # accuracy of a guess; None where there is nothing to choose from
     seed: int
     methods: dict[str, MethodFound]
-    left_out: dict[str, str]
-    comparisons: dict[str, Compared]
-    raw_gain: Compared | None
-    question_specific_gain: GainFound | None
+    left_out: dict[str, str]  # methods that were not asked, with the reason
+    comparisons: dict[str, Comparison]  # of C2C with each other method
+    raw_gain: Comparison | None
+    question_specific_gain: Gain | None
 
 
-class Results(TypedDict):
+@dataclass
+class Results:
     """What results.json holds: the settings, and by benchmark what was found."""
 
     title: str
     facts: dict[str, str]
-    benchmarks: dict[Annotated[str, StringConstraints(pattern=NAME)], Findings]
+    benchmarks: dict[BenchmarkName, Findings]
 
 
 def findings(results: BenchmarkResults) -> Findings:
-    """What an evaluation found out on one benchmark.
+    """What an evaluation found out on one benchmark, of the methods and controls that are to be reported.
 
     The question-specific gain is C2C less the best of the generic controls. The receiver alone counts as
     one of them, for it knows nothing of the sharer either: otherwise controls that do harm would make the
     gain larger than what C2C has gained.
-
-    Args:
-        results: of the methods and controls that are to be reported.
     """
     scores = {name: results.scores(name) for name in results.answers}
     rivals = [name for name in scores if name != C2C] if C2C in scores else []
-    comparisons = {name: compared(compare(scores[C2C], scores[name], results.seed)) for name in rivals}
+    comparisons = {name: compare(scores[C2C], scores[name], results.seed) for name in rivals}
     gain = None
     if rivals and results.generic:
         # The receiver first: of equally good ones the first is named, and zero_update should equal it.
         baselines = [*({RECEIVER} & scores.keys()), *results.generic]
-        of = question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed)
-        gain = GainFound(compared(of.comparison) | {"over": of.over, "p": of.p, "significant": of.significant})
+        gain = question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed)
     benchmark = results.benchmark
-    return {
-        "benchmark": benchmark.name,
-        "prompt": {"name": benchmark.prompt.name, "version": benchmark.prompt.version},
-        "answer_mode": benchmark.answer_mode,
-        "measure": results.measure,
-        "num_items": len(results.items),
-        "items": json_digest([asdict(item) for item in benchmark.items()])[:16],
-        "dropped": dict(benchmark.dropped),
-        "guessing": _guessing(benchmark),
-        "seed": results.seed,
-        "methods": {name: _method(results, name) for name in scores},
-        "left_out": dict(results.left_out),
-        "comparisons": comparisons,
-        "raw_gain": comparisons.get(RECEIVER),
-        "question_specific_gain": gain,
-    }
-
-
-def compared(comparison: Comparison) -> Compared:
-    """A comparison as results.json holds it."""
-    return {
-        "difference": asdict(comparison.difference),
-        "p": comparison.p,
-        "significant": comparison.significant,
-        "test": comparison.test,
-        "only_c2c": comparison.only_first,
-        "only_other": comparison.only_second,
-    }
+    return Findings(
+        benchmark=benchmark.name,
+        prompt=PromptFound(benchmark.prompt.name, benchmark.prompt.version),
+        answer_mode=benchmark.answer_mode,
+        measure=results.measure,
+        num_items=len(results.items),
+        items=json_digest([asdict(item) for item in benchmark.items()])[:16],
+        dropped=dict(benchmark.dropped),
+        guessing=_guessing(benchmark),
+        seed=results.seed,
+        methods={name: _method(results, name) for name in scores},
+        left_out=dict(results.left_out),
+        comparisons=comparisons,
+        raw_gain=comparisons.get(RECEIVER),
+        question_specific_gain=gain,
+    )
 
 
 def _method(results: BenchmarkResults, name: str) -> MethodFound:
@@ -154,19 +118,19 @@ def _method(results: BenchmarkResults, name: str) -> MethodFound:
     def mean(attribute: str) -> float:
         return float(np.mean([getattr(answer, attribute) for answer in answers]))
 
-    return {
-        "description": method.description,
-        "control": method.control,
-        "generic": method.generic,
-        "accuracy": asdict(accuracy(results.scores(name), results.seed)),
-        "unread": float(np.mean([answer.extracted is None for answer in answers])),
-        "truncated": mean("truncated"),
-        "prefill_ms": 1000 * mean("prefill_seconds"),
-        "decode_ms": 1000 * mean("decode_seconds"),
-        "receiver_tokens": mean("receiver_tokens"),
-        "sharer_tokens": mean("sharer_tokens"),
-        "handed_over_bytes": mean("handed_over"),
-    }
+    return MethodFound(
+        description=method.description,
+        control=method.control,
+        generic=method.generic,
+        accuracy=accuracy(results.scores(name), results.seed),
+        unread=float(np.mean([answer.extracted is None for answer in answers])),
+        truncated=mean("truncated"),
+        prefill_ms=1000 * mean("prefill_seconds"),
+        decode_ms=1000 * mean("decode_seconds"),
+        receiver_tokens=mean("receiver_tokens"),
+        sharer_tokens=mean("sharer_tokens"),
+        handed_over_bytes=mean("handed_over"),
+    )
 
 
 def _guessing(benchmark: Benchmark) -> float | None:

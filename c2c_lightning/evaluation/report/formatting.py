@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
-
+from c2c_lightning.drawing.forest import Estimate
 from c2c_lightning.drawing.style import shown
-from c2c_lightning.evaluation.report.statistics import ALPHA
+from c2c_lightning.evaluation.report.statistics import ALPHA, Comparison
 
 NOTHING = "–"
 NOT_SIGNIFICANT = "not significant"
 MARKUP = re.compile(r"([\\`*<|]|\](?=\()|&(?=#?\w+;)|(?<!\w)_|_(?!\w))")
 BYTES = ("B", "kB", "MB", "GB")
-
-
-class Interval(TypedDict):
-    """An `Estimate` as results.json holds it."""
-
-    value: float
-    low: float
-    high: float
 
 
 def plain(text: str) -> str:
@@ -38,8 +28,8 @@ def points(difference: float) -> str:
     return f"{100 * difference:+z.1f}".replace("-", "−")
 
 
-def points_with_interval(difference: Interval) -> str:
-    return f"{points(difference['value'])} [{points(difference['low'])}, {points(difference['high'])}]"
+def points_with_interval(difference: Estimate) -> str:
+    return f"{points(difference.value)} [{points(difference.low)}, {points(difference.high)}]"
 
 
 def score(value: float, measure: str) -> str:
@@ -47,8 +37,13 @@ def score(value: float, measure: str) -> str:
     return percent(value) if measure == "accuracy" else f"{100 * value:.1f}"
 
 
-def score_interval(estimate: Interval, measure: str) -> str:
-    return f"[{score(estimate['low'], measure)}, {score(estimate['high'], measure)}]"
+def score_interval(estimate: Estimate, measure: str) -> str:
+    return f"[{score(estimate.low, measure)}, {score(estimate.high, measure)}]"
+
+
+def with_interval(estimate: Estimate, measure: str) -> str:
+    """A mean score with its interval."""
+    return f"{score(estimate.value, measure)} {score_interval(estimate, measure)}"
 
 
 def p_value(p: float) -> str:
@@ -63,11 +58,23 @@ def p_in_words(p: float) -> str:
     return f"p {'' if p < 0.001 else '= '}{p_value(p)}".replace(" ", "\u00a0")
 
 
-def verdict(comparison: dict[str, Any], first: str, second: str) -> str:
+def verdict(comparison: Comparison, first: str, second: str) -> str:
     """Which of two methods is better, if it can be told."""
-    if not comparison["significant"]:
+    if not comparison.significant:
         return NOT_SIGNIFICANT
-    return f"{shown(first if comparison['difference']['value'] > 0 else second)} better"
+    return f"{shown(first if comparison.difference.value > 0 else second)} better"
+
+
+def compared(comparison: Comparison, first: str, second: str, only_first: str, only_second: str) -> dict[str, str]:
+    """The cells of a comparison in a table; `only_first` and `only_second` are columns."""
+    return {
+        "difference in points [95% interval]": points_with_interval(comparison.difference),
+        "p": p_value(comparison.p),
+        "verdict": verdict(comparison, first, second),
+        only_first: f"{comparison.only_c2c:,}",
+        only_second: f"{comparison.only_other:,}",
+        "test": comparison.test,
+    }
 
 
 def size(number: float) -> str:

@@ -26,19 +26,12 @@ NUMBER = re.compile(r"[<≈+−-]? ?\d")
 
 @dataclass
 class Section:
-    """What one part of an evaluation has to say.
-
-    Attributes:
-        title: its heading.
-        text: paragraphs in Markdown, divided by blank lines.
-        tables: by caption; values are formatted already.
-        figures: PNG files by caption.
-    """
+    """What one part of an evaluation has to say."""
 
     title: str
-    text: str = ""
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    figures: dict[str, Path] = field(default_factory=dict)
+    text: str = ""  # paragraphs in Markdown, divided by blank lines
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # by caption; values are formatted already
+    figures: dict[str, Path] = field(default_factory=dict)  # PNG files by caption
 
 
 def write_report(

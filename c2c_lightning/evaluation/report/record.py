@@ -13,7 +13,6 @@ runs/<run>/evaluation-<settings>/
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Container
@@ -21,7 +20,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import lightning as L
 import yaml
@@ -34,11 +32,11 @@ from rich.table import Table
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
-from c2c_lightning.evaluation.report.findings import Findings, findings
+from c2c_lightning.evaluation.report.findings import Findings, Results, findings
 from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
 from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.wording import gain_as_told, reading_guide, sections
-from c2c_lightning.files import read_bytes, write_whole
+from c2c_lightning.files import json_text, read_bytes, write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted, held
 from c2c_lightning.tracking import MLflowTracker, find_tracker, noted_tracking
 
@@ -56,8 +54,7 @@ class EvaluationRecord(L.Callback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: str = ""):
         self.parser, self.config, self.settings = parser, config, settings
-        self.lock: ExitStack | None = None
-        self.handlers: dict[int, Any] = {}
+        self.until_end, self.is_locked = ExitStack(), False
 
     def on_test_start(self, trainer: L.Trainer, module: Evaluation) -> None:
         self.started = time.perf_counter()
@@ -76,7 +73,7 @@ class EvaluationRecord(L.Callback):
         """Begins the record, now that nothing refuses the evaluation any more."""
         # Lightning would end on SIGTERM as if all were done.
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, interrupt)
+            self.until_end.callback(signal.signal, number, signal.signal(number, interrupt))
         if not trainer.is_global_zero:
             return
         folder = module.folder
@@ -103,7 +100,7 @@ class EvaluationRecord(L.Callback):
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, module: Evaluation, exception: BaseException) -> None:
-        self._release()
+        self.until_end.close()
         if not trainer.is_global_zero:
             return
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
@@ -115,21 +112,13 @@ class EvaluationRecord(L.Callback):
             tracker.save_undelivered(module.folder)
 
     def teardown(self, trainer: L.Trainer, module: Evaluation, stage: str) -> None:
-        self._release()
+        self.until_end.close()
 
     def _lock(self, folder: Path) -> None:
         """Keeps other evaluations from the folder."""
-        if self.lock is None:
-            lock = ExitStack()
-            lock.enter_context(held(folder, "evaluation"))
-            self.lock = lock
-
-    def _release(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers.clear()
-        if self.lock is not None:
-            self.lock.close()
+        if not self.is_locked:
+            self.until_end.enter_context(held(folder, "evaluation"))
+            self.is_locked = True
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -138,13 +127,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
-    """Writes the report and all that it is made of, and hands them to MLflow.
-
-    Args:
-        trainer: of the evaluation.
-        module: whose questions are all answered.
-        seconds: that answering took.
-    """
+    """Writes the report of a module whose questions are all answered, in `seconds`, and hands it to MLflow."""
     folder = module.folder
     facts = describe(module) | {
         "answered in": f"{seconds:.0f} s (this time; answers that were there already took none)",
@@ -152,18 +135,16 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     }
     parts: dict[str, list[Section]] = {}
     found: dict[str, Findings] = {}
+    kinds = [type(analysis).__name__ for analysis in module.analyses]
     for results in module.results():
         name = results.benchmark.name
         figures = folder / FIGURES / name
-        figures.mkdir(parents=True, exist_ok=True)
         found[name] = findings(results.only([method.name for method in module.compared]))
         parts[name] = sections(found[name], figures)
-        for k, analysis in enumerate(module.analyses):
-            kind = type(analysis).__name__
+        for k, (kind, analysis) in enumerate(zip(kinds, module.analyses)):
             rank_zero_info(f"{name}: {kind}")
             # Two of a kind, with other arguments, have figures of the same names.
-            first = next(i for i, other in enumerate(module.analyses) if type(other) is type(analysis))
-            drawn = figures if k == first else figures / f"{kind}_{k}"
+            drawn = figures if kinds.index(kind) == k else figures / f"{kind}_{k}"
             drawn.mkdir(exist_ok=True)
             section = analysis.section(module.communicator, results, drawn)
             if section is not None:
@@ -171,8 +152,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     parts["How to read this"] = reading_guide(list(found.values()))
     title = f"What cache communication gave: {facts['pair']}"
     write_report(folder, title, facts, parts)
-    text = json.dumps({"title": title, "facts": facts, "benchmarks": found}, indent=2, ensure_ascii=False)
-    write_whole(folder / RESULTS_FILE, f"{text}\n")
+    write_whole(folder / RESULTS_FILE, json_text(Results(title, facts, found)))
     tracker = find_tracker(trainer)
     if tracker is not None:
         log_report(tracker, folder, found, parts, logged=module.accuracy)
@@ -218,14 +198,13 @@ def log_report(
             for caption, table in section.tables.items():
                 tracker.log_table(table, f"tables/{name}/{slug(section.title)}/{slug(caption)}.json")
     metrics = {}
-    for name, numbers in found.items():
-        scores = {f"{name}/{method}": of["accuracy"]["value"] for method, of in numbers["methods"].items()}
-        metrics |= {f"accuracy/{key}": score for key, score in scores.items() if key not in logged}
-        for key in ("question_specific_gain", "raw_gain"):
-            if numbers[key]:
-                difference = numbers[key]["difference"]
-                ends = {f"{name}/{key}_{end}": difference[end] for end in ("low", "high")}
-                metrics |= {f"{name}/{key}": difference["value"], **ends, f"{name}/{key}_p": numbers[key]["p"]}
+    for name, of in found.items():
+        means = {f"{name}/{method}": one.accuracy.value for method, one in of.methods.items()}
+        metrics |= {f"accuracy/{key}": mean for key, mean in means.items() if key not in logged}
+        for key, gain in (("question_specific_gain", of.question_specific_gain), ("raw_gain", of.raw_gain)):
+            if gain:
+                metrics |= {f"{name}/{key}": gain.difference.value, f"{name}/{key}_p": gain.p}
+                metrics |= {f"{name}/{key}_low": gain.difference.low, f"{name}/{key}_high": gain.difference.high}
     tracker.log_metrics(metrics)
 
 
@@ -238,20 +217,19 @@ def show(found: dict[str, Findings], folder: Path) -> None:
     """Prints the scores, the gain, and where the report is."""
     # Names may hold brackets, which are no markup of rich's.
     console = Console(markup=False, soft_wrap=True)
-    for name, numbers in found.items():
-        measure = numbers["measure"]
-        table = Table(title=f"{name}: {numbers['num_items']:,} questions")
-        for column in ("method", measure, "95% interval"):
-            table.add_column(column, justify="left" if column == "method" else "right")
-        for method, of in numbers["methods"].items():
-            estimate = of["accuracy"]
-            table.add_row(shown(method), score(estimate["value"], measure), score_interval(estimate, measure))
+    for name, of in found.items():
+        table = Table("method", title=f"{name}: {of.num_items:,} questions")
+        for column in (of.measure, "95% interval"):
+            table.add_column(column, justify="right")
+        for method, one in of.methods.items():
+            value, interval = score(one.accuracy.value, of.measure), score_interval(one.accuracy, of.measure)
+            table.add_row(shown(method), value, interval)
         console.print(table)
-        for method, reason in numbers["left_out"].items():
+        for method, reason in of.left_out.items():
             console.print(f"not asked: {method}, because {reason}")
-        gain = gain_as_told(numbers)
+        gain = gain_as_told(of)
         if gain:
-            certainty = "" if gain["significant"] else f", {NOT_SIGNIFICANT}"
-            value = points_with_interval(gain["difference"])
-            console.print(f"question-specific gain: {value} points, over {gain['over']}{certainty}")
+            certainty = "" if gain.significant else f", {NOT_SIGNIFICANT}"
+            value = points_with_interval(gain.difference)
+            console.print(f"question-specific gain: {value} points, over {gain.over}{certainty}")
     console.print(f"report: {folder / 'report.html'}")

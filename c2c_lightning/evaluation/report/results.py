@@ -15,23 +15,15 @@ from c2c_lightning.evaluation.methods import Derived, Method
 
 @dataclass
 class BenchmarkResults:
-    """What every method answered to one benchmark.
-
-    Attributes:
-        benchmark: the benchmark.
-        methods: by name, in the order in which they are reported.
-        answers: by method name, in the order of the benchmark's items.
-        left_out: methods that say nothing about this benchmark, with the reason.
-        seed: of what is drawn: whose cache the wrong question lends, orders of choices, resampling.
-        measure: `accuracy` if every answer is right or wrong, otherwise `score`; decided once over all answers, so
-            every part of a report uses the same word.
-    """
+    """What every method answered to one benchmark."""
 
     benchmark: Benchmark
-    methods: dict[str, Method]
-    answers: dict[str, list[Answer]]
-    left_out: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
+    methods: dict[str, Method]  # by name, in the order in which they are reported
+    answers: dict[str, list[Answer]]  # by method name, in the order of the benchmark's items
+    left_out: dict[str, str] = field(default_factory=dict)  # methods that say nothing about it, with the reason
+    seed: int = 0  # of what is drawn: whose cache the wrong question lends, orders of choices, resampling
+    # `accuracy` if every answer is right or wrong, otherwise `score`. Decided once over all answers, so that every part
+    # of a report uses the same word.
     measure: str = ""
 
     def __post_init__(self) -> None:
@@ -69,14 +61,9 @@ def collect(
     left_out: dict[str, str],
     seed: int,
 ) -> BenchmarkResults:
-    """Puts the kept answers in order and adds those that are derived from them.
+    """Puts the kept answers, by method name and question id, in order, and adds those that are derived from them.
 
-    Args:
-        benchmark: that was asked.
-        methods: all methods that were to answer.
-        kept: by method name and question id.
-        left_out: methods that do not apply, with the reason.
-        seed: of the evaluation.
+    Methods that do not apply are `left_out`, with the reason.
     """
     items = benchmark.items()
     answers = {name: [by_id[item.id] for item in items] for name, by_id in kept.items()}

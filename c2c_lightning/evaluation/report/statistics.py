@@ -15,6 +15,7 @@ from scipy.stats import bootstrap, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from c2c_lightning.drawing.forest import Estimate
 from c2c_lightning.errors import UserError
 
 LEVEL = 0.95  # of every interval
@@ -26,52 +27,22 @@ Scores = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its confidence interval at LEVEL, all in the unit of the scores."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Two methods on the same items.
+    """C2C less another method on the same items, or any method less another."""
 
-    Attributes:
-        difference: mean of the first less that of the second; the interval is a paired bootstrap.
-        p: two-sided, of the two being equally good; 1.0 if they score the same on every item.
-        test: the test that p comes from.
-        only_first: items on which the first scored higher.
-        only_second: items on which the second scored higher.
-    """
-
-    difference: Estimate
-    p: float
-    test: str
-    only_first: int
-    only_second: int
-
-    @property
-    def significant(self) -> bool:
-        return self.p < ALPHA
+    difference: Estimate  # of the mean scores; the interval is a paired bootstrap
+    p: float  # two-sided, of the two being equally good; 1.0 if they score the same on every item
+    significant: bool  # p is below ALPHA
+    test: str  # that p comes from
+    only_c2c: int  # items on which C2C, or the first, scored higher
+    only_other: int  # items on which the other scored higher
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What C2C has above every control.
+class Gain(Comparison):
+    """C2C less the best control: p is the largest over all controls, and significant is what beats each of them."""
 
-    Attributes:
-        over: the best control, by its mean score.
-        comparison: C2C with that control.
-        p: the largest p of C2C with any control.
-        significant: C2C is better than every control, and p is below ALPHA.
-    """
-
-    over: str
-    comparison: Comparison
-    p: float
-    significant: bool
+    over: str  # the best control, by its mean score
 
 
 def accuracy(scores: Scores, seed: int = 0) -> Estimate:
@@ -101,11 +72,6 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> Comparison:
     otherwise Fisher's (1935) sign-flip permutation test of the mean difference, which assumes no more
     than the bootstrap does.
 
-    Args:
-        first: scores of the first method.
-        second: scores of the second, on the same items in the same order.
-        seed: of the resampling.
-
     Raises:
         UserError: there are no scores.
         ValueError: the methods did not score the same number of items.
@@ -113,15 +79,15 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> Comparison:
     a, b = _array(first), _array(second)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} scores of one method and {len(b)} of the other: a comparison is item by item")
-    only_first, only_second = int((a > b).sum()), int((a < b).sum())
+    only_a, only_b = int((a > b).sum()), int((a < b).sum())
     if _binary(a) and _binary(b):
         test = "exact McNemar"
         both, neither = int((a * b).sum()), int(((1 - a) * (1 - b)).sum())
-        p = float(mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue)
+        p = float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue)
     else:
         test = "sign-flip permutation"
         p = _sign_flip_p(a - b, seed)
-    return Comparison(_bootstrapped_mean(a - b, seed), p, test, only_first, only_second)
+    return Comparison(_bootstrapped_mean(a - b, seed), p, p < ALPHA, test, only_a, only_b)
 
 
 def question_specific_gain(c2c: Scores, controls: dict[str, Scores], seed: int = 0) -> Gain:
@@ -148,7 +114,7 @@ def question_specific_gain(c2c: Scores, controls: dict[str, Scores], seed: int =
     best = min(comparisons, key=lambda name: comparisons[name].difference.value)
     p = max(comparison.p for comparison in comparisons.values())
     ahead = all(comparison.difference.value > 0 for comparison in comparisons.values())
-    return Gain(best, comparisons[best], p, ahead and p < ALPHA)
+    return Gain(**vars(comparisons[best]) | {"p": p, "significant": ahead and p < ALPHA, "over": best})
 
 
 def _array(scores: Scores) -> np.ndarray:
