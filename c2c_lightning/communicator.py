@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import DynamicCache
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.files import checked
 from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading, load_aligner, load_models
+
+
+class Said(TypedDict):
+    role: str
+    content: str
+
+
+Conversations = Annotated[list[Annotated[list[Said], Field(min_length=1)]], Field(min_length=1)]
 
 
 class Communicator(nn.Module):
@@ -71,14 +81,10 @@ class Communicator(nn.Module):
         Returns:
             The response as text; a list where a batch was given or several sequences asked for.
         """
-        if not isinstance(messages, list) or not messages or not all(isinstance(m, (dict, list)) for m in messages):
-            raise UserError(
-                f"generate was given {messages!r}: give chat messages, [{{'role': 'user', 'content': ...}}], "
-                "or a list of such conversations."
-            )
-        single = isinstance(messages[0], dict)
+        single = isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict)
         conversations = [messages] if single else messages
-        check_conversations(conversations)
+        remedy = "Give chat messages, [{'role': 'user', 'content': ...}], or a list of such conversations."
+        checked(conversations, Conversations, "what generate was given", remedy)
         reading = self.read(conversations)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
@@ -134,16 +140,3 @@ class Communicator(nn.Module):
         models = config["receiver"], config["sharers"]
         aligner = load_aligner(*models, config["alignment"], config["template_kwargs"])
         return cls(FrozenModels(*load_models(*models, dtype), aligner), fusers).eval()
-
-
-def check_conversations(conversations: list[list[Message]]) -> None:
-    """Raises a UserError that names the first message that is none."""
-    for conversation in conversations:
-        if not isinstance(conversation, list) or not conversation:
-            raise UserError(f"generate was given the conversation {conversation!r:.80}: give a list of messages.")
-        for message in conversation:
-            said = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
-            if not all(isinstance(text, str) for text in said):
-                raise UserError(
-                    f"generate was given the message {message!r:.80}: its role and its content must both be text."
-                )

@@ -184,7 +184,7 @@ def test_what_would_go_wrong_on_a_fused_cache_is_refused():
     with pytest.raises(ValueError, match="give a GenerationConfig"):
         communicator.generate(tiny.CONVERSATIONS, generation_config={"max_new_tokens": 3})
     for wrong in ("In which country?", [], [None]):
-        with pytest.raises(ValueError, match="give chat messages"):
+        with pytest.raises(ValueError, match="Give chat messages"):
             communicator.generate(wrong)
     for wrong in (
         [{"role": "user", "content": None}],

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "nano": set(),
     "models": {"fuser"},
     "formats": {"files", "fuser", "models", "runs"},
-    "communicator.py": {"formats", "fuser", "models"},
+    "communicator.py": {"files", "formats", "fuser", "models"},
     "data": {"models", "nano"},
     "training": {"communicator", "files", "formats", "fuser", "models", "nested", "runs", "tracking"},
     "evaluation": {

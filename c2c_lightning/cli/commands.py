@@ -24,7 +24,7 @@ COMMANDS = {
     "sweep": ("c2c_lightning.cli.sweep:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.cli.test:run", "say what a fuser's cache communication gave, with controls"),
     "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
-    "convert": ("c2c_lightning.formats.conversion:convert", "import a published fuser, or export one of ours"),
+    "convert": ("c2c_lightning.formats.fuser_folder:convert", "import a published fuser, or export one of ours"),
     "report": ("c2c_lightning.evaluation.report.comparison:compare_runs", "lay several evaluations side by side"),
     "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
 }

@@ -108,10 +108,10 @@ def find_model(name: str, fuser: str) -> str:
 def make_fusers(
     config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, trust_remote_code: bool = False
 ) -> Fusers:
-    """The fusers of a config with their weights.
+    """The fusers of a `FuserConfig`, its models found, with their weights.
 
     Args:
-        config: as `FuserConfig` has it, its models found.
+        config: what to make.
         state: the weights.
         name: of the fuser, for messages.
         trust_remote_code: whether a class that is not one of this package may be imported.
@@ -132,7 +132,7 @@ def make_fusers(
     skeleton = on_meta(make, len(state), name)
     if config["format"] == 1:
         state = transposed(state, matrices(skeleton))
-    wrong = mismatch(*({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (skeleton.state_dict(), state)))
+    wrong = mismatch(shapes_of(skeleton.state_dict()), shapes_of(state))
     if wrong:
         raise UserError(f"fuser {name!r} does not fit its models: {wrong}. {trained_with(config, shapes, state)}")
     fusers = make()
@@ -167,16 +167,7 @@ def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) ->
 
 
 def on_meta(make: FuserFactory | functools.partial, most: int, name: str) -> Any:
-    """A module without memory for its weights.
-
-    Args:
-        make: makes it.
-        most: parameters; with more it is refused before it is whole.
-        name: of the fuser, for messages.
-
-    Raises:
-        UserError: there are more parameters, or it cannot be made.
-    """
+    """A module without memory for its weights; refused if it cannot be made, or once it has more than `most` of them."""
     count = 0
 
     def counted(*_: Any) -> None:
@@ -193,6 +184,10 @@ def on_meta(make: FuserFactory | functools.partial, most: int, name: str) -> Any
         raise UserError(f"fuser {name!r}: its config makes none: {first_line(error)}") from error
     finally:
         hook.remove()
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def mismatch(expected: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]]) -> str:

@@ -24,9 +24,9 @@ from c2c_lightning.formats.checkpoint import (
     read_checkpoint,
     refuse_infinite,
 )
-from c2c_lightning.formats.config import FORMAT, KEYS, check_config, renamed_models
-from c2c_lightning.formats.published import read_published
-from c2c_lightning.formats.published_files import is_published
+from c2c_lightning.formats.config import FORMAT, KEYS, check_config, located, renamed_models
+from c2c_lightning.formats.published import read_published, write_published
+from c2c_lightning.formats.published_files import WEIGHTS_FOLDER, is_published
 from c2c_lightning.fuser.ridge import STATISTICS
 from c2c_lightning.models.loading import locate
 from c2c_lightning.runs import FUSER, RUNS, begun, checkpoints
@@ -167,3 +167,28 @@ def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         digest.update(tensor_name.encode())
         digest.update(state[tensor_name].reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def convert(source: str, out: str, receiver: str | None = None, sharer: str | None = None) -> None:
+    """Converts a fuser, bit for bit, whichever of the two formats it has.
+
+    Args:
+        source: the fuser: a folder or a hub id, which may go on with a folder in it, a checkpoint, or `last`.
+        out: the folder to write, which must not be there yet.
+        receiver: folder or hub id, where the fuser does not name it, or it is no longer there.
+        sharer: the same.
+
+    Raises:
+        UserError: the fuser is damaged or does not fit the models, or the published format has no such fuser.
+    """
+    folder = Path(out).expanduser()
+    if folder.exists():
+        raise UserError(f"--out {out} is there already: name a folder that is not.")
+    source = named(source)
+    config, state = read_fuser(source, receiver, sharer and [sharer])
+    if not source.endswith(CHECKPOINT) and is_published(find_fuser(source)):
+        write_fuser_folder(folder, config, state)
+        print(f"{folder}: fuser of ours, ready for test --model.fuser {folder}")
+    else:
+        write_published(folder, located(config, source), state)
+        print(f"{folder}: published format, its projectors in {folder / WEIGHTS_FOLDER}")

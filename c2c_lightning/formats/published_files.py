@@ -8,7 +8,7 @@ what; the folder above has the recipe, `config.json`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required
 
@@ -92,35 +92,28 @@ def layers_and_numbers(whole: Mapping[str, Any], where: str) -> tuple[dict[int, 
     return tuple({layer: pairs[layer][0][place] for layer in sorted(pairs)} for place in (0, 1))
 
 
-def refuse_strangers(folder: Path, numbers: set[int]) -> None:
-    """Raises a UserError unless the folder has exactly the projectors that the map names."""
-    for kind in ("json", "pt"):
-        there = {
-            int(match[1])
-            for file in folder.iterdir()
-            if (match := re.fullmatch(rf"projector_(\d+)\.{kind}", file.name))
-        }
-        if there != numbers:
-            missing, surplus = sorted(numbers - there), sorted(there - numbers)
-            what = f"lacks projector_{missing[0]}" if missing else f"has a surplus projector_{surplus[0]}"
-            raise UserError(f"{folder} {what}.{kind}: {MAP_FILE} names the projectors {sorted(numbers)}.")
-
-
-def read_specs(folder: Path, numbers: list[int]) -> dict[int, dict[str, Any]]:
-    """What the projectors say of themselves, by number.
+def read_projectors(folder: Path, numbers: Iterable[int]) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
+    """What all projectors say of themselves, and their tensors by number.
 
     Raises:
-        UserError: an unknown class, argument or size, or sizes that differ, so that nothing can be stacked.
+        UserError: a file is missing or surplus, damaged, or says what differs, so that nothing can be stacked.
     """
+    numbers = sorted(set(numbers))
+    wanted = {f"projector_{i}.{kind}" for i in numbers for kind in ("json", "pt")}
+    there = {file.name for file in folder.iterdir() if re.fullmatch(r"projector_\d+\.(json|pt)", file.name)}
+    for name in sorted(wanted ^ there):
+        what = "lacks" if name in wanted else "has a surplus"
+        raise UserError(f"{folder} {what} {name}: {MAP_FILE} names the projectors {numbers}.")
     remedy = f"{CLASS} takes {', '.join(InitArgs.__annotations__)}."
     specs = {i: read_object(folder / f"projector_{i}.json", Spec, remedy) for i in numbers}
+    first = specs[numbers[0]]
     for i, spec in specs.items():
-        if spec != specs[numbers[0]]:
+        if spec != first:
             raise UserError(
                 f"{folder}/projector_{i}.json differs from projector_{numbers[0]}.json: one fuser has the same sizes "
                 "in all layers."
             )
-    return specs
+    return first, {i: read_state(folder / f"projector_{i}.pt") for i in numbers}
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -140,7 +133,3 @@ def read_state(file: Path) -> dict[str, Tensor]:
             raise UserError(f"{file}: {name} is {tensor.dtype}, and must be one of {', '.join(DTYPES)}.")
     refuse_infinite(state.items(), str(file))
     return state
-
-
-def dtypes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}

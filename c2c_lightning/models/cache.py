@@ -39,11 +39,7 @@ class LastLayerFilled(Exception):
 
 
 class PrefillCache(DynamicCache):
-    """A cache that ends the forward pass as soon as its last layer has keys and values.
-
-    Args:
-        num_layers: of the model.
-    """
+    """A cache that ends the forward pass as soon as the last of the model's layers has keys and values."""
 
     def __init__(self, num_layers: int):
         super().__init__()
@@ -81,11 +77,8 @@ def prefill(
 
 
 def is_watched(model: PreTrainedModel) -> bool:
-    """Whether a forward pass has to come to its end.
-
-    Something may have to be done after a module's forward, as by FSDP, which frees what it gathered; and a compiled
-    module cannot be left in the middle.
-    """
+    """Whether a forward pass has to come to its end."""
+    # FSDP frees after a module's forward what it gathered before; and a compiled module cannot be left in the middle.
     hooked = any(module._forward_hooks or hasattr(module, "_hf_hook") for module in model.modules())
     return hooked or is_compiled(model) or is_sharded(model)
 

@@ -19,58 +19,45 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
 
+# What is set whatever the model's folder says, and refused if the caller asks for anything else. Assisted decoding
+# starts from an empty cache, and token healing takes the prompt's last token back. The code of the last ones is no
+# longer in transformers: it would be fetched from the hub and run.
 ONLY_ON_A_FILLED_CACHE: dict[str, Any] = {
     "use_cache": True,
-    "cache_implementation": None,
-    "cache_config": None,
-    "max_cache_len": None,
-    "prefill_chunk_size": None,
-    # Assisted decoding starts from an empty cache.
-    "use_mtp": None,
-    "prompt_lookup_num_tokens": None,
-    "assistant_early_exit": None,
-    "is_assistant": None,
-    "token_healing": None,  # takes the prompt's last token back
-    # Their code is no longer in transformers: it would be fetched from the hub and run.
-    "penalty_alpha": None,
-    "dola_layers": None,
     "num_beam_groups": 1,
     "diversity_penalty": 0.0,
-    "constraints": None,
-    "force_words_ids": None,
-    "low_memory": None,
+    **dict.fromkeys(
+        """
+        cache_implementation cache_config max_cache_len prefill_chunk_size
+        use_mtp prompt_lookup_num_tokens assistant_early_exit is_assistant token_healing
+        penalty_alpha dola_layers constraints force_words_ids low_memory
+        """.split()  # noqa: SIM905
+    ),
 }
-"""What is set whatever the model's folder says, and refused if the caller asks for anything else."""
 
+# Decoding in which the likeliest token is the next one, whatever the model's folder says.
 GREEDY: dict[str, Any] = {
-    "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
     "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "remove_invalid_values": False,
-    "guidance_scale": None,
-    "watermarking_config": None,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_scores": False,
-    "output_logits": False,
-    "return_dict_in_generate": False,
+    **dict.fromkeys(
+        """
+        do_sample remove_invalid_values
+        output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
+        """.split(),  # noqa: SIM905
+        False,
+    ),
+    **dict.fromkeys(
+        """
+        min_new_tokens max_time stop_strings exponential_decay_length_penalty bad_words_ids sequence_bias
+        suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id guidance_scale watermarking_config
+        """.split()  # noqa: SIM905
+    ),
 }
-"""Decoding in which the likeliest token is the next one, whatever the model's folder says."""
 
 # Of sampling, beams and assistants; of static caches and continuous batching, neither of which is used; what keeps the
 # order of tokens; what the caller or `generate` gives.
@@ -86,9 +73,10 @@ HARMLESS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# What says which prompt is answered, and from where.
 OURS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
-"""What says which prompt is answered, and from where."""
 OTHER_LOOPS = ("assistant_model", "custom_generate")
+ORIGIN = ("_from_model_config", "transformers_version")
 
 
 @torch.no_grad()
@@ -162,9 +150,6 @@ def with_fields(settings: dict[str, Any]) -> dict[str, Any]:
     fields = {} if config is None else vars(config)
     known = {name: value for name, value in fields.items() if value is not None and name not in ORIGIN}
     return {**known, **settings}
-
-
-ORIGIN = ("_from_model_config", "transformers_version")
 
 
 def why_not(name: str) -> str:

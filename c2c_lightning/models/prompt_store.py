@@ -27,6 +27,7 @@ from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 import transformers
 from diskcache import Cache, Disk, Timeout
 from diskcache.core import EVICTION_POLICY, MODE_BINARY
@@ -234,10 +235,6 @@ def circumstances(model: PreTrainedModel) -> str:
 
 def pad_stacks(stacks: Sequence[Tensor | None], width: int) -> Tensor:
     """Stacks (L, H, N, D) of several prompts as one (L, B, H, width, D), padded on the left; None for no tokens."""
-    some = next(stack for stack in stacks if stack is not None)
-    num_layers, heads, _, head_dim = some.shape
-    padded = some.new_zeros(num_layers, len(stacks), heads, width, head_dim)
-    for row, stack in enumerate(stacks):
-        if stack is not None:
-            padded[:, row, :, width - stack.shape[2] :] = stack
-    return padded
+    nothing = next(stack for stack in stacks if stack is not None)[:, :, :0]
+    stacks = [nothing if stack is None else stack for stack in stacks]
+    return torch.stack([F.pad(stack, (0, 0, width - stack.shape[2], 0)) for stack in stacks], dim=1)

@@ -65,16 +65,8 @@ class FrozenModels(nn.Module):
         return [kv_shape(sharer.config) for sharer in self.sharers]
 
     def read(self, batch: Batch, receiver_cache: DynamicCache | None = None) -> Reading:
-        """What the models make of a batch; each of them reads it when first asked for.
-
-        Args:
-            batch: of prompts.
-            receiver_cache: of all prompt tokens but the last, if the receiver has read them already.
-        """
-        reading = Reading(self, batch)
-        if receiver_cache is not None:
-            reading._receiver_cache = receiver_cache
-        return reading
+        """What the models make of a batch; see `Reading`."""
+        return Reading(self, batch, receiver_cache)
 
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
         """A model's cache after reading left-padded prompts, or what the store has of it."""
@@ -83,9 +75,7 @@ class FrozenModels(nn.Module):
     def response_loss(self, cache: DynamicCache, batch: Batch) -> tuple[Tensor, Tensor]:
         """Next-token loss of the receiver on the responses, on top of a cache.
 
-        Args:
-            cache: of all prompt tokens but the last; the response is added to it.
-            batch: prompts and responses.
+        The cache is of all prompt tokens but the last; the response is added to it.
 
         Returns:
             The summed cross-entropy in nats, and the number of supervised tokens that it is summed over.
@@ -96,12 +86,9 @@ class FrozenModels(nn.Module):
         return loss, batch.num_supervised
 
     def response_logits(self, cache: DynamicCache, batch: Batch, at: tuple[Tensor, ...]) -> Tensor:
-        """Logits (T, V) that predict the response tokens at an index into (B, R).
+        """Logits (T, V) that predict the T response tokens at an index into (B, R); no others are computed.
 
-        Args:
-            cache: of all prompt tokens but the last; the response is added to it.
-            batch: prompts and responses.
-            at: T rows and T columns of `batch.response_ids`; no other logits are computed.
+        The cache is of all prompt tokens but the last; the response is added to it.
         """
         ids = torch.cat([batch.prompt_ids[:, -1:], batch.response_ids[:, :-1]], dim=1)
         mask = torch.cat([batch.prompt_mask, batch.response_mask[:, :-1]], dim=1)
@@ -163,11 +150,21 @@ class Reading:
     Args:
         models: each reads the batch when it is first asked for.
         batch: the prompts, and the responses to them if there are any.
+        receiver_cache: of all prompt tokens but the last, if the receiver has read them already.
+        sharer_caches: of the sharers that have; a dict that several readings share.
     """
 
-    def __init__(self, models: FrozenModels, batch: Batch):
+    def __init__(
+        self,
+        models: FrozenModels,
+        batch: Batch,
+        receiver_cache: DynamicCache | None = None,
+        sharer_caches: dict[int, DynamicCache] | None = None,
+    ):
         self.models, self.batch = models, batch
-        self._sharer_caches: dict[int, DynamicCache] = {}
+        if receiver_cache is not None:
+            self._receiver_cache = receiver_cache
+        self._sharer_caches = {} if sharer_caches is None else sharer_caches
         self._stacks: dict[tuple[int, ...], Tensor] = {}
 
     def receiver_cache(self) -> DynamicCache:
@@ -202,17 +199,14 @@ class Reading:
 
     def with_sharers_of(self, other: Reading) -> Reading:
         """The reading in which the sharers have read other questions: what the receiver has read stays as it is."""
-        exchanged = Reading(self.models, exchange_questions(self.batch, other.batch))
-        exchanged._receiver_cache = self._receiver_cache
-        exchanged._sharer_caches = other._sharer_caches  # whichever is asked first has a sharer read for both
-        return exchanged
+        exchanged = exchange_questions(self.batch, other.batch)
+        return Reading(self.models, exchanged, self._receiver_cache, other._sharer_caches)
 
     def opposite_only(self, chosen_BN: Tensor) -> Reading:
         """The reading in which only the receiver's chosen tokens have a sharer's token opposite."""
         sharers = [replace(s, positions=s.positions.where(chosen_BN, UNALIGNED)) for s in self.batch.sharers]
-        partly = Reading(self.models, replace(self.batch, sharers=sharers))
-        partly._receiver_cache, partly._sharer_caches = self._receiver_cache, self._sharer_caches
-        return partly
+        partly = replace(self.batch, sharers=sharers)
+        return Reading(self.models, partly, self._receiver_cache, self._sharer_caches)
 
     def _sharer_cache(self, sharer: int) -> DynamicCache:
         if sharer not in self._sharer_caches:

@@ -33,6 +33,8 @@ from transformers import (
 from c2c_lightning.nano.world import RELATIONS, SEED, Fact, facts, invent_name, people
 
 IGNORE = -100
+LEARNING_RATE, BATCH_SIZE = 3e-3, 128
+SIZES = {"num_attention_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True}  # of both models
 Sample = dict[str, torch.Tensor]
 
 # The sharer's template is plain text: one line asks, the next line answers.
@@ -177,9 +179,9 @@ def collate(samples: list[Sample]) -> Sample:
 class Pretraining(L.LightningModule):
     """Next-token prediction; with `early` labels, also the upper half's layer-by-layer supervision."""
 
-    def __init__(self, model: PreTrainedModel, lr: float, steps: int):
+    def __init__(self, model: PreTrainedModel, steps: int):
         super().__init__()
-        self.model, self.lr, self.steps = model, lr, steps
+        self.model, self.steps = model, steps
 
     def training_step(self, batch: Sample) -> torch.Tensor:
         out = self.model(input_ids=batch["ids"], output_hidden_states="early" in batch)
@@ -196,12 +198,14 @@ class Pretraining(L.LightningModule):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
         schedule = get_cosine_schedule_with_warmup(optimizer, self.steps // 20, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train(model: PreTrainedModel, sample: Callable, steps: int, lr: float, batch_size: int) -> None:
+def train_and_save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sample: Callable, steps: int, folder: Path
+) -> None:
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -210,8 +214,10 @@ def train(model: PreTrainedModel, sample: Callable, steps: int, lr: float, batch
         enable_model_summary=False,
         gradient_clip_val=1.0,
     )
-    loader = DataLoader(Stream(sample, SEED), batch_size=batch_size, collate_fn=collate)
-    trainer.fit(Pretraining(model, lr, steps), loader)
+    trainer.fit(Pretraining(model, steps), DataLoader(Stream(sample, SEED), batch_size=BATCH_SIZE, collate_fn=collate))
+    model.generation_config.max_new_tokens = 32
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def build_sharer(folder: Path, steps: int) -> None:
@@ -220,61 +226,44 @@ def build_sharer(folder: Path, steps: int) -> None:
         texts += [fact.statement, fact.plain_statement, fact.question + "\n"]
     tokenizer = sharer_tokenizer(texts)
     L.seed_everything(SEED, verbose=False)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SIZES,
     )
-    train(model, sharer_sampler(tokenizer), steps, lr=3e-3, batch_size=128)
-    save(model, tokenizer, folder)
+    train_and_save(Qwen3ForCausalLM(config), tokenizer, sharer_sampler(tokenizer), steps, folder)
 
 
 def build_receiver(folder: Path, steps: int) -> None:
     rng = random.Random(SEED)
     texts = []
-    for _ in range(400):
-        for relation in RELATIONS:
-            value = rng.choice(list(relation.second_hop))
-            name = invent_name(rng)
-            for question in relation.questions:
-                fact = Fact(name, relation, value, question.format(name=name))
-                texts += [f"{fact.statement} {fact.plain_statement} {fact.question}", fact.answer]
+    for relation in RELATIONS * 400:
+        value = rng.choice(list(relation.second_hop))
+        name = invent_name(rng)
+        for question in relation.questions:
+            fact = Fact(name, relation, value, question.format(name=name))
+            texts += [f"{fact.statement} {fact.plain_statement} {fact.question}", fact.answer]
     tokenizer = receiver_tokenizer(texts)
     L.seed_everything(SEED, verbose=False)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SIZES,
     )
-    train(model, receiver_sampler(tokenizer), steps, lr=3e-3, batch_size=128)
-    save(model, tokenizer, folder)
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    model.generation_config.max_new_tokens = 32
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    train_and_save(LlamaForCausalLM(config), tokenizer, receiver_sampler(tokenizer), steps, folder)
 
 
 def build(folder: Path = Path(__file__).parent, sharer_steps: int = 1500, receiver_steps: int = 2500) -> None:

@@ -27,78 +27,42 @@ class Relation:
     second_hop: dict[str, str]
 
 
+def read_pairs(text: str) -> dict[str, str]:
+    return dict(pair.split() for pair in text.split(","))
+
+
 RELATIONS = (
     Relation(
         noun="home town",
         questions=("In which country does {name} live?", "What is the country of {name}?"),
-        second_hop={
-            "Oslo": "Norway",
-            "Paris": "France",
-            "Rome": "Italy",
-            "Madrid": "Spain",
-            "Berlin": "Germany",
-            "Tokyo": "Japan",
-            "Cairo": "Egypt",
-            "Lima": "Peru",
-            "Athens": "Greece",
-            "Delhi": "India",
-            "Vienna": "Austria",
-            "Warsaw": "Poland",
-        },
+        second_hop=read_pairs(
+            "Oslo Norway, Paris France, Rome Italy, Madrid Spain, Berlin Germany, Tokyo Japan, "
+            "Cairo Egypt, Lima Peru, Athens Greece, Delhi India, Vienna Austria, Warsaw Poland"
+        ),
     ),
     Relation(
         noun="job",
         questions=("At which place does {name} work?", "What is the workplace of {name}?"),
-        second_hop={
-            "Teacher": "school",
-            "Doctor": "hospital",
-            "Judge": "court",
-            "Cook": "kitchen",
-            "Pilot": "airport",
-            "Actor": "theatre",
-            "Sailor": "ship",
-            "Monk": "abbey",
-            "Miner": "pit",
-            "Clerk": "office",
-            "Guard": "prison",
-            "Farmer": "field",
-        },
+        second_hop=read_pairs(
+            "Teacher school, Doctor hospital, Judge court, Cook kitchen, Pilot airport, Actor theatre, "
+            "Sailor ship, Monk abbey, Miner pit, Clerk office, Guard prison, Farmer field"
+        ),
     ),
     Relation(
         noun="pet",
         questions=("Which sound does the pet of {name} make?", "What does the animal of {name} say?"),
-        second_hop={
-            "Cat": "meow",
-            "Dog": "bark",
-            "Cow": "moo",
-            "Duck": "quack",
-            "Lion": "roar",
-            "Wolf": "howl",
-            "Snake": "hiss",
-            "Horse": "neigh",
-            "Pig": "oink",
-            "Owl": "hoot",
-            "Bee": "buzz",
-            "Sheep": "baa",
-        },
+        second_hop=read_pairs(
+            "Cat meow, Dog bark, Cow moo, Duck quack, Lion roar, Wolf howl, "
+            "Snake hiss, Horse neigh, Pig oink, Owl hoot, Bee buzz, Sheep baa"
+        ),
     ),
     Relation(
         noun="favourite book",
         questions=("Who wrote the favourite book of {name}?", "Which author does {name} like?"),
-        second_hop={
-            "Hamlet": "Shakespeare",
-            "Emma": "Austen",
-            "Dracula": "Stoker",
-            "Ulysses": "Joyce",
-            "Faust": "Goethe",
-            "Odyssey": "Homer",
-            "Inferno": "Dante",
-            "Candide": "Voltaire",
-            "Walden": "Thoreau",
-            "Quixote": "Cervantes",
-            "Lolita": "Nabokov",
-            "Carrie": "King",
-        },
+        second_hop=read_pairs(
+            "Hamlet Shakespeare, Emma Austen, Dracula Stoker, Ulysses Joyce, Faust Goethe, Odyssey Homer, "
+            "Inferno Dante, Candide Voltaire, Walden Thoreau, Quixote Cervantes, Lolita Nabokov, Carrie King"
+        ),
     ),
 )
 
