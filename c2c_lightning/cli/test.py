@@ -15,9 +15,10 @@ from lightning.pytorch.cli import LightningCLI
 from c2c_lightning.cli import lightning_parser
 from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation import analyses, benchmarks, controls, methods
+from c2c_lightning.evaluation import analyses, benchmarks
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.asking.module import Evaluation, EvaluationProgress
+from c2c_lightning.evaluation.asking.controls import CONTROLS
+from c2c_lightning.evaluation.asking.module import METHODS, Evaluation, EvaluationProgress
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
 from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
@@ -34,18 +35,21 @@ TRAINER_DEFAULTS = {
 }
 
 
-# What a configuration may name.
-KINDS = (benchmarks.Benchmark, methods.Method, Analysis)
+KINDS = (benchmarks.Benchmark, Analysis)
 
 
 class EvaluationParser(Parser):
-    """Knows the classes that an evaluation is made of."""
+    """Knows the classes that an evaluation is made of, so that a configuration may name them."""
 
-    classes = tuple(
-        known
-        for part in (benchmarks, methods, controls, analyses)
-        for known in vars(part).values()
-        if isinstance(known, type) and issubclass(known, KINDS) and not inspect.isabstract(known)
+    classes = (
+        *METHODS,
+        *CONTROLS,
+        *(
+            known
+            for part in (benchmarks, analyses)
+            for known in vars(part).values()
+            if isinstance(known, type) and issubclass(known, KINDS) and not inspect.isabstract(known)
+        ),
     )
 
 

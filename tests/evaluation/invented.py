@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 
 from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.controls import (
+    CalibratedReceiver,
+    MeanUpdate,
+    ShuffledChoices,
+    WrongQuestion,
+    ZeroUpdate,
+)
+from c2c_lightning.evaluation.asking.methods import C2C, Receiver, Routing, Sharer
+from c2c_lightning.evaluation.asking.text_to_text import TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.benchmarks.rows import Row
-from c2c_lightning.evaluation.controls import CalibratedReceiver, MeanUpdate, ShuffledChoices, WrongQuestion, ZeroUpdate
-from c2c_lightning.evaluation.methods import C2C, Receiver, Routing, Sharer, TextToText
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 
 METHODS = (Receiver, Sharer, TextToText, Routing, C2C)

@@ -12,9 +12,10 @@ import torch
 from c2c_lightning.cli.commands import main
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.analyses import Latency
+from c2c_lightning.evaluation.asking.methods import C2C
 from c2c_lightning.evaluation.asking.module import Evaluation
+from c2c_lightning.evaluation.asking.text_to_text import TextToText
 from c2c_lightning.evaluation.benchmarks import NanoWorld
-from c2c_lightning.evaluation.methods import C2C, TextToText
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from tests.evaluation.trained import CONFIG, FEW, Evaluated, arguments, command, environment, evaluate, same_findings
 

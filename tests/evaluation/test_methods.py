@@ -11,12 +11,7 @@ import torch
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
-from c2c_lightning.evaluation.asking.module import Evaluation
-from c2c_lightning.evaluation.asking.observing import read_caches
-from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
-from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.controls import (
+from c2c_lightning.evaluation.asking.controls import (
     CalibratedReceiver,
     MeanUpdate,
     ShuffledChoices,
@@ -24,15 +19,13 @@ from c2c_lightning.evaluation.controls import (
     ZeroCache,
     ZeroUpdate,
 )
-from c2c_lightning.evaluation.methods import (
-    C2C,
-    C2CAfterText,
-    OracleRouting,
-    Receiver,
-    Routing,
-    Sharer,
-    TextToText,
-)
+from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
+from c2c_lightning.evaluation.asking.methods import C2C, OracleRouting, Receiver, Routing, Sharer
+from c2c_lightning.evaluation.asking.module import Evaluation
+from c2c_lightning.evaluation.asking.observing import read_caches
+from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
+from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
+from c2c_lightning.evaluation.benchmarks import OwnQuestions
 from c2c_lightning.models.cache import prefill, read_stack
 from tests.evaluation.asking import PROMPTS, TEXTS, TOLD, ask, clock, fused_stack, observe, part_of, reads, texts
 from tests.models import tiny

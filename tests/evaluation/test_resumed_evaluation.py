@@ -168,7 +168,7 @@ def test_answers_to_other_questions_prompts_or_exemplars_are_not_taken_for_these
 
 
 def test_a_method_of_ones_own_is_named_by_its_path_and_asked_again_when_its_code_changes(fuser, tmp_path, monkeypatch):
-    code = "from c2c_lightning.evaluation.methods import C2C\n\n\nclass Mine(C2C):\n    name = 'mine'\n"
+    code = "from c2c_lightning.evaluation.asking.methods import C2C\n\n\nclass Mine(C2C):\n    name = 'mine'\n"
     (tmp_path / "my_methods.py").write_text(code + "    description = 'as C2C'\n")
     monkeypatch.syspath_prepend(tmp_path)
     args = [FEW[1], "--model.methods=[{class_path: C2C}, {class_path: my_methods.Mine}]", "--model.controls=[]"]

@@ -3,12 +3,10 @@
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_enrichment import CacheEnrichment
 from c2c_lightning.evaluation.analyses.effective_rank import EffectiveRank
-from c2c_lightning.evaluation.analyses.fused_fraction import FusedFraction
 from c2c_lightning.evaluation.analyses.fusion_weights import FusionWeights
 from c2c_lightning.evaluation.analyses.latency import Latency
-from c2c_lightning.evaluation.analyses.layer_ablation import LayerAblation
-from c2c_lightning.evaluation.analyses.solved_venn import SolvedVenn
-from c2c_lightning.evaluation.analyses.subject_accuracy import SubjectAccuracy
+from c2c_lightning.evaluation.analyses.partial_fusion import FusedFraction, LayerAblation
+from c2c_lightning.evaluation.analyses.solved import SolvedVenn, SubjectAccuracy
 from c2c_lightning.evaluation.analyses.transformation_oracle import TransformationOracle
 
 __all__ = [

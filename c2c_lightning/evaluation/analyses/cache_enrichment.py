@@ -1,31 +1,41 @@
-"""The oracle that motivates C2C: does reading exemplars enrich the question's own cache?"""
+"""The oracle that motivates C2C: does reading exemplars, which may then be taken away, enrich the question's own cache?
+
+Dimensions: B questions, N few-shot prompt tokens, N0 direct prompt tokens, H kv heads, D head_dim.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.drawing import style
 from c2c_lightning.drawing.forest import INK, Estimate
-from c2c_lightning.drawing.style import (
-    colour,
-    draw_references,
-    draw_series,
-    margins,
-    new_figure,
-    save,
-    score_axis,
-    styled,
-)
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
-from c2c_lightning.evaluation.analyses.few_shot import SHOTS, Enriched, EnrichedLayer, FewShot
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Prefill
+from c2c_lightning.evaluation.asking.methods import Answering, read_prompts
+from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.models import Message, Reading
+from c2c_lightning.models.cache import branch, position_ids, prefill
 
+SHOTS = 5
 TEXT = """\
 No sharer here: the receiver alone reads {shots} exemplars before each question (`few_shot`). Then it answers on \
 the same cache with everything but the question's own tokens masked, which have read the exemplars \
@@ -70,10 +80,9 @@ class CacheEnrichment(Analysis):
         if not methods:
             return None
         found = estimates(results, ["receiver", *(method.name for method in methods)])
-        whole = {m.kind: found[m.name] for m in methods if not isinstance(m, EnrichedLayer)}
-        if "receiver" in found:
-            whole = {"receiver": found["receiver"]} | whole
         single = {m.layer: found[m.name] for m in methods if isinstance(m, EnrichedLayer)}
+        kinds = {"receiver": "receiver"} | {m.name: m.kind for m in methods if not isinstance(m, EnrichedLayer)}
+        whole = {kind: found[name] for name, kind in kinds.items() if name in found}
         measure = results.measure
         rows = [
             {"method": name, measure: with_interval(estimate, measure)} | differences(results, name, "receiver")
@@ -81,31 +90,154 @@ class CacheEnrichment(Analysis):
         ]
         shots = min(self.shots, len(results.benchmark.exemplar_items()))
         caption = f"{measure.capitalize()} when the question's cache has read exemplars"
-        return Section(
-            "Cache enrichment (oracle)",
-            TEXT.format(shots=shots, by_layer=BY_LAYER if single else ""),
-            {caption: pd.DataFrame(rows)},
-            {caption: save(draw(whole, single, measure), folder, "cache_enrichment")},
-        )
+        figure = style.save(draw(whole, single, measure), folder, "cache_enrichment")
+        text = TEXT.format(shots=shots, by_layer=BY_LAYER if single else "")
+        return Section("Cache enrichment (oracle)", text, {caption: pd.DataFrame(rows)}, {caption: figure})
 
 
-@styled
+class FewShot(Answering):
+    """The receiver reads exemplars, as earlier turns of the conversation, and then the question.
+
+    Args:
+        shots: how many exemplars, the same ones for every question (of a subject).
+        seed: of their choice.
+    """
+
+    kind: ClassVar[str] = "few_shot"
+
+    def __init__(self, shots: int, seed: int):
+        self.shots, self.seed = shots, seed
+        self.name = name_of(self.kind, shots, seed)
+        self.description = f"the receiver alone, after {shots} exemplars"
+
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        return None if benchmark.exemplar_items() else "the benchmark has no exemplars"
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        aligner, benchmark = reading.models.aligner, questions.benchmark
+
+        def render() -> list[str]:
+            chats = [conversation(benchmark, item, self.shots, self.seed) for item in questions.items]
+            return [aligner.render(aligner.receiver, chat) for chat in chats]
+
+        receiver, key = reading.models.receiver, ("few-shot", self.shots, self.seed)
+        return read_prompts(receiver, aligner.receiver, render, questions, clock, "receiver prefill", key)
+
+    def shared(self, few_shot: Prefill, reading: Reading, questions: Questions, clock: StageClock) -> SharedTokens:
+        """Which tokens of the few-shot prompts are of the direct prompts."""
+        find = partial(SharedTokens.find, few_shot, reading.batch.prompt_ids, reading.batch.prompt_mask)
+        return questions.once(clock, "tokenization", ("shared", self.shots, self.seed), find)
+
+
+class Enriched(FewShot):
+    """The same cache with everything but the question's own tokens masked."""
+
+    kind = "enriched"
+
+    def __init__(self, shots: int, seed: int):
+        super().__init__(shots, seed)
+        self.description = "the same cache with everything but the question's own tokens masked"
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        start = super().prefill(reading, fusers, questions, clock)
+        start.position_ids = position_ids(start.mask)
+        start.mask = self.shared(start, reading, questions, clock).mask_BN
+        return start
+
+
+class EnrichedLayer(FewShot):
+    """One receiver layer's cache of the question's tokens from the few-shot reading, the others' from a direct one."""
+
+    def __init__(self, layer: int, shots: int, seed: int):
+        super().__init__(shots, seed)
+        self.layer = layer
+        self.name = name_of(f"enriched_layer_{layer}", shots, seed)
+        self.description = f"the receiver with layer {layer} of the question's cache after {shots} exemplars"
+
+    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+        few_shot = super().prefill(reading, fusers, questions, clock)
+        receiver, ids, mask = reading.models.receiver, reading.batch.prompt_ids, reading.batch.prompt_mask
+        shared = self.shared(few_shot, reading, questions, clock)
+        positions_BN0 = shared.positions_BN0
+        # The question alone, at the positions that it has behind the exemplars.
+        direct = partial(prefill, receiver, ids[:, :-1], mask[:, :-1], positions_BN0[:, :-1])
+        cache = branch(questions.once(clock, "receiver prefill", ("moved", self.shots, self.seed), direct))
+        # Both prompts end with the question; its last token is in neither cache.
+        into, rich, width = cache.layers[self.layer], few_shot.cache.layers[self.layer], ids.shape[1] - 1
+        is_question = shared.is_question_BN0[:, None, :-1, None]
+        into.keys = torch.where(is_question, rich.keys[:, :, -width:], into.keys)
+        into.values = torch.where(is_question, rich.values[:, :, -width:], into.values)
+        return Prefill(receiver, few_shot.tokenizer, ids, mask, cache, position_ids=positions_BN0)
+
+
+@dataclass
+class SharedTokens:
+    """Which tokens of few-shot prompts are of the direct prompts."""
+
+    mask_BN: Tensor  # of the few-shot prompts, 1 for what both prompts begin and end with
+    positions_BN0: Tensor  # where the direct prompts' tokens stand in the few-shot prompts
+    is_question_BN0: Tensor  # bool, which of the direct prompts' tokens both end with
+
+    @classmethod
+    def find(cls, few_shot: Prefill, direct_ids: Tensor, direct_mask: Tensor) -> SharedTokens:
+        shared, positions = torch.zeros_like(few_shot.mask), position_ids(direct_mask)
+        is_question = torch.zeros_like(direct_mask, dtype=torch.bool)
+        for row in range(len(shared)):
+            long = few_shot.ids[row, few_shot.mask[row] == 1].tolist()
+            short = direct_ids[row, direct_mask[row] == 1].tolist()
+            ending = common(long[::-1], short[::-1])
+            beginning = min(common(long, short), len(short) - ending)
+            shared[row, shared.shape[1] - ending :] = 1
+            first = shared.shape[1] - len(long)
+            shared[row, first : first + beginning] = 1
+            is_question[row, is_question.shape[1] - ending :] = True
+            positions[row, positions.shape[1] - len(short) + beginning :] += len(long) - len(short)
+        return cls(shared, positions, is_question)
+
+
+def name_of(kind: str, shots: int, seed: int) -> str:
+    """A method's name: answers after other exemplars must not be taken for its own when a run goes on."""
+    return kind + (f"_{shots}_shots" if shots != SHOTS else "") + (f"_seed_{seed}" if seed else "")
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+
+
+def conversation(benchmark: Benchmark, item: Item, shots: int, seed: int) -> list[Message]:
+    """Exemplars as earlier turns, each with its right answer, and then the question.
+
+    They are in random order, of the question's subject if it has any, and all if there are too few.
+    """
+    exemplars = benchmark.exemplar_items()
+    pool = [exemplar for exemplar in exemplars if exemplar.subject == item.subject] or exemplars
+    messages: list[Message] = []
+    for place in np.random.default_rng(seed).permutation(len(pool))[:shots]:
+        messages += benchmark.messages(pool[place])
+        messages.append({"role": "assistant", "content": benchmark.response(pool[place])})
+    messages += benchmark.messages(item)
+    # Templates know one system prompt, which comes first.
+    return [message for i, message in enumerate(messages) if i == 0 or message["role"] != "system"]
+
+
+@style.styled
 def draw(whole: dict[str, Estimate], single: dict[int, Estimate], measure: str) -> Figure:
     """Lines for direct, few-shot and enriched, and points for single layers; bars if there are no layers."""
-    figure = new_figure(4 if single else 2.4)
+    figure = style.new_figure(4 if single else 2.4)
     axis = figure.subplots()
     if single:
-        draw_references(axis, whole)
-        draw_series(axis, list(single), list(single.values()), "only this layer enriched", INK, "o")
+        style.draw_references(axis, whole)
+        style.draw_series(axis, list(single), list(single.values()), "only this layer enriched", INK, "o")
         axis.set_xlabel("receiver layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        score_axis(axis.yaxis, measure)
+        style.score_axis(axis.yaxis, measure)
         figure.legend(loc="outside lower center", ncols=4)
     else:
         values = list(whole.values())
-        colours = [colour(name) for name in whole]
-        axis.barh(list(whole), [e.value for e in values], xerr=margins(values), color=colours, capsize=3)
+        colours = [style.colour(name) for name in whole]
+        axis.barh(list(whole), [e.value for e in values], xerr=style.margins(values), color=colours, capsize=3)
         axis.invert_yaxis()
-        score_axis(axis.xaxis, measure)
+        style.score_axis(axis.xaxis, measure)
     axis.grid()
     return figure

@@ -51,28 +51,21 @@ class EffectiveRank(Analysis, Observer):
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         fusers = communicator.fusers
         ranks_2L = {name: ranks.numpy() for name, ranks in self.measured[results.benchmark.name].items()}
-        several = sum(name.startswith("sharer") for name in ranks_2L) > 1
-        layers = {
-            name: list(fusers.layer_maps[int(name.split("_")[1])]) if name.startswith("sharer") else fusers.fused_layers
-            for name in ranks_2L
-        }
-        named = {name if several else name.removesuffix("_0"): name for name in ranks_2L}
-        order = sorted(named, key=lambda label: not label.startswith("sharer"))
-        columns = {}
+        layers = dict.fromkeys(("receiver", "fused"), fusers.fused_layers)
+        layers |= {f"sharer_{i}": list(layer_map) for i, layer_map in enumerate(fusers.layer_maps)}
+        sharers = [name for name in ranks_2L if name.startswith("sharer")]
+        drawn = {}
+        for name in (*sharers, "receiver", "fused"):
+            label = name if len(sharers) > 1 else name.removesuffix("_0")
+            drawn[label] = layers[name], ranks_2L[name]
+        columns = {"receiver layer": ["mean", *map(str, fusers.fused_layers)]}
         for p, part in enumerate(PART_NAMES):
-            for label in order:
-                ranks = ranks_2L[named[label]][p]
-                by_layer = dict(zip(layers[named[label]], (f"{rank:.1f}" for rank in ranks)))
+            for label, (own_layers, ranks) in drawn.items():
+                by_layer = {layer: f"{rank:.1f}" for layer, rank in zip(own_layers, ranks[p])}
                 cells = [by_layer.get(layer, "") for layer in fusers.fused_layers]
-                columns[f"{part}, {label}"] = [f"{ranks.mean():.1f}", *cells]
-        table = pd.DataFrame({"receiver layer": ["mean", *map(str, fusers.fused_layers)], **columns})
-        figure = draw({label: (layers[named[label]], ranks_2L[named[label]]) for label in order})
-        return Section(
-            "Effective rank of the caches",
-            TEXT,
-            {"Effective rank": table},
-            {"Effective rank of keys and values in every fused layer": save(figure, folder, self.name)},
-        )
+                columns[f"{part}, {label}"] = [f"{ranks[p].mean():.1f}", *cells]
+        figures = {"Effective rank of keys and values in every fused layer": save(draw(drawn), folder, self.name)}
+        return Section("Effective rank of the caches", TEXT, {"Effective rank": pd.DataFrame(columns)}, figures)
 
 
 @styled

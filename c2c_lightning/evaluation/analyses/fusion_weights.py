@@ -1,6 +1,6 @@
 """Where the fuser speaks, and how loudly: its gates, its weights, and the size of what it adds.
 
-Dimensions: P parts, L mapped layers, G open groups, B questions, H kv heads, N prompt tokens but the last.
+Dimensions: P parts, L mapped layers, G open pairs of part and layer, B questions, H kv heads, N prompt tokens but the last.
 """
 
 from __future__ import annotations
@@ -53,44 +53,37 @@ class FusionWeights(Analysis, Observer):
         measured = self.measured[results.benchmark.name]
         fusers, gates = communicator.fusers, communicator.fusers.gates
         is_open = torch.cat([gate.is_open().flatten() for gate in gates])
+        update_2L = measured["update"].numpy()
+        weights = {i: measured[f"weight_{i}"].numpy() for i in range(len(gates)) if f"weight_{i}" in measured}
         text = [GATES_TEXT.format(open=int(is_open.sum()), all=len(is_open)), UPDATE_TEXT]
         figures = {
             "Gates at evaluation": save(draw_gates(gates), folder, "gates"),
-            "Size of the update": save(
-                draw_updates(fusers.fused_layers, measured["update"].numpy()), folder, "update_size"
-            ),
+            "Size of the update": save(draw_updates(fusers.fused_layers, update_2L), folder, "update_size"),
         }
-        weights = {i: measured[f"weight_{i}"].numpy() for i in range(len(gates)) if f"weight_{i}" in measured}
         if weights:
             text.append(WEIGHTS_TEXT)
             figures["Mean weight of every head"] = save(draw_weights(gates, weights), folder, "weights")
-        table = layer_table(fusers, measured["update"].numpy(), weights)
-        return Section("Gates, weights and updates", "\n\n".join(text), {"Gates and updates": table}, figures)
+        tables = {"Gates and updates": layer_table(fusers, update_2L, weights)}
+        return Section("Gates, weights and updates", "\n\n".join(text), tables, figures)
 
 
 class FusionMeans(Metric):
-    """Means over real tokens with a sharer token opposite, over all batches and ranks.
-
-    Args:
-        fusers: say which layers, heads and gates there are.
-    """
+    """Means over real tokens with a sharer token opposite, over all batches and ranks."""
 
     full_state_update = False
 
     def __init__(self, fusers: Fusers):
         super().__init__()
-        self.layers = fusers.fused_layers
-        self.groups = {}
-        self.sizes = {}
+        self.open = {}
         for i in fusers.open_sharers():
-            fuser = fusers[i]
-            gate, heads = fuser.gate, fuser.receiver.num_kv_heads
-            self.groups[i] = [p * len(gate.receiver_layers) + layer for p, layer in gate.active()]
-            self.sizes[i] = (len(gate.parts), len(gate.receiver_layers), heads)
-            zeros = torch.zeros(len(self.groups[i]), heads, dtype=torch.float64)
-            self.add_state(f"weight_{i}", zeros, dist_reduce_fx="sum")
+            gate, heads = fusers[i].gate, fusers[i].receiver.num_kv_heads
+            sum_PLH = torch.full((len(gate.parts), len(gate.receiver_layers), heads), torch.nan, dtype=torch.float64)
+            self.open[i] = tuple(map(list, zip(*gate.active())))
+            sum_PLH[self.open[i]] = 0.0
+            self.add_state(f"weight_{i}", sum_PLH, dist_reduce_fx="sum")
             self.add_state(f"tokens_{i}", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("update_size", torch.zeros(2, len(self.layers), dtype=torch.float64), dist_reduce_fx="sum")
+        update_2L = torch.zeros(2, len(fusers.fused_layers), dtype=torch.float64)
+        self.add_state("update_size", update_2L, dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, caches: Caches) -> None:
@@ -100,7 +93,7 @@ class FusionMeans(Metric):
             spoken_to_BN |= aligned_BN
             if i in caches.weights:
                 weight_GTH = caches.weights[i][:, aligned_BN]
-                setattr(self, f"weight_{i}", getattr(self, f"weight_{i}") + weight_GTH.double().sum(1))
+                getattr(self, f"weight_{i}")[self.open[i]] += weight_GTH.double().sum(1)
                 setattr(self, f"tokens_{i}", getattr(self, f"tokens_{i}") + aligned_BN.sum())
         receiver, fused = (x.float().transpose(3, 4).flatten(4) for x in (caches.receiver, caches.fused))
         size_2LBN = (fused - receiver).norm(dim=-1) / receiver.norm(dim=-1).clamp(min=1e-12)
@@ -110,43 +103,39 @@ class FusionMeans(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`update` (2, L); `weight_<i>` (P, L, H) of sharers whose fuser has weights, NaN where a gate is closed."""
         means = {"update": (self.update_size / self.tokens.clamp(min=1)).float().cpu()}
-        for i, groups in self.groups.items():
+        for i in self.open:
             tokens = getattr(self, f"tokens_{i}")
             if tokens > 0:
-                parts, layers, heads = self.sizes[i]
-                mean_GH = (getattr(self, f"weight_{i}") / tokens).float().cpu()
-                filled = torch.full((parts * layers, heads), torch.nan)
-                filled[groups] = mean_GH
-                means[f"weight_{i}"] = filled.unflatten(0, (parts, layers))
+                means[f"weight_{i}"] = (getattr(self, f"weight_{i}") / tokens).float().cpu()
         return means
 
 
 def layer_table(fusers: Fusers, update_2L: np.ndarray, weights: dict[int, np.ndarray]) -> pd.DataFrame:
     """A row for every fused layer: open gates, size of the update, mean weight."""
-    gates, rows = fusers.gates, []
+    rows = []
     for at, layer in enumerate(fusers.fused_layers):
         row = {"receiver layer": str(layer)}
         for p, part in enumerate(PART_NAMES):
-            states = []
-            for gate in gates:
-                if p not in gate.parts or layer not in gate.receiver_layers:
-                    states.append("not fused")
-                    continue
-                is_open_H = gate.is_open()[gate.parts.index(p), gate.receiver_layers.index(layer)]
-                share = f"{int(is_open_H.sum())} of {len(is_open_H)} open"
-                states.append(share if len(is_open_H) > 1 else ("open" if is_open_H[0] else "closed"))
-            row[f"{part}: gate"] = "; ".join(states)
-            row[f"{part}: update"] = percent(update_2L[p, at])
-            if weights:
-                means = []
-                for i, weight_PLH in weights.items():
-                    gate = gates[i]
-                    known = p in gate.parts and layer in gate.receiver_layers
-                    weight_H = weight_PLH[gate.parts.index(p), gate.receiver_layers.index(layer)] if known else [np.nan]
+            states, means = [], []
+            for i, gate in enumerate(fusers.gates):
+                is_fused = p in gate.parts and layer in gate.receiver_layers
+                place = (gate.parts.index(p), gate.receiver_layers.index(layer)) if is_fused else None
+                states.append(gate_state(gate.is_open()[place]) if is_fused else "not fused")
+                if i in weights:
+                    weight_H = weights[i][place] if is_fused else np.array([np.nan])
                     means.append(NOTHING if np.isnan(weight_H).any() else f"{np.mean(weight_H):.3f}")
+            row |= {f"{part}: gate": "; ".join(states), f"{part}: update": percent(update_2L[p, at])}
+            if means:
                 row[f"{part}: mean weight"] = "; ".join(means)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def gate_state(is_open_H: Tensor) -> str:
+    """How many of the heads of a layer are open; just whether it is, if they have one gate."""
+    if len(is_open_H) > 1:
+        return f"{int(is_open_H.sum())} of {len(is_open_H)} open"
+    return "open" if is_open_H[0] else "closed"
 
 
 @styled
@@ -213,9 +202,7 @@ def draw_weights(gates: list[Gate], weights: dict[int, np.ndarray]) -> Figure:
             axis.set_xlabel("receiver layer")
             axis.set_ylabel("kv head")
             if layers * heads <= 40:
-                for head, layer in np.argwhere(
-                    ~weight_HL.mask if np.ma.is_masked(weight_HL) else np.ones(weight_HL.shape)
-                ):
+                for head, layer in np.argwhere(~np.ma.getmaskarray(weight_HL)):
                     value = weight_HL[head, layer]
                     ink = "white" if value < 0.6 else INK
                     axis.text(layer + 0.5, head + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)

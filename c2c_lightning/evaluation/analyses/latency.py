@@ -18,8 +18,8 @@ from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.methods import Answering
 from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.evaluation.methods import Answering
 from c2c_lightning.evaluation.report.formatting import NOTHING
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
@@ -47,18 +47,11 @@ prefill 20 + 90, fusion 27, decode 308."""
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one batch took.
+    """How long one batch took, in seconds."""
 
-    Attributes:
-        total: seconds, timed independently of the stages.
-        first_token: seconds until the response's first token.
-        tokens: of the longest response in the batch.
-        stages: seconds of every stage.
-    """
-
-    total: float
-    first_token: float
-    tokens: int
+    total: float  # timed independently of the stages
+    first_token: float  # until the response's first token
+    tokens: int  # of the longest response in the batch
     stages: dict[str, float]
 
     @property
@@ -104,12 +97,8 @@ class Latency(Analysis):
             questions=min(self.questions, len(results.items)),
             repeats=self.repeats,
         )
-        return Section(
-            "Latency",
-            text,
-            {"Latency in ms": times_table(timings), "Stages in ms": stages_table(timings)},
-            {"Where the time goes": save(draw(timings), folder, "latency")},
-        )
+        figures = {"Where the time goes": save(draw(timings), folder, "latency")}
+        return Section("Latency", text, tables(timings), figures)
 
     def chosen(self, results: BenchmarkResults) -> list[Answering]:
         """The methods that are timed."""
@@ -158,39 +147,25 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def times_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
-    """A row for each batch size and method."""
-    rows = []
+def tables(timings: dict[int, dict[str, list[Timing]]]) -> dict[str, pd.DataFrame]:
+    """A row for each batch size and method: times, and the mean of each stage and of the total, timed by itself."""
+    times, stages = [], []
     for size, by_method in timings.items():
         for method, measured in by_method.items():
-            rows.append(
-                {
-                    "batch size": str(size),
-                    "method": shown(method),
+            row = {"batch size": str(size), "method": shown(method)}
+            means, total = mean_stages(measured), np.mean([t.total for t in measured])
+            times.append(
+                row
+                | {
                     "first token": quartiles([t.first_token for t in measured]),
                     "per further token": quartiles([t.per_token for t in measured]),
                     "total": quartiles([t.total for t in measured]),
                     "tokens": f"{np.median([t.tokens for t in measured]):.0f}",
                 }
             )
-    return pd.DataFrame(rows)
-
-
-def stages_table(timings: dict[int, dict[str, list[Timing]]]) -> pd.DataFrame:
-    """The mean of each stage, and of the total, which is timed by itself."""
-    rows = []
-    for size, by_method in timings.items():
-        for method, measured in by_method.items():
-            means = mean_stages(measured)
-            rows.append(
-                {"batch size": str(size), "method": shown(method)}
-                | {stage: f"{1000 * means[stage]:.1f}" if stage in means else "" for stage in STAGES}
-                | {
-                    "sum": f"{1000 * sum(means.values()):.1f}",
-                    "total": f"{1000 * np.mean([t.total for t in measured]):.1f}",
-                }
-            )
-    return pd.DataFrame(rows)
+            cells = {stage: f"{1000 * means[stage]:.1f}" if stage in means else "" for stage in STAGES}
+            stages.append(row | cells | {"sum": f"{1000 * sum(means.values()):.1f}", "total": f"{1000 * total:.1f}"})
+    return {"Latency in ms": pd.DataFrame(times), "Stages in ms": pd.DataFrame(stages)}
 
 
 def mean_stages(measured: Sequence[Timing]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The oracle that motivates the fuser: can a sharer's cache be turned into the receiver's at all?
 
-Dimensions: L chosen layers, G = 2 * L groups (keys, then values, of every layer), T sampled tokens, F features.
+Dimensions: L chosen layers, G = 2 * L groups (keys, then values, of every layer), B questions, N prompt tokens but the
+last, T sampled tokens, F features.
 """
 
 from __future__ import annotations
@@ -11,24 +12,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.analyses.cache_mapping import train, unexplained
-from c2c_lightning.evaluation.analyses.token_sample import TokenSample
-from c2c_lightning.evaluation.asking.observing import Observer
+from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.formatting import percent
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import PART_NAMES
+from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
 
 DRAWN = 250  # tokens of every kind in a picture
+HELD_OUT = 0.25  # share of the questions
 TEXT = """\
 A small network of the fuser's shape, one for each layer and part, is trained to map the sharer's cache of a \
 token to the receiver's own cache of the token opposite (mean squared error), on {train} prompt tokens of one \
@@ -70,12 +74,8 @@ class TransformationOracle(Analysis, Observer):
         sharer: int = 0,
         seed: int = 0,
     ):
-        for key, value, least in (
-            ("tokens", tokens, 16),
-            ("num_layers", num_layers, 1),
-            ("hidden", hidden, 1),
-            ("epochs", epochs, 1),
-        ):
+        given = {"tokens": (tokens, 16), "num_layers": (num_layers, 1), "hidden": (hidden, 1), "epochs": (epochs, 1)}
+        for key, (value, least) in given.items():
             if value < least:
                 raise UserError(f"{key} of TransformationOracle is {value}: give at least {least}.")
         self.tokens, self.num_layers, self.hidden, self.epochs = tokens, num_layers, hidden, epochs
@@ -84,18 +84,12 @@ class TransformationOracle(Analysis, Observer):
         self.name = f"transformation_oracle_{tokens}_tokens_{num_layers}_layers_sharer_{sharer}_seed_{seed}"
 
     def metric(self, communicator: Communicator) -> Metric:
-        layers = self.layers(communicator)
-        fuser = communicator.fusers[self.sharer]
-        return TokenSample(
-            self.sharer, layers, communicator, (fuser.sharer.features, fuser.receiver.features), self.tokens, self.seed
-        )
+        return TokenSample(self.sharer, self.layers(communicator), communicator, self.tokens, self.seed)
 
     def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
-        if self.sharer not in range(len(communicator.models.sharers)):
-            raise UserError(
-                f"sharer of TransformationOracle is {self.sharer}: the fuser has {len(communicator.models.sharers)}, "
-                "counted from 0."
-            )
+        number = len(communicator.models.sharers)
+        if self.sharer not in range(number):
+            raise UserError(f"sharer of TransformationOracle is {self.sharer}: the fuser has {number}, counted from 0.")
 
     def layers(self, communicator: Communicator) -> list[int]:
         """The receiver layers that are looked at."""
@@ -116,22 +110,13 @@ class TransformationOracle(Analysis, Observer):
             test_source, test_target = source_TGF[held_out], target_TGF[held_out]
             mapped = mapping(test_source)
             unexplained_2L = unexplained(mapped, test_target).unflatten(0, (2, len(layers))).cpu().numpy()
-        table = pd.DataFrame(
-            {
-                "receiver layer": ["mean", *map(str, layers)],
-                **{
-                    f"{part}: unexplained variance": [percent(values.mean()), *map(percent, values)]
-                    for part, values in zip(PART_NAMES, unexplained_2L)
-                },
-            }
-        )
-        middle = len(layers) // 2
-        clouds = {
-            part: padded(
-                [x[:, p * len(layers) + middle].double().cpu().numpy() for x in (test_source, test_target, mapped)]
-            )
-            for p, part in enumerate(PART_NAMES)
-        }
+        table = pd.DataFrame({"receiver layer": ["mean", *map(str, layers)]})
+        for part, values in zip(PART_NAMES, unexplained_2L):
+            table[f"{part}: unexplained variance"] = [percent(values.mean()), *map(percent, values)]
+        middle, clouds = len(layers) // 2, {}
+        for p, part in enumerate(PART_NAMES):
+            sets = (x[:, p * len(layers) + middle] for x in (test_source, test_target, mapped))
+            clouds[part] = padded([x.double().cpu().numpy() for x in sets])
         near = {part: near_target(*cloud) for part, cloud in clouds.items()}
         near_transformed, near_source = (
             " and ".join(f"{near[part][k]:.0%} ({part})" for part in PART_NAMES) for k in range(2)
@@ -145,14 +130,10 @@ class TransformationOracle(Analysis, Observer):
             near_transformed=near_transformed,
             near_source=near_source,
         )
-        figure = draw(clouds, self.seed)
+        tables = {"Variance of the receiver's cache that the sharer's leaves unexplained": table}
+        figure = save(draw(clouds, self.seed), folder, "transformation_oracle")
         caption = f"t-SNE of held-out tokens, layer {layers[middle]}"
-        return Section(
-            "Cache transformation (oracle)",
-            text,
-            {"Variance of the receiver's cache that the sharer's leaves unexplained": table},
-            {caption: save(figure, folder, "transformation_oracle")},
-        )
+        return Section("Cache transformation (oracle)", text, tables, {caption: figure})
 
 
 def padded(sets: list[np.ndarray]) -> list[np.ndarray]:
@@ -167,6 +148,124 @@ def near_target(source: np.ndarray, target: np.ndarray, transformed: np.ndarray)
     of_transformed = everything.kneighbors(transformed, n_neighbors=1, return_distance=False)[:, 0]
     of_source = everything.kneighbors(n_neighbors=1, return_distance=False)[: len(source), 0]  # itself left out
     return float((of_transformed >= len(source)).mean()), float((of_source >= len(source)).mean())
+
+
+class TokenSample(Metric):
+    """A sample of tokens with a sharer token opposite, the same however questions are spread over ranks.
+
+    Every token draws a number that depends on its question, and the lowest ones are kept; so does every
+    question, for being held out.
+
+    Args:
+        sharer: whose tokens.
+        layers: of the receiver.
+        communicator: says which layers are fused, how many features they have, and the models' dtypes.
+        tokens: the size of the sample.
+        seed: of the draw.
+    """
+
+    full_state_update = False
+
+    def __init__(self, sharer: int, layers: list[int], communicator: Communicator, tokens: int, seed: int):
+        super().__init__()
+        self.sharer, self.tokens, self.seed = sharer, tokens, seed
+        fusers, dtype, groups = communicator.fusers, communicator.models.receiver.dtype, 2 * len(layers)
+        mapped, fuser = list(fusers.layer_maps[sharer]), fusers[sharer]
+        self.sharer_rows = [mapped.index(layer) for layer in layers]
+        self.receiver_rows = [fusers.fused_layers.index(layer) for layer in layers]
+        # Of fixed size, unlike torchmetrics' lists, so that memory is bounded and all ranks' are alike.
+        self.add_state("drawn", torch.full((tokens,), torch.inf, dtype=torch.float64), dist_reduce_fx="cat")
+        self.add_state("held_out", torch.zeros(tokens, dtype=torch.bool), dist_reduce_fx="cat")
+        for name, features in (("source", fuser.sharer.features), ("target", fuser.receiver.features)):
+            self.add_state(name, torch.zeros(tokens, groups, features, dtype=dtype), dist_reduce_fx="cat")
+
+    def update(self, caches: Caches) -> None:
+        if self.sharer not in caches.sharers:
+            return  # all its gates are closed
+        mask_BN = caches.opposite(self.sharer)
+        drawn, held_out = [], []
+        for item, mask_N in zip(caches.questions.items, mask_BN.cpu()):
+            rng = np.random.default_rng([self.seed, *item.id.encode()])
+            number = int(mask_N.sum())
+            held_out += [rng.random() < HELD_OUT] * number
+            drawn.append(rng.random(number))
+        sharer = caches.sharers[self.sharer][:, self.sharer_rows]
+        receiver = caches.receiver[:, self.receiver_rows]
+        source, target = (s.flatten(0, 1).permute(1, 3, 0, 2, 4).flatten(3)[mask_BN] for s in (sharer, receiver))
+        new = {
+            "drawn": torch.from_numpy(np.concatenate(drawn)),
+            "held_out": torch.tensor(held_out),
+            "source": source,
+            "target": target,
+        }
+        every = {name: torch.cat([getattr(self, name), x.to(getattr(self, name))]) for name, x in new.items()}
+        lowest = every["drawn"].argsort(stable=True)[: self.tokens]
+        for name, state in every.items():
+            setattr(self, name, state[lowest])
+
+    def compute(self) -> dict[str, Tensor]:
+        """`source` and `target` (T, G, F), and (T,) bool whether a token is `held_out`."""
+        states = {name: getattr(self, name) for name in ("drawn", "held_out", "source", "target")}
+        if states["drawn"].ndim > 1:  # of several ranks
+            states = {name: state.flatten(0, 1) for name, state in states.items()}
+        lowest = states["drawn"].argsort(stable=True)[: self.tokens]
+        lowest = lowest[states["drawn"][lowest].isfinite()]
+        return {name: states[name][lowest].cpu() for name in ("held_out", "source", "target")}
+
+
+class Mapping(nn.Module):
+    """A network for each group, of the fuser's shape, trained to give the target's tokens for the source's.
+
+    Args:
+        source_TGF: the tokens of the training, which say how features are scaled.
+        target_TGF: those opposite.
+        hidden: width.
+    """
+
+    def __init__(self, source_TGF: Tensor, target_TGF: Tensor, hidden: int):
+        super().__init__()
+        _, groups, features = source_TGF.shape
+        self.input = StackedLinear(groups, features, hidden)
+        self.block = StackedBlock(groups, hidden, hidden, dropout=0.0)
+        self.output = StackedLinear(groups, hidden, target_TGF.shape[2])
+        self.register_buffer("source_mean_GF", source_TGF.mean(0))
+        self.register_buffer("source_std_GF", source_TGF.std(0).clamp(min=1e-6))
+        self.register_buffer("target_mean_GF", target_TGF.mean(0))
+        # One scale for a whole group, so that the error is that of the cache itself.
+        spread_G = (target_TGF - target_TGF.mean(0)).square().mean((0, 2)).sqrt()
+        self.register_buffer("target_spread_G1", spread_G.clamp(min=1e-6)[:, None])
+
+    def forward(self, source_TGF: Tensor) -> Tensor:
+        x_GTF = ((source_TGF - self.source_mean_GF) / self.source_std_GF).transpose(0, 1)
+        out_TGF = self.output(self.block(self.input(x_GTF))).transpose(0, 1)
+        return self.target_mean_GF + self.target_spread_G1 * out_TGF
+
+
+def train(source_TGF: Tensor, target_TGF: Tensor, hidden: int, epochs: int, seed: int) -> Mapping:
+    """A mapping trained on tokens, on their device, whatever mode the caller is in."""
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        # What came about in inference mode cannot be trained on; a copy can.
+        tokens = TensorDataset(source_TGF.clone(), target_TGF.clone())
+        torch.manual_seed(seed)
+        mapping = Mapping(*tokens.tensors, hidden).to(source_TGF.device)
+        order = RandomSampler(tokens, generator=torch.Generator().manual_seed(seed))
+        loader = DataLoader(tokens, batch_size=None, sampler=BatchSampler(order, 256, drop_last=False))
+        optimizer = torch.optim.AdamW(mapping.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+        for _ in range(epochs):
+            for source, target in loader:
+                optimizer.zero_grad()
+                ((mapping(source) - target) / mapping.target_spread_G1).square().mean().backward()
+                optimizer.step()
+                schedule.step()
+    return mapping.eval()
+
+
+def unexplained(mapped_TGF: Tensor, target_TGF: Tensor) -> Tensor:
+    """(G,) mean squared error relative to the variance of the target: 1 - R²."""
+    error_G = F.mse_loss(mapped_TGF, target_TGF, reduction="none").mean((0, 2))
+    variance_G = (target_TGF - target_TGF.mean(0)).square().mean((0, 2))
+    return error_G / variance_G.clamp(min=1e-12)
 
 
 @styled

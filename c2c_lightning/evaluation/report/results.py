@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.methods import Derived, Method
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.evaluation.methods import Derived, Method
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from c2c_lightning.evaluation.analyses import SubjectAccuracy
+from c2c_lightning.evaluation.analyses.solved import regions_of
 from tests.evaluation.invented import Invented, right
 from tests.evaluation.invented import results as invented_results
 
@@ -25,3 +26,14 @@ def test_without_subjects_there_is_nothing_to_say(tmp_path, communicator):
     assert SubjectAccuracy().section(communicator, invented_results(scores), tmp_path) is not None
     results = invented_results(scores, Invented(40, subjects=()))
     assert SubjectAccuracy().section(communicator, results, tmp_path) is None
+
+
+def test_every_question_is_in_one_region_of_the_diagram():
+    solved = {"receiver": {0, 1}, "sharer": set(), "c2c": {1, 2, 3}}
+    regions = regions_of(solved)
+    assert len(regions) == 7
+    assert {members: n for members, n in regions.items() if n} == {
+        (True, False, False): 1,
+        (False, False, True): 2,
+        (True, False, True): 1,
+    }
