@@ -27,13 +27,14 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Alignment
 from c2c_lightning.models.checks import check_template, check_tokens, check_weights
+from c2c_lightning.models.gguf import gguf_folder
 
 PROJECT = Path(__file__).parents[2]
 CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
 
 
 def locate(name: str | os.PathLike[str], what: str = "model") -> str:
-    """A folder's path, or else `name` itself as a hub id.
+    """A folder's path, that of the folder made of a GGUF file, or else `name` itself as a hub id.
 
     Paths are looked up from the working folder and then from the project's, so that the built-in pair
     is found from anywhere.
@@ -45,6 +46,8 @@ def locate(name: str | os.PathLike[str], what: str = "model") -> str:
     for folder in (Path(name).expanduser(), PROJECT / name):
         if folder.is_dir():
             return str(folder)
+        if folder.is_file():
+            return str(gguf_folder(folder))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
     return name
