@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "tracking.py": {"files", "runs"},
     "fuser": set(),
     "nano": set(),
-    "models": {"fuser"},
+    "models": {"files", "fuser"},
     "formats": {"files", "fuser", "models", "runs"},
     "communicator.py": {"files", "formats", "fuser", "models"},
     "data": {"models", "nano"},

@@ -71,6 +71,12 @@ PARTS = [
     Part("transformers.cache_utils.DynamicLayer", "values", "the same"),
     Part("transformers.cache_utils.Cache", "layers", "the same"),
     Part("transformers.generation.GenerationMixin", "_prepare_generation_config", "fills up from generation_config"),
+    Part("transformers.integrations.gguf.reader", "_mapped", "whether a GGUF file is whole"),
+    Part("transformers.integrations.gguf.reader", "_read_metadata", "the same"),
+    Part("transformers.integrations.gguf.reader", "_read_tensor_table", "the same"),
+    Part("transformers.integrations.gguf.gguf_tokenizer_mapping", "GGUF_PRE_TOKENIZER_SPLITS", "words cut otherwise"),
+    Part("transformers.modeling_gguf_pytorch_utils", "TENSOR_PROCESSORS", "which weights its reader passes over"),
+    Part("transformers.modeling_gguf_pytorch_utils", "get_gguf_hf_weights_map", "the same"),
     Part("transformers.quantizers.AutoHfQuantizer", "supports_quant_method", "unknown quantisations are refused"),
     Part("transformers.PretrainedConfig", "_attn_implementation", "stored prompts are those of one attention kernel"),
 ]

@@ -94,9 +94,9 @@ def find_model(name: str, fuser: str) -> str:
         UserError: it can only be meant as a path, and nothing is there; says how to name another.
     """
     place = Path(fuser).expanduser()
-    if place.exists() and not Path(name).expanduser().is_dir():
+    if place.exists() and not Path(name).expanduser().exists():
         for folder in (place.resolve(), *place.resolve().parents[:4]):
-            if (folder / name).is_dir():
+            if (folder / name).exists():
                 return str(folder / name)
     try:
         locate(name)

@@ -46,7 +46,7 @@ def locate(name: str | os.PathLike[str], what: str = "model") -> str:
     for folder in (Path(name).expanduser(), PROJECT / name):
         if folder.is_dir():
             return str(folder)
-        if folder.is_file():
+        if folder.is_file() and what == "model":
             return str(gguf_folder(folder))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")

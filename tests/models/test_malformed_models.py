@@ -96,7 +96,6 @@ SPOILT = {  # of the sharer: how, and what is said
     "gptq": (quantised("gptq", bits=4), "model.safetensors.*(gptq|GPTQ|optimum)"),
     "awq": (quantised("awq", bits=4), "model.safetensors"),
     "bitsandbytes": (quantised("bitsandbytes", load_in_4bit=True), "model.safetensors.*bitsandbytes"),
-    "fp8": (quantised("fp8"), "model.safetensors"),
     "unknown quantisation": (quantised("nope"), "quantised by 'nope'"),
     "quantisation number": (config(quantization_config=3), "config.json"),
     "generation list": (written("generation_config.json", "[1]"), "generation_config.json"),
