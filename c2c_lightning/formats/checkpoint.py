@@ -28,14 +28,8 @@ OPTIMIZERS, SCHEDULERS = "optimizer_states", "lr_schedulers"
 # What torch.distributed.checkpoint pickles to say which tensor lies where; a dtype is added by its name.
 METADATA_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
+        *("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+        *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
@@ -88,11 +82,7 @@ Checkpoint = TypedDict(
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint that is there as a whole or not at all.
-
-    Raises:
-        UserError: the disk is full, or the folder may not be written to.
-    """
+    """Writes a checkpoint that is there as a whole or not at all; raises a UserError if the disk is full."""
     with whole(path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(checkpoint, unfinished)
@@ -113,12 +103,8 @@ def save(value: Any, path: Path) -> None:
 def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     """A run's checkpoint of one file, checked; tensors are read when they are used.
 
-    Args:
-        path: the file.
-        where: begins the message.
-
     Raises:
-        UserError: it is damaged, not of ours, or has a tensor that is not finite.
+        UserError: it is damaged, not of ours, or has a tensor that is not finite; the message begins with `where`.
     """
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -166,11 +152,7 @@ class MetadataUnpickler(pickle.Unpickler):
 
 
 def check_sharded(folder: Path, where: str) -> None:
-    """Refuses a sharded checkpoint that is damaged, or whose reading by torch would execute what stands in it.
-
-    Raises:
-        UserError: what is wrong, beginning with `where`.
-    """
+    """Raises a UserError, beginning with `where`, for a damaged sharded checkpoint, or one with code in it."""
     try:
         with (folder / METADATA).open("rb") as file:
             metadata = MetadataUnpickler(file).load()
@@ -178,16 +160,11 @@ def check_sharded(folder: Path, where: str) -> None:
             raise pickle.UnpicklingError(f"its {METADATA} is none")
         for index, place in metadata.storage_data.items():
             if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                torch.load(io.BytesIO(part_of(folder, place)), weights_only=True)
+                if place.transform_descriptors:
+                    raise ValueError("it is compressed, and no run of ours compresses")
+                with (folder / place.relative_path).open("rb") as file:
+                    file.seek(place.offset)
+                    torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
     except Exception as error:  # a pickle may fail with any
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         raise UserError(f"{where}: a part is damaged or missing, or no checkpoint's ({reason}).") from error
-
-
-def part_of(folder: Path, place: Any) -> bytes:
-    """What torch would read for a value that is no tensor."""
-    if place.transform_descriptors:
-        raise ValueError("it is compressed, and no run of ours compresses")
-    with (folder / place.relative_path).open("rb") as file:
-        file.seek(place.offset)
-        return file.read(place.length)

@@ -65,11 +65,7 @@ def check_config(said: Any, where: str) -> dict[str, Any]:
 
 
 def renamed_models(config: dict[str, Any], receiver: str | None, sharers: Sequence[str] | None) -> dict[str, Any]:
-    """The config with the models that a user names in place of those that the fuser was trained between.
-
-    Raises:
-        UserError: other than one model for each sharer.
-    """
+    """The config with the models that a user names in place of its own; refused unless there is one for each sharer."""
     if sharers is not None and (isinstance(sharers, str) or len(sharers) != len(config["sharers"])):
         raise UserError(f"sharers is {sharers!r}: name {len(config['sharers'])}, for {', '.join(config['sharers'])}.")
     return config | {"receiver": receiver or config["receiver"], "sharers": list(sharers or config["sharers"])}
@@ -85,10 +81,6 @@ def find_model(name: str, fuser: str) -> str:
     """A model that a fuser names: as it stands, or seen from the fuser's folder and those above it.
 
     A run that was moved together with its models so finds them by the relative paths of old.
-
-    Args:
-        name: folder or hub id.
-        fuser: the fuser's folder, checkpoint or hub id.
 
     Raises:
         UserError: it can only be meant as a path, and nothing is there; says how to name another.
@@ -144,7 +136,7 @@ def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) ->
     """The fuser class that a config names, with its sizes filled in.
 
     Raises:
-        UserError: the class is not one of this package and nobody said to trust it, or it is no fuser.
+        UserError: the class is not one of this package and not to be trusted, or it is no fuser.
     """
     path = spec["class_path"]
     module, _, attribute = path.rpartition(".")
@@ -167,7 +159,7 @@ def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) ->
 
 
 def on_meta(make: FuserFactory | functools.partial, most: int, name: str) -> Any:
-    """A module without memory for its weights; refused if it cannot be made, or once it has more than `most` of them."""
+    """A module without memory for its weights; refused if it cannot be made, or as soon as it has more than `most`."""
     count = 0
 
     def counted(*_: Any) -> None:
@@ -203,7 +195,6 @@ def mismatch(expected: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[
 
 
 def trained_with(config: Mapping[str, Any], shapes: Sequence[KVShape], state: Mapping[str, Tensor]) -> str:
-    """What a fuser was trained with, as far as it says, and what it meets."""
     logit = state.get("0.gate.logit")
     layers = f" on {logit.shape[1]} receiver layers" if logit is not None and logit.ndim == 3 else ""
     meets = [

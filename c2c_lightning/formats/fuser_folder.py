@@ -37,11 +37,7 @@ Saved = tuple[dict[str, Any], dict[str, Tensor]]  # config and weights
 
 
 def write_fuser_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes config and weights, of which neither is ever seen beside an older one of the other.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be made.
-    """
+    """Writes config and weights, neither of which is ever seen beside an older one of the other, or raises a UserError."""
     with whole_folder(folder) as unfinished:
         text = json.dumps({"format": FORMAT, **config}, indent=2)
         (unfinished / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -54,9 +50,7 @@ def write_fuser_folder(folder: Path, config: Mapping[str, Any], state: Mapping[s
 
 
 def read_fuser(name: str, receiver: str | None = None, sharers: Sequence[str] | None = None) -> Saved:
-    """Config and weights of a saved fuser, checked.
-
-    A fuser in the published format (see published.py) is read into ours.
+    """Config and weights of a saved fuser, checked; one in the published format is read into ours.
 
     Args:
         name: a folder, a run's folder, a hub id, or a checkpoint file.
@@ -79,22 +73,18 @@ def read_fuser(name: str, receiver: str | None = None, sharers: Sequence[str] | 
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise UserError(f"fuser {name!r} has no {file}: was it saved with save_pretrained?")
-    config = _read_config(folder, name)
+    config = read_json(folder / CONFIG, dict[str, Any], f"fuser {name!r}:")
+    if config.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"fuser {name!r}: its {CONFIG} has format {config.get('format')!r}; this version reads formats 1 and {FORMAT}."
+        )
+    config = check_config(config, f"fuser {name!r}: {folder / CONFIG}")
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"fuser {name!r}: its {WEIGHTS} is damaged: {first_line(error)}") from error
     refuse_infinite(state.items(), f"fuser {name!r}")
     return renamed_models(config, receiver, sharers), state
-
-
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    said = read_json(folder / CONFIG, dict[str, Any], f"fuser {name!r}:")
-    if said.get("format") not in (1, FORMAT):
-        raise UserError(
-            f"fuser {name!r}: its {CONFIG} has format {said.get('format')!r}; this version reads formats 1 and {FORMAT}."
-        )
-    return check_config(said, f"fuser {name!r}: {folder / CONFIG}")
 
 
 def _read_checkpoint(file: Path) -> Saved:

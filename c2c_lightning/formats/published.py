@@ -210,7 +210,7 @@ def native(
     shapes: tuple[KVShape, KVShape],
     names: Iterable[str],
 ) -> dict[str, Any]:
-    """What the published format says of a fuser of ours that was never in it; shapes are those of sharer and receiver."""
+    """What the published format says of a fuser of ours that was never in it; shapes are the sharer's and receiver's."""
     gate, fuser = GateConfig(**config["gate"]), config["fuser"]["init_args"]
     filled = {**C2C_DEFAULTS, **fuser}
     filled["intermediate"] = filled["intermediate"] or filled["hidden"]
@@ -273,7 +273,7 @@ def their_name(part: str, name: str) -> str:
 
 
 def stacked(states: Sequence[Mapping[str, Tensor]], layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Networks by layer as the state of our fusers, of which one layer is given: first those for keys, then for values."""
+    """Networks by layer as the state of our fusers, of which one layer is given: those for keys, then those for values."""
     ours = {}
     for name, tensor in layer.items():
         rows = [state[their_name(part, name)].float().reshape(tensor.shape[1:]) for part in PARTS for state in states]

@@ -12,7 +12,8 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +55,14 @@ class Fuser(nn.Module, ABC):
 
     joint: ClassVar[bool] = False  # reads keys and values of a layer together
     for_one_sharer: ClassVar[bool] = False  # would do the same for a second one
+    # Whether `update` draws random numbers in training; a subclass that knows that it does not says so.
+    draws: bool = True
 
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
         for name, value in init_args.items():
             parameter = inspect.signature(type(self)).parameters.get(name)
-            kind = type(parameter.default) if parameter else None
-            numbers = {int: (int,), float: (int, float)}.get(kind)
+            numbers = {int: (int,), float: (int, float)}.get(type(parameter.default) if parameter else None)
             if numbers and (isinstance(value, bool) or not isinstance(value, numbers)):
                 raise UserError(f"fuser {name} is {value!r}: give a number, such as {parameter.default}.")
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
@@ -69,11 +71,6 @@ class Fuser(nn.Module, ABC):
         # FSDP2 replaces the class, so remember its path now. Ours go by the name that the package exports.
         module = OURS if type(self).__module__.startswith(f"{OURS}.") else type(self).__module__
         self.class_path = f"{module}.{type(self).__qualname__}"
-
-    @property
-    def draws(self) -> bool:
-        """Whether `update` draws random numbers in training; a subclass that knows that it does not says so."""
-        return True
 
     @abstractmethod
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
@@ -94,10 +91,9 @@ class Fuser(nn.Module, ABC):
     def forward(
         self, sharer: Tensor, receiver: Tensor, onto: Tensor | None = None, aligned: Tensor | None = None
     ) -> Tensor:
-        """Fuses two KV stacks.
+        """Fuses two KV stacks, but for layers whose gate is closed and tokens with no sharer token opposite.
 
-        Layers whose gate is closed and tokens with no sharer token opposite are left as they are, to the
-        bit, and cost nothing.
+        These are left as they are, to the bit, and cost nothing.
 
         Args:
             sharer: (2, L, B, Hs, N, Ds), gathered so that token n stands opposite the receiver's n.
@@ -114,12 +110,9 @@ class Fuser(nn.Module, ABC):
         open_pairs = self.open_pairs(sharer, receiver, aligned)
         if open_pairs is None:
             return onto
-        inputs = open_pairs.sharer_GTF, open_pairs.receiver_GTF, open_pairs.groups
-        if self.recomputes and torch.is_grad_enabled():
-            update_GTF = checkpoint(self.update, *inputs, use_reentrant=False)
-        else:
-            update_GTF = self.update(*inputs)
-        return self.add(onto, update_GTF, open_pairs)
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        update = partial(checkpoint, self.update, use_reentrant=False) if recomputes else self.update
+        return self.add(onto, update(*open_pairs[:3]), open_pairs)
 
     def open_pairs(self, sharer: Tensor, receiver: Tensor, aligned: Tensor | None) -> OpenPairs | None:
         """What there is to do, picked out of the stacks that `forward` takes; None if all gates are closed.
@@ -166,24 +159,17 @@ class Fuser(nn.Module, ABC):
         return fused.reshape(2, L, B, N, H, D).transpose(3, 4)
 
 
-@dataclass
-class OpenPairs:
-    """The input of a fuser's networks.
+class OpenPairs(NamedTuple):
+    """The input of a fuser's networks: features of the open (part, layer) pairs, in the dtype of parameters or autocast.
 
-    Attributes:
-        sharer_GTF: features of the open (part, layer) pairs and of the T tokens that have a sharer token opposite,
-            in the parameters' dtype unless autocast chooses it.
-        receiver_GTF: the same of the receiver.
-        groups: the pairs' rows in the parameters; None for all in order.
-        in_stack: the pairs' rows among the 2 * L of a stack; None for all in order.
-        tokens: the tokens' places among the B * N; None for all in order.
+    Of the indices, None stands for all in order.
     """
 
     sharer_GTF: Tensor
     receiver_GTF: Tensor
-    groups: Tensor | None
-    in_stack: Tensor | None
-    tokens: Tensor | None
+    groups: Tensor | None  # the pairs' rows in the parameters
+    in_stack: Tensor | None  # the pairs' rows among the 2 * L of a stack
+    tokens: Tensor | None  # the tokens' places among the B * N
 
 
 def token_features(stack: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class C2CFuser(Fuser):
             raise UserError(
                 f"fuser evaluate_in is {evaluate_in!r}: only C2CFuser has published rounding, not {type(self).__name__}."
             )
-        self.evaluate_in = evaluate_in
+        self.evaluate_in, self.draws = evaluate_in, dropout > 0
         groups = self.num_groups
         intermediate = intermediate or hidden
         self.input = StackedLinear(groups, sharer.features + receiver.features * self.reads_receiver, hidden)
@@ -81,10 +81,6 @@ class C2CFuser(Fuser):
             StackedBlock(groups, hidden, intermediate, dropout) for _ in range(num_layers - 2)
         )
         self.update_head = StackedLinear(groups, hidden, receiver.features)
-
-    @property
-    def draws(self) -> bool:
-        return self.init_args["dropout"] > 0
 
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:
         if self.evaluate_in is not None and not self.training:
@@ -104,7 +100,7 @@ class C2CFuser(Fuser):
         return update_GTF if self.residual else update_GTF - receiver_GTF
 
     def published_update(self, sharer_TF: Tensor, receiver_TF: Tensor, row: int) -> Tensor:
-        """The update of the (part, layer) pair at a row of the parameters, rounded as published: its product alone is fp32."""
+        """The update (T, F) of the pair at a row of the parameters, rounded as published: its product alone is in fp32."""
         dtype = getattr(torch, self.evaluate_in)
 
         def linear(layer: StackedLinear, x: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ class Fusers(nn.ModuleList):
             gates = Gate(self.gate, list(mapped), receiver.num_kv_heads, torch.initial_seed() + i)
             self.append(fuser(sharer, receiver, gates))
         if len(self) > 1 and self[0].for_one_sharer:
+            kind = type(self[0]).__name__
             raise UserError(
-                f"fuser {type(self[0]).__name__} reads no sharer's cache, so it cannot be one of {len(self)}: "
-                "name one sharer."
+                f"fuser {kind} reads no sharer's cache, so it cannot be one of {len(self)}: name one sharer."
             )
         self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
 
@@ -172,14 +172,14 @@ def _select(layers: Layers, num_receiver: int) -> set[int]:
     if layers == "all":
         return set(everything)
     word, _, number = layers.partition(":")
-    if word in ("first", "last", "every") and number.isdigit() and int(number) > 0:
-        k = int(number)
-        if k > num_receiver:
-            raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers.")
-        return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
-    raise UserError(
-        f"model.layers is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers."
-    )
+    if word not in ("first", "last", "every") or not number.isdigit() or int(number) == 0:
+        raise UserError(
+            f"model.layers is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers."
+        )
+    k = int(number)
+    if k > num_receiver:
+        raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers.")
+    return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
 
 
 def _check(layers: Iterable[int], num_layers: int, model: str, key: str) -> None:

@@ -99,27 +99,21 @@ class Gate(nn.Module):
         self.config, self.receiver_layers, self.seed = config, list(receiver_layers), seed
         self.parts = PARTS[config.parts]
         self.step, self.temperature = 0, config.temperature[0]
+        self.learns = config.kind == "learned"
         per_layer = num_kv_heads if config.granularity == "head" else 1
         logit_PLH = torch.full((len(self.parts), len(self.receiver_layers), per_layer), float(config.init))
-        if config.kind == "learned":
+        if self.learns:
             self.logit = nn.Parameter(logit_PLH)
             return
-        is_open = torch.ones_like(logit_PLH)
-        if config.kind == "fixed":
-            strangers = sorted(set(config.open_layers) - set(self.receiver_layers))
-            if strangers:
-                raise UserError(
-                    f"gate.open_layers has {strangers}, but only the receiver layers "
-                    f"{self.receiver_layers} are mapped to a sharer layer."
-                )
-            for i, layer in enumerate(self.receiver_layers):
-                is_open[:, i] = float(layer in config.open_layers)
+        open_layers = self.receiver_layers if config.kind == "open" else config.open_layers
+        if strangers := sorted(set(open_layers) - set(self.receiver_layers)):
+            raise UserError(
+                f"gate.open_layers has {strangers}, but only the receiver layers "
+                f"{self.receiver_layers} are mapped to a sharer layer."
+            )
         # The sign of the logit is the gate at evaluation, for every kind alike.
-        self.register_buffer("logit", torch.where(is_open > 0, 1.0, -1.0))
-
-    @property
-    def learns(self) -> bool:
-        return self.config.kind == "learned"
+        signs_L = torch.tensor([1.0 if layer in open_layers else -1.0 for layer in self.receiver_layers])
+        self.register_buffer("logit", signs_L[:, None].expand_as(logit_PLH).clone())
 
     def anneal(self, step: int, total_steps: int) -> None:
         """Sets the temperature and the noise of optimizer step `step` of a run of `total_steps`."""

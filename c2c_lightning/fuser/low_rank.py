@@ -35,15 +35,12 @@ class LowRankFuser(Fuser):
         super().__init__(sharer, receiver, gate, rank=rank, dropout=dropout)
         if rank < 1:
             raise UserError(f"fuser rank is {rank}: it must be positive.")
+        self.draws = dropout > 0
         layers = len(gate.receiver_layers)
         self.down = StackedLinear(layers, 2 * sharer.features, rank)
         self.block = StackedBlock(layers, rank, rank, dropout)
         self.weight_head = StackedLinear(self.num_groups, rank, receiver.num_kv_heads)
         self.update_head = StackedLinear(self.num_groups, rank, receiver.features)
-
-    @property
-    def draws(self) -> bool:
-        return self.init_args["dropout"] > 0
 
     def update(self, sharer_JTF: Tensor, receiver_JTF: Tensor, groups: Tensor | None) -> Tensor:
         """See `Fuser.update`; J rows, of layers or of pairs."""

@@ -62,8 +62,7 @@ class Fusion(NamedTuple):
 def fuse_together(fusions: Sequence[Fusion], merge: bool | None = None) -> list[Tensor]:
     """The fused stack of each; where fusers are merged, by one call of `update` for all of the same class and sizes.
 
-    Gradients reach every fuser's own parameters. Fusers that draw random numbers must be called one by one, for
-    each has draws of its own.
+    Fusers that draw random numbers must be called one by one, for each has draws of its own.
 
     Args:
         fusions: what to do, all on one device.

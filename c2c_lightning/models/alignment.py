@@ -63,20 +63,13 @@ class ReadText:
 
 @dataclass
 class AlignedPrompt:
-    """One conversation, ready for the receiver and every sharer.
+    """One conversation, ready for the receiver and every sharer."""
 
-    Attributes:
-        receiver_ids: N token ids, the generation prompt included.
-        sharer_ids: token ids for each sharer.
-        positions: for each sharer, N - 1 indices into its ids (the last prompt token is not fused),
-            UNALIGNED where no sharer token stands opposite.
-        text: the prompt as the receiver's template renders it.
-    """
-
-    receiver_ids: list[int]
-    sharer_ids: list[list[int]]
+    receiver_ids: list[int]  # N token ids, the generation prompt included
+    sharer_ids: list[list[int]]  # for each sharer
+    # For each sharer N - 1 indices into its ids (the last prompt token is not fused), or UNALIGNED.
     positions: list[np.ndarray]
-    text: str
+    text: str  # the prompt as the receiver's template renders it
 
 
 class Aligner:
@@ -180,7 +173,7 @@ class Aligner:
         return kept + tail, len(kept)
 
     def ids_after(self, prompt: AlignedPrompt, text: str) -> tuple[list[int], list[int]]:
-        """The receiver's ids of a text that goes on from a prompt, and how much of it has been read by each one's end."""
+        """The receiver's ids of a text that goes on from a prompt, and how much of it has been read by the end of each."""
         whole = self.receiver(prompt.text + text, add_special_tokens=False, return_offsets_mapping=True)
         start = len(prompt.receiver_ids)
         if whole.input_ids[:start] == prompt.receiver_ids:

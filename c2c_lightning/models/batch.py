@@ -19,58 +19,37 @@ from c2c_lightning.models.alignment import UNALIGNED, AlignedPrompt
 
 @dataclass
 class SharerPrompt:
-    """A batch of prompts as one sharer reads them.
+    """A batch of prompts as one sharer reads them."""
 
-    Attributes:
-        ids: (B, S) left-padded.
-        mask: (B, S) 1 for real tokens.
-        positions: (B, N - 1) column of `ids` opposite each receiver token but the last, UNALIGNED where
-            there is none.
-        aligned: (T,) places among the B * (N - 1) of those receiver tokens that have one opposite. Found where the
-            batch is made, and not on a GPU, which would have to be waited for.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    aligned: Tensor = field(init=False)
+    ids: Tensor  # (B, S) left-padded
+    mask: Tensor  # (B, S) 1 for real tokens
+    positions: Tensor  # (B, N - 1) column of `ids` opposite each receiver token but the last, or UNALIGNED
+    aligned: Tensor = field(init=False)  # (T,) places among the B * (N - 1) of the receiver tokens that have one
 
     def __post_init__(self) -> None:
+        # Found where the batch is made, and not on a GPU, which would have to be waited for.
         self.aligned = (self.positions != UNALIGNED).flatten().nonzero()[:, 0]
 
 
 @dataclass
 class Batch:
-    """A batch of conversations.
+    """A batch of conversations."""
 
-    Attributes:
-        prompt_ids: (B, N) left-padded; the last column is the last prompt token, which is not fused.
-        prompt_mask: (B, N) 1 for real tokens.
-        sharers: the prompts as each sharer reads them.
-        response_ids: (B, R) right-padded, R at least 1.
-        response_mask: (B, R) 1 for supervised tokens.
-        supervised: (2, T) rows and columns of the supervised tokens.
-        references: the responses as text, where the data says that exact answers are meaningful.
-        epoch: which pass over the data this batch belongs to.
-        index: its place in that pass, counted over all ranks.
-        skipped: records that are missing from it, counted by reason.
-        partners: for each conversation the prompt of another one, from elsewhere in the validation set, whose caches
-            the control `wrong_question` fuses: of another record and with another prompt, and, where there is such
-            a one, without a sentence in common. Without responses. Set in validation where `references` are; None
-            where the data have no other question.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    sharers: list[SharerPrompt]
-    response_ids: Tensor
-    response_mask: Tensor
-    references: list[str] | None = None
-    epoch: int = 0
-    index: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    prompt_ids: Tensor  # (B, N) left-padded; the last column is the last prompt token, which is not fused
+    prompt_mask: Tensor  # (B, N) 1 for real tokens
+    sharers: list[SharerPrompt]  # the prompts as each sharer reads them
+    response_ids: Tensor  # (B, R) right-padded, R at least 1
+    response_mask: Tensor  # (B, R) 1 for supervised tokens
+    references: list[str] | None = None  # the responses as text, where the data says that exact answers are meaningful
+    epoch: int = 0  # which pass over the data this batch belongs to
+    index: int = 0  # its place in that pass, counted over all ranks
+    skipped: dict[str, int] = field(default_factory=dict)  # records that are missing from it, counted by reason
+    # For each conversation the prompt of another one, from elsewhere in the validation set, whose caches the control
+    # `wrong_question` fuses: of another record and with another prompt, and, where there is such a one, without a
+    # sentence in common. Without responses. Set in validation where `references` are; None where the data have no
+    # other question.
     partners: Batch | None = None
-    supervised: Tensor = field(init=False)
+    supervised: Tensor = field(init=False)  # (2, T) rows and columns of the supervised tokens
 
     def __post_init__(self) -> None:
         self.supervised = self.response_mask.nonzero().T

@@ -74,7 +74,7 @@ def check_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
 
 
 def check_template(tokenizer: Tokenizer, template_kwargs: dict[str, Any] | None) -> None:
-    """Sees to it that a chat template, a program of whoever made the model, ends and says each message once and in order.
+    """Refuses a chat template, a program of whoever made the model, unless it ends and says each message once in order.
 
     It may refuse conversations of several turns, but not a single question.
 

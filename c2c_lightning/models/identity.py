@@ -20,19 +20,16 @@ from xxhash import xxh3_128
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.models.loading import locate
 
+# What transformers reads of a model: configurations, weights, tokenizer and chat template.
 READ_FROM_A_FOLDER = ("*.json", "*.safetensors", "*.jinja", "*.bin", "*.model", "merges.txt", "vocab.txt")
-"""What transformers reads of a model: configurations, weights, tokenizer and chat template."""
+# Where a configuration came from, which changes nothing of what is computed with it.
 ORIGIN = ("_name_or_path", "transformers_version")
-"""Where a configuration came from, which changes nothing of what is computed with it."""
 
 
 def fingerprint_of_files(name: str | os.PathLike[str]) -> str:
-    """Of all that decides what a model answers: configuration, generation settings, weights, tokenizer, template.
+    """Of all that decides what a model (folder or hub id) answers: configuration, weights, tokenizer, template.
 
     Nothing is loaded. Files of a hub id are fetched.
-
-    Args:
-        name: folder or hub id.
 
     Raises:
         UserError: a file cannot be read.
@@ -42,8 +39,7 @@ def fingerprint_of_files(name: str | os.PathLike[str]) -> str:
     try:
         if not Path(location).is_dir():
             location = snapshot_download(location, allow_patterns=[*READ_FROM_A_FOLDER])
-        files = {file for pattern in READ_FROM_A_FOLDER for file in Path(location).glob(pattern)}
-        for file in sorted(files):
+        for file in sorted({file for pattern in READ_FROM_A_FOLDER for file in Path(location).glob(pattern)}):
             with file.open("rb") as opened:
                 content = hashlib.file_digest(opened, xxh3_128).hexdigest()
                 digest.update(f"{file.name} {content}\n".encode())

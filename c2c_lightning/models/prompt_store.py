@@ -44,12 +44,11 @@ from c2c_lightning.models.loading import is_compiled, is_sharded
 
 log = logging.getLogger(__name__)
 
+# The folder of the entries in a store's folder; another name whenever older entries cannot be read any more.
 ENTRIES = "entries-2"
-"""The folder of the entries in a store's folder. Another name whenever older entries cannot be read any more."""
+# Seconds after its last use in which an entry expires: none does, but its time of expiry tells of its last use.
 FOREVER = 10 * 365 * 86400.0
-"""Seconds after its last use in which an entry expires: none does, but its time of expiry tells of its last use."""
-# Room is made for some entries at a time.
-FILLED_AGAIN = 0.9
+FILLED_AGAIN = 0.9  # of the budget: room is made for some entries at a time
 UNUSED_SINCE = "unused-since"
 
 
@@ -86,22 +85,14 @@ class PromptStore:
         self._fingerprints: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
     def check(self, models: Iterable[PreTrainedModel]) -> None:
-        """Sees to it that models can be read through this store, before anything begins.
-
-        Raises:
-            UserError: the folder cannot be written to, or a model is sharded.
-        """
+        """Raises a UserError if the folder cannot be written to, or a model is sharded."""
         for model in models:
             self.fingerprint(model)
         _ = self.entries
 
     @torch.no_grad()
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
-        """The model's cache after reading left-padded prompts; padding has zeros in it.
-
-        Raises:
-            UserError: as `check`.
-        """
+        """The model's cache after reading left-padded prompts; padding has zeros in it. Errors as of `check`."""
         if not mask_BN.any():
             return prefill(model, ids_BN, mask_BN)
         computed_by = f"{self.fingerprint(model)} {circumstances(model)}"
@@ -117,11 +108,7 @@ class PromptStore:
         return cache
 
     def fingerprint(self, model: PreTrainedModel) -> str:
-        """Tells models apart by all that they compute with, whatever they are called and wherever they came from.
-
-        Raises:
-            UserError: the model is sharded.
-        """
+        """Tells models apart by all that they compute with, whatever they are called and wherever they came from."""
         if model not in self._fingerprints:
             if is_sharded(model):
                 raise UserError(

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import UNALIGNED, Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
@@ -51,21 +50,14 @@ class FrozenModels(nn.Module):
         self.receiver, self.sharers = receiver, nn.ModuleList(sharers)
         self.requires_grad_(False).eval()
         self.aligner, self.store = aligner, store
+        self.receiver_shape, *self.sharer_shapes = (kv_shape(model.config) for model in (receiver, *sharers))
 
     def train(self, mode: bool = True) -> FrozenModels:
         """Does nothing: frozen models stay in eval mode, without dropout, whatever is trained around them."""
         return super().train(False)
 
-    @property
-    def receiver_shape(self) -> KVShape:
-        return kv_shape(self.receiver.config)
-
-    @property
-    def sharer_shapes(self) -> list[KVShape]:
-        return [kv_shape(sharer.config) for sharer in self.sharers]
-
     def read(self, batch: Batch, receiver_cache: DynamicCache | None = None) -> Reading:
-        """What the models make of a batch; see `Reading`."""
+        """What the models make of a batch; each of them reads it when first asked for. See `Reading`."""
         return Reading(self, batch, receiver_cache)
 
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
