@@ -27,7 +27,6 @@ from c2c_lightning.models.loading import kv_shape, load_config, locate
 
 FORMAT = 2  # format 1, and the published one, has matrices as (out, in); see fuser/stacked.py
 OURS = "c2c_lightning.fuser."
-KEYS = ("receiver", "sharers", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
 RENAME = (
     "Name them anew: Communicator.from_pretrained(..., receiver=..., sharers=[...]), --model.receiver and "
     "--model.sharers of test, --receiver and --sharers of lm-eval, --receiver and --sharer of convert."

@@ -24,7 +24,7 @@ from c2c_lightning.formats.checkpoint import (
     read_checkpoint,
     refuse_infinite,
 )
-from c2c_lightning.formats.config import FORMAT, KEYS, check_config, located, renamed_models
+from c2c_lightning.formats.config import FORMAT, check_config, located, renamed_models
 from c2c_lightning.formats.published import read_published, write_published
 from c2c_lightning.formats.published_files import WEIGHTS_FOLDER, is_published
 from c2c_lightning.fuser.ridge import STATISTICS
@@ -151,7 +151,8 @@ def find_fuser(name: str) -> Path:
 
 def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """The same for the same fuser, wherever it and its models lie and in whatever form."""
-    counted = {key: config[key] for key in ("format", *KEYS) if key not in ("receiver", "sharers")}
+    keys = ("format", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
+    counted = {key: config[key] for key in keys}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
     for tensor_name in sorted(state):
         digest.update(tensor_name.encode())

@@ -59,11 +59,6 @@ PREFIXES = {
 }
 # Their word for a size of ours.
 SIZES = {"hidden": "hidden_dim", "intermediate": "intermediate_dim", "num_layers": "num_layers", "dropout": "dropout"}
-C2C_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(C2CFuser).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-}
 
 
 class Kept(TypedDict):
@@ -212,7 +207,7 @@ def native(
 ) -> dict[str, Any]:
     """What the published format says of a fuser of ours that was never in it; shapes are the sharer's and receiver's."""
     gate, fuser = GateConfig(**config["gate"]), config["fuser"]["init_args"]
-    filled = {**C2C_DEFAULTS, **fuser}
+    filled = {name: parameter.default for name, parameter in inspect.signature(C2CFuser).parameters.items()} | fuser
     filled["intermediate"] = filled["intermediate"] or filled["hidden"]
     spec = {
         "class": CLASS,

@@ -207,9 +207,7 @@ class PromptStore:
 
 def checksum(key: str, data: bytes) -> bytes:
     """Of a key and what stands under it: an entry that changed places is not another key's."""
-    digest = xxh3_128(key.encode())
-    digest.update(data)
-    return digest.digest()
+    return xxh3_128(key.encode() + data).digest()
 
 
 def circumstances(model: PreTrainedModel) -> str:
