@@ -11,7 +11,7 @@ import torch
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.methods import Answering
+from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.asking.observing import Observer, read_caches
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.asking.text_to_text import TextToText
@@ -63,7 +63,7 @@ def clock() -> StageClock:
 
 
 def ask(method: Answering, communicator: Communicator, questions: Questions) -> list[Answer]:
-    return method.answer(questions.read(communicator.models), communicator.fusers, questions, clock())
+    return method.answer(Asking.of(communicator, questions))
 
 
 def texts(answers: list[Answer]) -> list[str]:
@@ -73,7 +73,7 @@ def texts(answers: list[Answer]) -> list[str]:
 @torch.no_grad()
 def prefilled(method: Answering, communicator: Communicator, questions: Questions) -> torch.Tensor:
     """The receiver's whole stack after a method's prefill, padding blanked."""
-    start = method.prefill(questions.read(communicator.models), communicator.fusers, questions, clock())
+    start = method.prefill(Asking.of(communicator, questions))
     stack = read_stack(start.cache, range(communicator.models.receiver_shape.num_layers))
     return stack * start.mask[:, None, :-1, None]
 

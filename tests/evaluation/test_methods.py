@@ -20,7 +20,7 @@ from c2c_lightning.evaluation.asking.controls import (
     ZeroUpdate,
 )
 from c2c_lightning.evaluation.asking.decoding import decode, letter_token_ids
-from c2c_lightning.evaluation.asking.methods import C2C, OracleRouting, Receiver, Routing, Sharer
+from c2c_lightning.evaluation.asking.methods import C2C, Asking, OracleRouting, Receiver, Routing, Sharer
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.asking.observing import read_caches
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
@@ -134,9 +134,9 @@ def test_what_several_methods_share_counts_for_each_as_if_it_were_alone(communic
     questions, spans = part_of(lettered, range(4)), {}
     read_caches(communicator, questions)
     for method in (Receiver(), Sharer(), C2C(), TOLD, C2CAfterText(**PROMPTS)):
-        stages = clock()
-        method.prefill(questions.read(communicator.models), communicator.fusers, questions, stages)
-        spans[method.name] = [span for span in stages.spans if span[0] not in ("tokenization", "text", "fusion")]
+        asking = Asking.of(communicator, questions)
+        method.prefill(asking)
+        spans[method.name] = [span for span in asking.clock.spans if span[0] not in ("tokenization", "text", "fusion")]
     receiver, sharer, c2c, told, after = spans.values()
     assert [stage for stage, *_ in c2c] == ["receiver prefill", "sharer prefill", "sharer prefill"]
     assert c2c[:2] == receiver + sharer  # and then finds the tokens opposite
@@ -270,8 +270,7 @@ def test_no_router_is_better_than_the_oracle(open_questions):
 
 @torch.no_grad()
 def test_each_response_keeps_to_its_own_limit_and_tells_how_sure_it_was(communicator, open_questions):
-    reading = open_questions.read(communicator.models)
-    start = Receiver().prefill(reading, communicator.fusers, open_questions, clock())
+    start = Receiver().prefill(Asking.of(communicator, open_questions))
     limits = [1, 2, 3, 4]
     decoded = decode(start, limits, clock())
     end = communicator.models.receiver.generation_config.eos_token_id

@@ -22,17 +22,14 @@ from c2c_lightning.drawing import style
 from c2c_lightning.drawing.forest import INK, Estimate
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
-from c2c_lightning.evaluation.asking.methods import Answering, read_prompts
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
-from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import Message, Reading
+from c2c_lightning.models import Message
 from c2c_lightning.models.cache import branch, position_ids, prefill
 
 SHOTS = 5
@@ -113,20 +110,20 @@ class FewShot(Answering):
     def why_not(self, benchmark: Benchmark) -> str | None:
         return None if benchmark.exemplar_items() else "the benchmark has no exemplars"
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        aligner, benchmark = reading.models.aligner, questions.benchmark
+    def prefill(self, asking: Asking) -> Prefill:
+        questions, models = asking.questions, asking.reading.models
 
-        def render() -> list[str]:
-            chats = [conversation(benchmark, item, self.shots, self.seed) for item in questions.items]
-            return [aligner.render(aligner.receiver, chat) for chat in chats]
+        def chats() -> list[list[Message]]:
+            return [conversation(questions.benchmark, item, self.shots, self.seed) for item in questions.items]
 
-        receiver, key = reading.models.receiver, ("few-shot", self.shots, self.seed)
-        return read_prompts(receiver, aligner.receiver, render, questions, clock, "receiver prefill", key)
+        key = ("few-shot", self.shots, self.seed)
+        return asking.read_prompts(models.receiver, models.aligner.receiver, chats, "receiver prefill", key)
 
-    def shared(self, few_shot: Prefill, reading: Reading, questions: Questions, clock: StageClock) -> SharedTokens:
+    def shared(self, few_shot: Prefill, asking: Asking) -> SharedTokens:
         """Which tokens of the few-shot prompts are of the direct prompts."""
-        find = partial(SharedTokens.find, few_shot, reading.batch.prompt_ids, reading.batch.prompt_mask)
-        return questions.once(clock, "tokenization", ("shared", self.shots, self.seed), find)
+        batch = asking.reading.batch
+        find = partial(SharedTokens.find, few_shot, batch.prompt_ids, batch.prompt_mask)
+        return asking.once("tokenization", ("shared", self.shots, self.seed), find)
 
 
 class Enriched(FewShot):
@@ -138,10 +135,10 @@ class Enriched(FewShot):
         super().__init__(shots, seed)
         self.description = "the same cache with everything but the question's own tokens masked"
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        start = super().prefill(reading, fusers, questions, clock)
+    def prefill(self, asking: Asking) -> Prefill:
+        start = super().prefill(asking)
         start.position_ids = position_ids(start.mask)
-        start.mask = self.shared(start, reading, questions, clock).mask_BN
+        start.mask = self.shared(start, asking).mask_BN
         return start
 
 
@@ -154,14 +151,14 @@ class EnrichedLayer(FewShot):
         self.name = name_of(f"enriched_layer_{layer}", shots, seed)
         self.description = f"the receiver with layer {layer} of the question's cache after {shots} exemplars"
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        few_shot = super().prefill(reading, fusers, questions, clock)
-        receiver, ids, mask = reading.models.receiver, reading.batch.prompt_ids, reading.batch.prompt_mask
-        shared = self.shared(few_shot, reading, questions, clock)
+    def prefill(self, asking: Asking) -> Prefill:
+        few_shot, batch = super().prefill(asking), asking.reading.batch
+        receiver, ids, mask = asking.reading.models.receiver, batch.prompt_ids, batch.prompt_mask
+        shared = self.shared(few_shot, asking)
         positions_BN0 = shared.positions_BN0
         # The question alone, at the positions that it has behind the exemplars.
         direct = partial(prefill, receiver, ids[:, :-1], mask[:, :-1], positions_BN0[:, :-1])
-        cache = branch(questions.once(clock, "receiver prefill", ("moved", self.shots, self.seed), direct))
+        cache = branch(asking.once("receiver prefill", ("moved", self.shots, self.seed), direct))
         # Both prompts end with the question; its last token is in neither cache.
         into, rich, width = cache.layers[self.layer], few_shot.cache.layers[self.layer], ids.shape[1] - 1
         is_question = shared.is_question_BN0[:, None, :-1, None]

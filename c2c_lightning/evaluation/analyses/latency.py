@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.methods import Answering
+from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.report.formatting import NOTHING
 from c2c_lightning.evaluation.report.page import Section
@@ -129,10 +129,10 @@ class Latency(Analysis):
 def time_one(method: Answering, communicator: Communicator, questions: Questions) -> Timing:
     """Has a method answer some questions, of which the models have read nothing yet, and times it."""
     questions.forget()
-    reading, device = questions.read(communicator.models), communicator.models.receiver.device
+    asking, device = Asking.of(communicator, questions), communicator.models.receiver.device
     wait(device)
     begun, clock = time.perf_counter(), StageClock(device)
-    _, decoded = method.respond(reading, communicator.fusers, questions, clock)
+    _, decoded = method.respond(replace(asking, clock=clock))
     wait(device)
     total = time.perf_counter() - begun
     stages = clock.seconds()

@@ -18,15 +18,13 @@ from c2c_lightning.drawing import style
 from c2c_lightning.drawing.forest import ACCENT, Estimate
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Prefill
-from c2c_lightning.evaluation.asking.methods import C2C, cache_bytes
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.methods import C2C, Asking, cache_bytes
 from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import Batch, Reading
+from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED
 from c2c_lightning.models.batch import SharerPrompt
 
@@ -107,9 +105,9 @@ class WithoutLayer(C2C):
         """The layers that are not fused."""
         return {self.layer}
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        with closed_gates(fusers, self.closed(fusers)):
-            return super().prefill(reading, fusers, questions, clock)
+    def prefill(self, asking: Asking) -> Prefill:
+        with closed_gates(asking.fusers, self.closed(asking.fusers)):
+            return super().prefill(asking)
 
 
 class OnlyLayer(WithoutLayer):
@@ -217,11 +215,12 @@ class PartlyFused(C2C):
         place_BN = real_BN.cumsum(1) - 1  # of a real token among the real ones
         return place_BN < fused_B1 if self.end == "front" else place_BN >= length_B1 - fused_B1
 
-    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
-        return fusers.fused_stack(reading.opposite_only(self.chosen(reading.batch)), stacks)
+    def fused_stack(self, asking: Asking, stacks: dict[int, Tensor]) -> Tensor:
+        reading = asking.reading
+        return asking.fusers.fused_stack(reading.opposite_only(self.chosen(reading.batch)), stacks)
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        start = super().prefill(reading, fusers, questions, clock)
+    def prefill(self, asking: Asking) -> Prefill:
+        start, reading, fusers = super().prefill(asking), asking.reading, asking.fusers
         partly = reading.opposite_only(self.chosen(reading.batch)).batch
         heard = replace(partly, sharers=[replace(sharer, mask=opposite(sharer)) for sharer in partly.sharers])
         start.handed_over = cache_bytes(reading.models.read(heard), fusers, fusers.open_sharers())

@@ -23,45 +23,25 @@ ANSWERS = "answers"
 
 @dataclass
 class Answer:
-    """What a method answered to one question, and what that cost.
+    """What a method answered to one question, and what that cost."""
 
-    Attributes:
-        id: of the question.
-        response: as text.
-        confidence: mean log-probability of the response's tokens, in nats.
-        letters: log-probability of each choice's letter as the response's beginning; None if there are no choices.
-        truncated: whether the response was cut off by the token limit.
-        prefill_seconds: until decoding began: this question's share of its batch.
-        decode_seconds: of the response, likewise.
-        receiver_tokens: that the receiver generated.
-        sharer_tokens: that the sharer generated.
-        handed_over: bytes that the sharer handed to the receiver.
-        message: what the sharer wrote for the receiver; empty if nothing.
-        extracted: what was read out of the response; None if nothing could be.
-        score: of that, in [0, 1].
-    """
-
-    id: str
+    id: str  # of the question
     response: str
-    confidence: float
-    letters: list[float] | None
-    truncated: bool
-    prefill_seconds: float
-    decode_seconds: float
-    receiver_tokens: int
-    sharer_tokens: int
-    handed_over: int
-    message: str = ""
-    extracted: str | None = None
-    score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    confidence: float  # mean log-probability of the response's tokens, in nats
+    letters: list[float] | None  # log-probability that the response begins with each choice's letter; None if open
+    truncated: bool  # whether the response was cut off by the token limit
+    prefill_seconds: float  # until decoding began: this question's share of its batch
+    decode_seconds: float  # of the response, likewise
+    receiver_tokens: int  # that the receiver generated
+    sharer_tokens: int  # that the sharer generated
+    handed_over: int  # bytes that the sharer handed to the receiver
+    message: str = ""  # what the sharer wrote for the receiver; empty if nothing
+    extracted: str | None = None  # what was read out of the response; None if nothing could be
+    score: Annotated[float, Field(ge=0, le=1)] = 0.0  # of what was read out
 
 
 class AnswerFile:
-    """The answers of one method to one benchmark.
-
-    Args:
-        path: of the file; it need not exist yet.
-    """
+    """The answers of one method to one benchmark; the file need not exist yet."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -18,13 +18,11 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.methods import C2C, Derived
+from c2c_lightning.evaluation.asking.methods import C2C, Asking, Derived
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Reading
 
 END = 256
@@ -53,7 +51,8 @@ class WrongQuestion(C2C):
     def why_not(self, benchmark: Benchmark) -> str | None:
         return lacks_others(benchmark)
 
-    def heard(self, reading: Reading, questions: Questions) -> Reading:
+    def heard(self, asking: Asking) -> Reading:
+        questions, reading = asking.questions, asking.reading
         partners = Questions(questions.benchmark, questions.partners, questions.items)
         return reading.with_sharers_of(partners.read(reading.models))
 
@@ -65,8 +64,8 @@ class ZeroUpdate(C2C):
     description = "C2C with an update of zero"
     control = generic = True
 
-    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
-        stack = reading.receiver_stack(fusers.fused_layers)
+    def fused_stack(self, asking: Asking, stacks: dict[int, Tensor]) -> Tensor:
+        stack = asking.reading.receiver_stack(asking.fusers.fused_layers)
         return stack + torch.zeros_like(stack)
 
 
@@ -77,10 +76,8 @@ class ZeroCache(C2C):
     description = "C2C with zeros in place of the sharer's cache"
     control = generic = True
 
-    def sharer_stacks(
-        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
-    ) -> dict[int, Tensor]:
-        stacks = {}
+    def sharer_stacks(self, asking: Asking) -> dict[int, Tensor]:
+        reading, fusers, stacks = asking.reading, asking.fusers, {}
         for i in fusers.open_sharers():
             shape, (rows, tokens) = fusers[i].sharer, reading.batch.sharers[i].positions.shape
             size = (2, len(fusers.layer_maps[i]), rows, shape.num_kv_heads, tokens, shape.head_dim)
@@ -103,10 +100,11 @@ class ShuffledChoices(C2C):
     def why_not(self, benchmark: Benchmark) -> str | None:
         return lacks_choices(benchmark)
 
-    def ask(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
+    def ask(self, asking: Asking) -> list[Answer]:
+        questions = asking.questions
         items, orders = zip(*(shuffled_choices(item, questions.seed) for item in questions.items))
         shuffled = Questions(questions.benchmark, items, questions.partners, questions.seed)
-        said = super().ask(shuffled.read(reading.models), fusers, shuffled, clock)
+        said = super().ask(replace(asking, questions=shuffled, reading=shuffled.read(asking.reading.models)))
         return [replace(a, letters=[a.letters[i] for i in np.argsort(order)]) for a, order in zip(said, orders)]
 
     def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:
@@ -167,10 +165,12 @@ class MeanUpdate(C2C, Observer):
         fusers = communicator.fusers
         return UpdateSum(len(fusers.fused_layers), fusers[0].receiver.num_kv_heads, fusers[0].receiver.head_dim)
 
-    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+    def fused_stack(self, asking: Asking, stacks: dict[int, Tensor]) -> Tensor:
+        reading, fusers = asking.reading, asking.fusers
         stack, mask = reading.receiver_stack(fusers.fused_layers), reading.batch.prompt_mask[:, :-1].bool()
         own = masked_update(fusers.fused_stack(reading, stacks), stack, mask)
-        measured = {name: value.to(own.device) for name, value in self.measured[questions.benchmark.name].items()}
+        of_all = self.measured[asking.questions.benchmark.name]
+        measured = {name: value.to(own.device) for name, value in of_all.items()}
         return stack + mean_of_others(measured, own, mask).to(stack.dtype)
 
 

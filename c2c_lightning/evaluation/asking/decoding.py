@@ -20,48 +20,28 @@ from c2c_lightning.models.decoding import GREEDY, end_ids, generate
 
 @dataclass
 class Prefill:
-    """All that is needed to go on to the response.
+    """All that is needed to go on to the response."""
 
-    Attributes:
-        model: that responds.
-        tokenizer: its tokenizer.
-        ids: (B, N) the prompts, left-padded.
-        mask: (B, N) 1 for what may be attended to.
-        cache: of all prompt tokens but the last.
-        position_ids: (B, N) where they do not simply count the mask.
-        handed_over: for each question the bytes that another model handed over.
-        sharer_tokens: for each question the tokens that the sharer has written on the way.
-        messages: for each question what it wrote.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # that responds
     tokenizer: Tokenizer
-    ids: Tensor
-    mask: Tensor
-    cache: DynamicCache
-    position_ids: Tensor | None = None
-    handed_over: list[int] = field(default_factory=list)
-    sharer_tokens: list[int] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
+    ids: Tensor  # (B, N) the prompts, left-padded
+    mask: Tensor  # (B, N) 1 for what may be attended to
+    cache: DynamicCache  # of all prompt tokens but the last
+    position_ids: Tensor | None = None  # (B, N) where they do not simply count the mask
+    handed_over: list[int] = field(default_factory=list)  # for each question the bytes from another model
+    sharer_tokens: list[int] = field(default_factory=list)  # for each question, written by the sharer on the way
+    messages: list[str] = field(default_factory=list)  # for each question what it wrote
 
 
 @dataclass
 class Decoded:
-    """Responses, and what was noted on the way.
-
-    Attributes:
-        responses: as text.
-        tokens: how many tokens each has, the end of turn included.
-        truncated: whether it was cut off by the limit.
-        confidence: mean log-probability of its tokens, in nats.
-        letters: (B, C) log-probability that the response begins with each letter, if asked for.
-    """
+    """Responses, and what was noted on the way."""
 
     responses: list[str]
-    tokens: list[int]
-    truncated: list[bool]
-    confidence: list[float]
-    letters: Tensor | None
+    tokens: list[int]  # how many each has, the end of turn included
+    truncated: list[bool]  # whether it was cut off by the limit
+    confidence: list[float]  # mean log-probability of its tokens, in nats
+    letters: Tensor | None  # (B, C) log-probability that the response begins with each letter, if asked for
 
 
 class Recorder(LogitsProcessor):

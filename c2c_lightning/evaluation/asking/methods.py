@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BatchEncoding, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.clock import StageClock
@@ -22,24 +23,19 @@ from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import FrozenModels, Reading
+from c2c_lightning.models import FrozenModels, Message, Reading
 from c2c_lightning.models.cache import branch, prefill
+
+T = TypeVar("T")
 
 
 class Method(ABC):
-    """A way to answer a benchmark's questions.
+    """A way to answer a benchmark's questions."""
 
-    Attributes:
-        name: short, for files and metrics; unique among the methods of an evaluation.
-        description: what it does, in one sentence that begins in lower case.
-        control: whether it is there to keep C2C honest, and reported beside the other controls.
-        generic: whether it is a control that knows nothing of the question from the sharer.
-    """
-
-    name: str
-    description: str
-    control: ClassVar[bool] = False
-    generic: ClassVar[bool] = False
+    name: str  # short, for files and metrics; unique among the methods of an evaluation
+    description: str  # what it does, in one sentence that begins in lower case
+    control: ClassVar[bool] = False  # it is there to keep C2C honest, and reported beside the other controls
+    generic: ClassVar[bool] = False  # it is a control that knows nothing of the question from the sharer
 
     def why_not(self, benchmark: Benchmark) -> str | None:
         """Why it says nothing about this benchmark; None if it does."""
@@ -49,45 +45,104 @@ class Method(ABC):
         """Raises UserError if it cannot be put to these models; called before anything is written."""
 
 
+@dataclass
+class Asking:
+    """Questions that are put to a method, and all that it may answer them by."""
+
+    questions: Questions  # they keep what several methods need
+    reading: Reading  # of the questions, the same for all methods
+    fusers: Fusers  # between the reading's models
+    clock: StageClock  # times the stages
+
+    @classmethod
+    def of(cls, communicator: Communicator, questions: Questions) -> Asking:
+        reading = questions.read(communicator.models)
+        return cls(questions, reading, communicator.fusers, StageClock(communicator.models.receiver.device))
+
+    def once(self, stage: str, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made when the first method asks for it; see `Questions.once`."""
+        return self.questions.once(self.clock, stage, key, make)
+
+    def read_by_receiver(self) -> None:
+        """Has the receiver read its prompts, if it has not yet."""
+        self.once("receiver prefill", "receiver", self.reading.receiver_cache)
+
+    def read_by_sharer(self, sharer: int) -> None:
+        """Has a sharer read its prompts, if it has not yet."""
+        self.once("sharer prefill", (self.reading, sharer), partial(self.reading.sharer_cache, sharer))
+
+    def opposite_stacks(self) -> dict[int, Tensor]:
+        """The stacks of the sharers with an open gate, as `Fusers.sharer_stacks` gives them."""
+        stacks = {}
+        for i in self.fusers.open_sharers():
+            self.read_by_sharer(i)
+            layers = tuple(self.fusers.layer_maps[i].values())
+            opposite = partial(self.reading.sharer_stack, i, layers)
+            stacks[i] = self.once("sharer prefill", (self.reading, i, layers), opposite)
+        return stacks
+
+    def read_prompts(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        chats: Callable[[], Sequence[list[Message]]],
+        stage: str,
+        key: Hashable,
+        tokenization: str = "tokenization",
+    ) -> Prefill:
+        """Prefills a model with chats that it alone reads.
+
+        Args:
+            model: that reads them.
+            tokenizer: its tokenizer.
+            chats: gives one for each question.
+            stage: the name of the prefill.
+            key: the same for methods that have the model read the same texts for a question.
+            tokenization: the name of what precedes it.
+        """
+
+        def tokenize() -> BatchEncoding:
+            texts = [self.reading.models.aligner.render(tokenizer, chat) for chat in chats()]
+            padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+            return tokenizer(texts, add_special_tokens=False, **padded).to(model.device)
+
+        encoded = self.once(tokenization, (key, "tokens"), tokenize)
+        ids, mask = encoded.input_ids, encoded.attention_mask
+        cache = self.once(stage, key, partial(prefill, model, ids[:, :-1], mask[:, :-1]))
+        return Prefill(model, tokenizer, ids, mask, branch(cache))
+
+
 class Answering(Method):
     """A method that asks the models. Subclasses state how the cache comes about."""
 
     @abstractmethod
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        """Everything up to the response.
-
-        Args:
-            reading: of the questions, the same for all methods.
-            fusers: between the reading's models.
-            questions: to be answered; they keep what several methods need (`Questions.once`).
-            clock: times the stages.
-        """
+    def prefill(self, asking: Asking) -> Prefill:
+        """Everything up to the response."""
 
     @torch.no_grad()
-    def respond(
-        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
-    ) -> tuple[Prefill, Decoded]:
+    def respond(self, asking: Asking) -> tuple[Prefill, Decoded]:
         """The responses to some questions together, not graded yet: all that takes a model."""
-        letters = max((item.letters for item in questions.items), key=len)
-        by_letter = questions.benchmark.answer_mode == "logits"
-        limits = [1 if by_letter else questions.benchmark.max_new_tokens_of(item) for item in questions.items]
-        start = self.prefill(reading, fusers, questions, clock)
-        return start, decode(start, limits, clock, letters)
+        items, benchmark = asking.questions.items, asking.questions.benchmark
+        letters = max((item.letters for item in items), key=len)
+        by_letter = benchmark.answer_mode == "logits"
+        limits = [1 if by_letter else benchmark.max_new_tokens_of(item) for item in items]
+        start = self.prefill(asking)
+        return start, decode(start, limits, asking.clock, letters)
 
-    def answer(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
+    def answer(self, asking: Asking) -> list[Answer]:
         """Answers some questions together."""
-        said = self.ask(reading, fusers, questions, clock)
-        return [self.graded(a, questions.benchmark, item, questions.seed) for a, item in zip(said, questions.items)]
+        said, of = self.ask(asking), asking.questions
+        return [self.graded(answer, of.benchmark, item, of.seed) for answer, item in zip(said, of.items)]
 
-    def ask(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> list[Answer]:
+    def ask(self, asking: Asking) -> list[Answer]:
         """The responses with what they cost, not graded yet."""
-        items, by_letter = questions.items, questions.benchmark.answer_mode == "logits"
-        start, decoded = self.respond(reading, fusers, questions, clock)
-        seconds = clock.seconds()
+        items, by_letter = asking.questions.items, asking.questions.benchmark.answer_mode == "logits"
+        start, decoded = self.respond(asking)
+        seconds = asking.clock.seconds()
         seconds.pop("tokenization", None)  # it is done once for all methods that read the same prompts
         decode_seconds = seconds.pop("decode") / len(items)
         nothing = [0] * len(items)
-        is_receiver = start.model is reading.models.receiver
+        is_receiver = start.model is asking.reading.models.receiver
         answers = []
         for i, item in enumerate(items):
             scores = None if decoded.letters is None else decoded.letters[i, : len(item.letters)].tolist()
@@ -120,9 +175,9 @@ class Receiver(Answering):
     name = "receiver"
     description = "the receiver alone"
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        read_by_receiver(reading, questions, clock)
-        return of_receiver(reading, reading.receiver_cache())
+    def prefill(self, asking: Asking) -> Prefill:
+        asking.read_by_receiver()
+        return of_receiver(asking.reading, asking.reading.receiver_cache())
 
 
 class Sharer(Answering):
@@ -140,17 +195,13 @@ class Sharer(Answering):
     def check(self, models: FrozenModels) -> None:
         sharer_at(models, self.index)
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
+    def prefill(self, asking: Asking) -> Prefill:
+        reading, questions = asking.reading, asking.questions
         model, tokenizer = sharer_at(reading.models, self.index)
-        aligner = reading.models.aligner
-        if aligner.alignment != "spans":  # what the reading has made it read is not its own text
-
-            def render() -> list[str]:
-                return [aligner.render(tokenizer, questions.benchmark.messages(item)) for item in questions.items]
-
+        if reading.models.aligner.alignment != "spans":  # what the reading has made it read is not its own text
             key = ("own text", self.index)
-            return read_prompts(model, tokenizer, render, questions, clock, "sharer prefill", key)
-        read_by_sharer(reading, self.index, questions, clock)
+            return asking.read_prompts(model, tokenizer, questions.messages, "sharer prefill", key)
+        asking.read_by_sharer(self.index)
         prompt, cache = reading.batch.sharers[self.index], reading.sharer_cache(self.index)
         cache.crop(-1)  # the response begins with reading the last token
         return Prefill(model, tokenizer, prompt.ids, prompt.mask, cache)
@@ -162,39 +213,33 @@ class C2C(Answering):
     name = "c2c"
     description = "the receiver on its cache, fused with the sharer's"
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        read_by_receiver(reading, questions, clock)
-        with clock("tokenization"):
-            heard = self.heard(reading, questions)
-        stacks = self.sharer_stacks(heard, fusers, questions, clock)
-        with clock("fusion"):
-            fused = self.fused_stack(heard, fusers, stacks, questions)
-        cache = heard.cache_with(fusers.fused_layers, fused)
-        return of_receiver(heard, cache, cache_bytes(heard, fusers, stacks))
+    def prefill(self, asking: Asking) -> Prefill:
+        asking.read_by_receiver()
+        with asking.clock("tokenization"):
+            asking = replace(asking, reading=self.heard(asking))
+        stacks = self.sharer_stacks(asking)
+        with asking.clock("fusion"):
+            fused = self.fused_stack(asking, stacks)
+        cache = asking.reading.cache_with(asking.fusers.fused_layers, fused)
+        return of_receiver(asking.reading, cache, cache_bytes(asking.reading, asking.fusers, stacks))
 
-    def heard(self, reading: Reading, questions: Questions) -> Reading:
+    def heard(self, asking: Asking) -> Reading:
         """What the receiver reads, with what the sharers read."""
-        return reading
+        return asking.reading
 
-    def sharer_stacks(
-        self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock
-    ) -> dict[int, Tensor]:
+    def sharer_stacks(self, asking: Asking) -> dict[int, Tensor]:
         """The sharers' stacks that the fusers see."""
-        return opposite_stacks(reading, fusers, questions, clock)
+        return asking.opposite_stacks()
 
-    def fused_stack(self, reading: Reading, fusers: Fusers, stacks: dict[int, Tensor], questions: Questions) -> Tensor:
+    def fused_stack(self, asking: Asking, stacks: dict[int, Tensor]) -> Tensor:
         """The receiver's stack (2, L, B, H, N, D) of the fused layers that the response goes on from."""
-        return fusers.fused_stack(reading, stacks)
+        return asking.fusers.fused_stack(asking.reading, stacks)
 
 
 class Derived(Method):
-    """A method that is made of other methods' answers, and asks no model.
+    """A method that is made of other methods' answers, and asks no model."""
 
-    Attributes:
-        needs: names of those methods.
-    """
-
-    needs: tuple[str, ...]
+    needs: tuple[str, ...]  # names of those methods
 
     @abstractmethod
     def derive(
@@ -274,27 +319,6 @@ def cache_bytes(reading: Reading, fusers: Fusers, sharers: Iterable[int]) -> lis
     return total
 
 
-def read_by_receiver(reading: Reading, questions: Questions, clock: StageClock) -> None:
-    """Has the receiver read its prompts, if it has not yet."""
-    questions.once(clock, "receiver prefill", "receiver", reading.receiver_cache)
-
-
-def read_by_sharer(reading: Reading, sharer: int, questions: Questions, clock: StageClock) -> None:
-    """Has a sharer read its prompts, if it has not yet."""
-    questions.once(clock, "sharer prefill", (reading, sharer), partial(reading.sharer_cache, sharer))
-
-
-def opposite_stacks(reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> dict[int, Tensor]:
-    """The stacks of the sharers with an open gate, as `Fusers.sharer_stacks` gives them."""
-    stacks = {}
-    for i in fusers.open_sharers():
-        read_by_sharer(reading, i, questions, clock)
-        layers = tuple(fusers.layer_maps[i].values())
-        opposite = partial(reading.sharer_stack, i, layers)
-        stacks[i] = questions.once(clock, "sharer prefill", (reading, i, layers), opposite)
-    return stacks
-
-
 def sharer_at(models: FrozenModels, index: int) -> tuple[PreTrainedModel, Tokenizer]:
     """A sharer and its tokenizer.
 
@@ -305,36 +329,3 @@ def sharer_at(models: FrozenModels, index: int) -> tuple[PreTrainedModel, Tokeni
     if not 0 <= index < number:
         raise UserError(f"a method names sharer {index}, but the fuser has {number}: give 0 to {number - 1}.")
     return models.sharers[index], models.aligner.sharers[index]
-
-
-def read_prompts(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    render: Callable[[], Sequence[str]],
-    questions: Questions,
-    clock: StageClock,
-    stage: str,
-    key: Hashable,
-    tokenization: str = "tokenization",
-) -> Prefill:
-    """Prefills a model with prompts that it alone reads.
-
-    Args:
-        model: that reads them.
-        tokenizer: its tokenizer.
-        render: gives the prompts as its chat template has them.
-        questions: that they ask.
-        clock: times it.
-        stage: the name of the prefill.
-        key: the same for methods that have the model read the same texts for a question.
-        tokenization: the name of what precedes it.
-    """
-
-    def tokenize() -> BatchEncoding:
-        padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        return tokenizer([*render()], add_special_tokens=False, **padded).to(model.device)
-
-    encoded = questions.once(clock, tokenization, (key, "tokens"), tokenize)
-    ids, mask = encoded.input_ids, encoded.attention_mask
-    cache = questions.once(clock, stage, key, partial(prefill, model, ids[:, :-1], mask[:, :-1]))
-    return Prefill(model, tokenizer, ids, mask, branch(cache))

@@ -19,9 +19,17 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile, answer_file
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.controls import CONTROLS
-from c2c_lightning.evaluation.asking.methods import C2C, Answering, Method, OracleRouting, Receiver, Routing, Sharer
+from c2c_lightning.evaluation.asking.methods import (
+    C2C,
+    Answering,
+    Asking,
+    Method,
+    OracleRouting,
+    Receiver,
+    Routing,
+    Sharer,
+)
 from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches, save_measured
 from c2c_lightning.evaluation.asking.questions import Questions, is_measured, too_long
 from c2c_lightning.evaluation.asking.settings import questions_digest
@@ -250,8 +258,7 @@ class Evaluation(L.LightningModule):
             key = benchmark.name, method.name
             left, answers = questions.without(self.done[key]), []
             if len(left):
-                reading = left.read(self.communicator.models)
-                answers = method.answer(reading, self.communicator.fusers, left, StageClock(self.device))
+                answers = method.answer(Asking.of(self.communicator, left))
             self._count("/".join(key), [answer.score for answer in answers])
             gathered = self._gather(answers)
             if self.trainer.is_global_zero:

@@ -17,8 +17,7 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.methods import opposite_stacks, read_by_receiver
+from c2c_lightning.evaluation.asking.methods import Asking
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.files import whole
 from c2c_lightning.models import Batch
@@ -27,23 +26,14 @@ from c2c_lightning.models.alignment import UNALIGNED
 
 @dataclass
 class Caches:
-    """The caches of some questions before and after fusion.
-
-    Attributes:
-        questions: that were read.
-        batch: the same as token ids.
-        receiver: (2, L, B, H, N, D) the receiver's own stack of the fused layers.
-        sharers: for each sharer with an open gate its stack, gathered opposite the receiver's tokens.
-        fused: (2, L, B, H, N, D) the receiver's stack after fusion.
-        weights: for each sharer (G, B, N, H), the fuser's weights, if it has any to show.
-    """
+    """The caches of some questions before and after fusion."""
 
     questions: Questions
-    batch: Batch
-    receiver: Tensor
-    sharers: dict[int, Tensor]
-    fused: Tensor
-    weights: dict[int, Tensor]
+    batch: Batch  # the questions as token ids
+    receiver: Tensor  # (2, L, B, H, N, D) the receiver's own stack of the fused layers
+    sharers: dict[int, Tensor]  # of each sharer with an open gate, gathered opposite the receiver's tokens
+    fused: Tensor  # (2, L, B, H, N, D) the receiver's stack after fusion
+    weights: dict[int, Tensor]  # for each sharer (G, B, N, H), the fuser's weights, if it has any to show
 
     @cached_property
     def mask(self) -> Tensor:
@@ -77,10 +67,10 @@ class Observer(ABC):
 @torch.no_grad()
 def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     """The questions' caches before and after fusion, and the weights by which the fusers multiply their updates."""
-    reading, fusers = questions.read(communicator.models), communicator.fusers
-    batch, clock = reading.batch, StageClock(reading.batch.prompt_ids.device)
-    read_by_receiver(reading, questions, clock)
-    stacks = opposite_stacks(reading, fusers, questions, clock)
+    asking = Asking.of(communicator, questions)
+    reading, fusers, batch = asking.reading, asking.fusers, asking.reading.batch
+    asking.read_by_receiver()
+    stacks = asking.opposite_stacks()
     weights: dict[int, Tensor] = {}
     handles = []
     for i in stacks:

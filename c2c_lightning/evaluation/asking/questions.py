@@ -15,7 +15,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.clock import Span, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.models import Batch, FrozenModels, Reading
+from c2c_lightning.models import Batch, FrozenModels, Message, Reading
 
 T = TypeVar("T")
 TEMPLATE = 1000  # bytes that no chat template exceeds
@@ -41,11 +41,15 @@ class Questions:
     def __len__(self) -> int:
         return len(self.items)
 
+    def messages(self) -> list[list[Message]]:
+        """The chats that ask them."""
+        return [self.benchmark.messages(item) for item in self.items]
+
     def read(self, models: FrozenModels) -> Reading:
         """The prompts as all models read them."""
         if self._models is not models:
             self._models = models
-            self._batch = models.collate([self.benchmark.messages(item) for item in self.items])
+            self._batch = models.collate(self.messages())
             self.forget()
         if self._reading is None:
             self._reading = models.read(self._batch)

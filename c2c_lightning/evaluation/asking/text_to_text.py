@@ -8,10 +8,8 @@ from functools import partial
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
-from c2c_lightning.evaluation.asking.methods import Answering, cache_bytes, of_receiver, read_prompts, sharer_at
-from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import FrozenModels, Message, Reading
+from c2c_lightning.evaluation.asking.methods import Answering, Asking, cache_bytes, of_receiver, sharer_at
+from c2c_lightning.models import FrozenModels, Message
 from c2c_lightning.models.cache import prefill
 
 SHARER_PROMPT = (
@@ -57,45 +55,38 @@ class TextToText(Answering):
     def check(self, models: FrozenModels) -> None:
         sharer_at(models, self.sharer)
 
-    def prefill(self, reading: Reading, fusers: Fusers, questions: Questions, clock: StageClock) -> Prefill:
-        written = self.write(reading.models, questions, clock)
+    def prefill(self, asking: Asking) -> Prefill:
+        questions, written = asking.questions, self.write(asking)
         chats = []
-        for item, text in zip(questions.items, written.responses):
-            *before, last = questions.benchmark.messages(item)
+        for (*before, last), text in zip(questions.messages(), written.responses):
             content = self.receiver_prompt.format(message=text, prompt=last["content"])
             chats.append([*before, {**last, "content": content}])
-        start = self.read(reading.models, fusers, chats, questions, clock)
+        start = self.read(asking, chats)
         more = start.handed_over or [0] * len(questions)
         start.handed_over = [len(text.encode()) + extra for text, extra in zip(written.responses, more)]
         start.sharer_tokens, start.messages = written.tokens, written.responses
         return start
 
-    def write(self, models: FrozenModels, questions: Questions, clock: StageClock) -> Decoded:
+    def write(self, asking: Asking) -> Decoded:
         """The sharer's messages."""
-        model, tokenizer = sharer_at(models, self.sharer)
+        model, tokenizer = sharer_at(asking.reading.models, self.sharer)
+        questions, key = asking.questions, ("asked", self.sharer, self.sharer_prompt)
 
-        def render() -> list[str]:
+        def chats() -> list[list[Message]]:
             asked = [self.sharer_prompt.format(question=questions.benchmark.question_text(i)) for i in questions.items]
-            return [models.aligner.render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+            return [[{"role": "user", "content": text}] for text in asked]
 
-        key = ("asked", self.sharer, self.sharer_prompt)
-        start = read_prompts(model, tokenizer, render, questions, clock, "sharer prefill", key)
+        start = asking.read_prompts(model, tokenizer, chats, "sharer prefill", key)
         limits = [self.max_message_tokens] * len(questions)
         # A clock of its own, since its first token is not the response's.
         decoding = partial(decode, start, limits, StageClock(model.device))
-        return questions.once(clock, "sharer decode", (*key, self.max_message_tokens), decoding)
+        return asking.once("sharer decode", (*key, self.max_message_tokens), decoding)
 
-    def read(
-        self, models: FrozenModels, fusers: Fusers, chats: list[list[Message]], questions: Questions, clock: StageClock
-    ) -> Prefill:
+    def read(self, asking: Asking, chats: list[list[Message]]) -> Prefill:
         """Has the receiver read message and question."""
-        tokenizer = models.aligner.receiver
-
-        def render() -> list[str]:
-            return [models.aligner.render(tokenizer, messages) for messages in chats]
-
-        stage, key = "receiver prefill", self.told
-        return read_prompts(models.receiver, tokenizer, render, questions, clock, stage, key, "text")
+        models = asking.reading.models
+        receiver, tokenizer = models.receiver, models.aligner.receiver
+        return asking.read_prompts(receiver, tokenizer, lambda: chats, "receiver prefill", self.told, "text")
 
     @property
     def told(self) -> Hashable:
@@ -112,13 +103,12 @@ class C2CAfterText(TextToText):
     name = "c2c_after_text"
     description = "the sharer writes a message; then C2C on message and question"
 
-    def read(
-        self, models: FrozenModels, fusers: Fusers, chats: list[list[Message]], questions: Questions, clock: StageClock
-    ) -> Prefill:
+    def read(self, asking: Asking, chats: list[list[Message]]) -> Prefill:
+        models, fusers, clock = asking.reading.models, asking.fusers, asking.clock
         with clock("text"):
             batch = models.collate(chats)
         ids, mask = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]
-        prefilled = questions.once(clock, "receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
+        prefilled = asking.once("receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
         reading = models.read(batch, prefilled)
         with clock("sharer prefill"):
             stacks = fusers.sharer_stacks(reading)
