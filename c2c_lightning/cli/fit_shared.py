@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from c2c_lightning.cli.fit import C2CCLI, WIRING
 from c2c_lightning.errors import UserError
 from c2c_lightning.runs import CHECKPOINTS, LAST, TRIAL_FILE, held
-from c2c_lightning.sweep.sharable import differing_keys
+from c2c_lightning.sweep.configuration import differing_keys
 from c2c_lightning.training.shared import SharedCheckpointIO, SharedLogger, StopFiles, join
 
 

@@ -16,14 +16,13 @@ from rich.console import Console
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import Interrupted
-from c2c_lightning.sweep.cluster import RayJob, cluster, room_for
 from c2c_lightning.sweep.figures import draw_figures
 from c2c_lightning.sweep.labels import shown_score, title
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, wait_until_free
-from c2c_lightning.sweep.results import best_trial, write_best, write_csv
+from c2c_lightning.sweep.results import draw_over_seeds, over_seeds, ranking, write_best, write_csv, write_over_seeds
+from c2c_lightning.sweep.runner import RayJob, cluster, room_for
 from c2c_lightning.sweep.scheduling import Scheduler
-from c2c_lightning.sweep.seeds import draw_over_seeds, over_seeds, write_over_seeds
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.space import Space
 from c2c_lightning.sweep.tracking import SweepTracker, tracked
@@ -79,7 +78,7 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
             for trial in failed:
                 tracker.note(trial)
             try:
-                train(sweep, trials, tracker, processes)
+                train(trials, tracker, processes)
             except KeyboardInterrupt:
                 if trials.known:
                     conclude(sweep, folder, trials.refresh(), tracker)
@@ -88,14 +87,15 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
             refuse_failure(trials.refresh(), folder)
 
 
-def train(sweep: Sweep, trials: Trials, tracker: SweepTracker, processes: int) -> None:
+def train(trials: Trials, tracker: SweepTracker, processes: int) -> None:
     """Trains what is left of a sweep's trials, in so many processes at once."""
+    sweep = trials.sweep
 
     def start(group: Sequence[Trial]) -> RayJob:
         return RayJob([trial.folder for trial in group], sweep.resources)
 
     with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table:
-        scheduler = Scheduler(sweep, trials, tracker, table, processes, start)
+        scheduler = Scheduler(trials, tracker, table, processes, start)
         try:
             going_on = True
             while going_on:
@@ -158,24 +158,24 @@ def terminated(received: list[int]) -> Iterator[None]:
 
 def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTracker) -> None:
     """Writes and shows what the sweep has found so far."""
+    metric = sweep.metric
     for trial in trials:
         trial.run_id = noted_tracking(trial.folder).get("run_id")
-    seeds = over_seeds(trials, sweep.metric)
-    files = [folder / SWEEP_FILE, write_csv(trials, folder), *write_over_seeds(seeds, sweep.metric, folder)]
-    best = best_trial(trials, sweep.metric, sweep.mode)
-    metrics, tags = {}, {}
+    seeds = over_seeds(trials, metric)
+    files = [folder / SWEEP_FILE, write_csv(trials, folder), *write_over_seeds(seeds, metric, folder)]
+    best = next(iter(ranking(trials, metric, sweep.mode)), None)
     if best is not None:
-        best_file = write_best(best, sweep.metric, folder)
-        files.append(best_file)
-        metrics = {f"best/{sweep.metric}": best.score(sweep.metric)}
-        tags = {"best_trial": title(best)}
-    tracker.finish(metrics, tags, files)
-    figures = draw_figures(trials, sweep.metric, sweep.mode, folder / "figures")
-    figures |= draw_over_seeds(seeds, sweep.metric, folder / "figures")
-    tracker.keep(list(figures.values()), "figures")
+        files.append(write_best(best, metric, folder))
+        tracker.log_metrics({f"best/{metric}": best.score(metric)})
+        tracker.set_tags({"best_trial": title(best)})
+    for file in files:
+        tracker.log_artifact(file)
+    figures = draw_figures(trials, metric, sweep.mode, folder / "figures")
+    figures |= draw_over_seeds(seeds, metric, folder / "figures")
+    for figure in figures.values():
+        tracker.log_artifact(figure, "figures")
     if best is not None:
-        score = f"{sweep.metric} {shown_score(best.score(sweep.metric), sweep.metric)}"
-        say(f"best: trial {title(best)}, {score}: {best_file}")
+        say(f"best: trial {title(best)}, {metric} {shown_score(best.score(metric), metric)}: {files[-1]}")
     say(f"sweep.csv and figures/: {folder}")
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -14,24 +15,23 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.importance import FanovaImportanceEvaluator
-from optuna.visualization.matplotlib import plot_parallel_coordinate, plot_param_importances
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.visualization.matplotlib import plot_parallel_coordinate
 
 from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
-from c2c_lightning.sweep.gate_figure import colours, draw_gates
-from c2c_lightning.sweep.labels import cut, is_share
+from c2c_lightning.drawing.style import new_figure
+from c2c_lightning.sweep.gate_figure import NothingToShow, colours, draw_gates
+from c2c_lightning.sweep.labels import cut, plain_parameters, shown_scores, unit
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
-from c2c_lightning.sweep.study import plain_parameters, study_of
-from c2c_lightning.sweep.trials import Trial
+from c2c_lightning.sweep.space import is_number
+from c2c_lightning.sweep.trials import DIRECTION, Trial
 
 FEWEST_FOR_IMPORTANCE = 4
 MOST_BARS, MOST_TICKS = 16, 6
 SHARED_LABEL = 0.045  # of the figure: points that are nearer have one label together
-
-
-class NothingToShow(Exception):
-    """A figure would say nothing, and why."""
+DECADES_FOR_LOG = 2
 
 
 def draw_figures(
@@ -54,7 +54,7 @@ def draw_figures(
         "importance": ("Which keys the score depended on (fANOVA)", draw_importance),
         "values": ("Sampled values and score of every trial", draw_values),
         "open_layers": ("Score against open layers; the Pareto front marked, trials stopped early hollow", draw_front),
-        "gates": ("Open gates of every trial, the best to the left", draw_gates_of),
+        "gates": ("Open gates of every trial, the best to the left", draw_gates),
     }
     figures = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,26 +83,20 @@ def draw_importance(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
         )
     study = study_of(scores, mode, several(plain_parameters(trials, list_members=True)))
     # Optuna's default asks only what the best tenth has in common, which a sweep of dozens cannot answer.
-    axis = plot_param_importances(study, FanovaImportanceEvaluator(seed=0))
-    count = len(axis.patches)
-    shown = min(count, MOST_BARS)
-    for text in axis.texts[: count - shown]:
-        text.remove()
-    for text in axis.texts:
-        text.set(text=f" {text.get_text()}", fontsize=8.5)
-    for bar in axis.patches:
-        bar.set_color(ACCENT)
-    axis.get_legend().remove()
-    axis.set_ylim(count - shown - 0.6, count - 0.4)
-    axis.set_title("", loc="left")  # Optuna's
+    importances = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    shown = dict(list(importances.items())[:MOST_BARS])
+    figure = new_figure(1.4 + 0.28 * len(shown))
+    axis = figure.subplots()
+    bars = axis.barh(list(shown), list(shown.values()), color=ACCENT)
+    said = ["<0.01" if share < 0.01 else f"{share:.2f}" for share in shown.values()]
+    axis.bar_label(bars, said, padding=4, fontsize=8.5)
+    axis.invert_yaxis()
+    axis.margins(x=0.08)
     title(axis, f"What {metric} depended on", trials)
     axis.set_xlabel("share of the variance that a key explains alone (fANOVA; all shares sum to 1)")
-    axis.set_ylabel("key" if shown == count else f"key (the first {shown} of {count})")
-    axis.xaxis.label.set(fontsize=9.5, color=INK)
-    axis.yaxis.label.set(fontsize=9.5, color=INK)
+    axis.set_ylabel("key" if shown == importances else f"key (the first {len(shown)} of {len(importances)})")
     tidy(axis, "x")
-    axis.figure.set_size_inches(WIDTH, 1.4 + 0.28 * shown)
-    return axis.figure
+    return figure
 
 
 def draw_values(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
@@ -140,24 +134,16 @@ def draw_front(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
         raise NothingToShow(f"every trial has {opened[0]:g} open layers")
     finished = [trial for trial in trials if trial.state == "finished"]
     front = pareto_front(finished or trials, metric, mode)
-    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    figure = new_figure(5.2)
     axis = figure.subplots()
-    for state, face in (("finished", INK), ("stopped", "white")):
-        at = [place for place, trial in enumerate(trials) if trial.state == state]
-        where = [opened[place] for place in at], [scores[place] for place in at]
+    for state, label, face in (("finished", "finished", INK), ("stopped", "stopped early", "white")):
+        at = [(num, score) for num, score, trial in zip(opened, scores, trials) if trial.state == state]
         if at:
-            label = "finished" if state == "finished" else "stopped early"
-            axis.scatter(*where, s=30, facecolor=face, edgecolor=INK, linewidth=1, alpha=0.75, label=label, zorder=2)
+            axis.scatter(*zip(*at), s=30, facecolor=face, edgecolor=INK, linewidth=1, alpha=0.75, label=label, zorder=2)
     corners = {trial.num_open: score for trial, score in zip(front, shown_scores(front, metric))}
     axis.plot(corners.keys(), corners.values(), drawstyle="steps-post", color=ACCENT, linewidth=1.6, zorder=3)
-    axis.scatter(
-        corners.keys(),
-        corners.values(),
-        s=46,
-        color=ACCENT,
-        label="Pareto front of the finished, by number" if finished else "Pareto front, by number",
-        zorder=4,
-    )
+    label = "Pareto front of the finished, by number" if finished else "Pareto front, by number"
+    axis.scatter(corners.keys(), corners.values(), s=46, color=ACCENT, label=label, zorder=4)
     near_x, near_y = (SHARED_LABEL * ((max(of) - min(of)) or 1) for of in (opened, scores))
     above, vertical = (5, "bottom") if mode == "max" else (-5, "top")
     labels: dict[tuple[float, float], list[str]] = {}
@@ -178,13 +164,6 @@ def draw_front(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     tidy(axis, "both")
     axis.legend(frameon=False, loc="best", fontsize=8.5)
     return figure
-
-
-def draw_gates_of(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
-    """Which layers each trial opened."""
-    if not any(part for trial in trials for gate in trial.progress[-1]["gates"] for part in gate.values()):
-        raise NothingToShow("no trial maps a layer")
-    return draw_gates(trials, shown_scores(trials, metric), unit(metric), colours(mode))
 
 
 def title(axis: Axes, text: str, trials: Sequence[Trial]) -> None:
@@ -212,7 +191,7 @@ def tidy(axis: Axes, grid: str) -> None:
 
 def pareto_front(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:
     """Trials that no other beats in the metric without more open layers, or the other way round, by open layers."""
-    study = optuna.create_study(directions=["maximize" if mode == "max" else "minimize", "minimize"])
+    study = optuna.create_study(directions=[DIRECTION[mode], "minimize"])
     for trial in trials:
         study.add_trial(optuna.create_trial(values=[trial.score(metric), trial.num_open]))
     return sorted((trials[best.number] for best in study.best_trials), key=lambda t: (t.num_open, t.number))
@@ -225,21 +204,9 @@ def several(parameters: dict) -> dict:
     return parameters
 
 
-def shown_scores(trials: Sequence[Trial], metric: str) -> list[float]:
-    """Scores in the metric's `unit`."""
-    factor = 100 if is_share(metric) else 1
-    return [factor * trial.score(metric) for trial in trials]
-
-
-def unit(metric: str) -> str:
-    """A metric with the unit that it is drawn in."""
-    return f"{metric}, %" if is_share(metric) else metric
-
-
 @contextmanager
 def drawing() -> Iterator[None]:
     """Optuna's figures without a display, in this project's fonts, and without its style for whoever draws next."""
-    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
@@ -250,4 +217,30 @@ def drawing() -> Iterator[None]:
     finally:
         plt.close("all")
         plt.switch_backend(backend)
-        optuna.logging.set_verbosity(verbosity)
+
+
+def study_of(scores: Sequence[float], mode: Mode, parameters: dict[str, list[Any]]) -> optuna.Study:
+    """A study in memory whose trials are complete, also those that were stopped early.
+
+    Args:
+        scores: one for each trial.
+        mode: whether more of it is better.
+        parameters: by name the value of each trial, as from `plain_parameters`.
+    """
+    study = optuna.create_study(direction=DIRECTION[mode])
+    distributions = {name: distribution(values) for name, values in parameters.items()}
+    for place, score in enumerate(scores):
+        point = {name: values[place] for name, values in parameters.items()}
+        study.add_trial(optuna.create_trial(params=point, distributions=distributions, value=score))
+    return study
+
+
+def distribution(values: Sequence[Any]) -> BaseDistribution:
+    """What a parameter with these values may have been sampled from; logarithmic if they are decades apart."""
+    if not all(map(is_number, values)):
+        return CategoricalDistribution(list(dict.fromkeys(values)))
+    low, high = min(values), max(values)
+    is_log = low > 0 and high / low > 10**DECADES_FOR_LOG
+    if all(isinstance(value, int) for value in values):
+        return IntDistribution(low, high, log=is_log)
+    return FloatDistribution(low, high, log=is_log)

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from c2c_lightning.sweep.space import is_number
 from c2c_lightning.sweep.trials import Trial
 from c2c_lightning.training.run_record import is_share
 
 NOTHING = "–"
+LONGEST_NAME = 26
+MOST_LISTS = 8
 
 
 def varying_keys(trials: Sequence[Trial]) -> list[str]:
@@ -63,6 +66,17 @@ def shown_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def shown_scores(trials: Sequence[Trial], metric: str) -> list[float]:
+    """Scores in the metric's `unit`."""
+    factor = 100 if is_share(metric) else 1
+    return [factor * trial.score(metric) for trial in trials]
+
+
+def unit(metric: str) -> str:
+    """A metric with the unit that it is drawn in."""
+    return f"{metric}, %" if is_share(metric) else metric
+
+
 def title(trial: Trial) -> str:
     """A trial's name in MLflow: its number and its values."""
     short = short_keys(trial.values)
@@ -73,6 +87,52 @@ def title(trial: Trial) -> str:
 def cut(text: str, length: int) -> str:
     """The beginning of a text that is too long."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def plain_parameters(trials: Sequence[Trial], list_members: bool = False) -> dict[str, list[Any]]:
+    """What trials differ in, as numbers and short texts.
+
+    A key with so many lists that hardly any comes twice says little as a category: it becomes how long the lists
+    are, or else what is in them.
+
+    Args:
+        trials: at least two.
+        list_members: whether such a key becomes a parameter for each of its lists' members.
+
+    Returns:
+        By short name the value of each trial.
+    """
+    parameters: dict[str, list[Any]] = {}
+    for key, name in short_keys(varying_keys(trials)).items():
+        values = [trial.values.get(key, NOTHING) for trial in trials]
+        if len({repr(value) for value in values}) > MOST_LISTS and all(isinstance(value, list) for value in values):
+            if list_members:
+                members = dict.fromkeys(member for value in values for member in value)
+                ordered = sorted(members, key=lambda member: (str(type(member)), member))
+                parameters |= {f"{name}: {short_value(m)}": [m in value for value in values] for m in ordered}
+            else:
+                parameters[f"number of {name}"] = [len(value) for value in values]
+        elif all(map(is_number, values)):
+            parameters[name] = values
+        else:
+            parameters[name] = _names(values)
+    return {cut(name, LONGEST_NAME): values for name, values in parameters.items() if len(set(values)) > 1}
+
+
+def _names(values: Sequence[Any]) -> list[str]:
+    """Short texts, different ones for different values; of mappings only what is different."""
+    if all(isinstance(value, Mapping) for value in values):
+        plain = [{"class_path": None, **value, **value.get("init_args", {}), "init_args": None} for value in values]
+        same = {key for key in plain[0] if all(key in each and each[key] == plain[0][key] for each in plain)}
+        if "class_path" in same:
+            values = [{key: item for key, item in each.items() if key not in same} for each in plain]
+    names: dict[str, str] = {}
+    for value in values:
+        if repr(value) not in names:
+            name = cut(short_value(value), LONGEST_NAME)
+            same = sum(other.partition(" #")[0] == name for other in names.values())
+            names[repr(value)] = f"{name} #{same + 1}" if same else name
+    return [names[repr(value)] for value in values]
 
 
 def _short_mapping(value: Mapping[Any, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich import box
 from rich.console import Console
@@ -16,13 +15,66 @@ from rich.text import Text
 from c2c_lightning.sweep.labels import short_keys, short_value, shown_score, shown_time, varying_keys
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
-from c2c_lightning.sweep.trials import Trial
+from c2c_lightning.sweep.trials import ENDED, JUDGED, Trial
 
 COLOURS = {"running": "cyan", "waiting": "dim", "finished": "green", "stopped": "yellow", "failed": "red"}
 LOG_WIDTH = 160
 BEST_SHOWN = 5
 # Lines of a terminal that are not rows: title, head with two rules, the rest's counts, and the prompt.
 LINES_AROUND = 8
+
+
+class LiveTable(Live):
+    """Keeps the table on a terminal up to date; in a log writes what happens, and the table at the end.
+
+    Args:
+        metric: what trials are judged by.
+        mode: whether more of it is better.
+        total: how many trials there will be, if that is known.
+        console: where to write; None for standard output.
+    """
+
+    def __init__(self, metric: str, mode: Mode, total: int | None = None, console: Console | None = None):
+        self.metric, self.mode, self.total = metric, mode, total
+        width = None if console or Console().is_terminal else LOG_WIDTH
+        super().__init__(console=console or Console(width=width), auto_refresh=False)
+        self._written: dict[int, tuple[str, int]] = {}  # trial: state and number of validations
+
+    def show(self, trials: Sequence[Trial]) -> None:
+        """Shows how trials stand now; to be called every few seconds.
+
+        Args:
+            trials: all of the sweep that are known, by number.
+        """
+        if self.console.is_terminal:
+            room = max(3, self.console.height - LINES_AROUND)
+            table = trial_table(trials, self.metric, self.mode, room, self.total, time.time())
+            return self.update(table, refresh=True)
+        if not self._written:  # what is there was so before the sweep was resumed
+            states = {trial.number: "waiting" if trial.state == "running" else trial.state for trial in trials}
+            self._written = {trial.number: (states[trial.number], len(trial.progress)) for trial in trials}
+        for trial in trials:
+            for line in self._news(trial):
+                self.console.print(f"trial {trial.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        self.update(trial_table(trials, self.metric, self.mode, total=self.total))
+
+    def _news(self, trial: Trial) -> list[str]:
+        """A line for each validation since the last time, and one for another state."""
+        state, rows = self._written.get(trial.number, ("waiting", 0))
+        self._written[trial.number] = trial.state, len(trial.progress)
+        lines = []
+        if trial.state == "running" and state != "running":
+            values = (f"{short} {short_value(trial.values[key])}" for key, short in short_keys(trial.values).items())
+            lines.append(f"running with {', '.join(values)}")
+        for row in trial.progress[rows:]:
+            score = shown_score(row["metrics"].get(self.metric), self.metric)
+            lines.append(f"step {row['step']}/{row['max_steps']}, {self.metric} {score}")
+        left = _time_left(trial, None)
+        if left and trial.progress[rows:]:
+            lines[-1] += f", {left} left"
+        if trial.state not in (state, "running"):
+            lines.append(_state(trial))
+        return lines
 
 
 def trial_table(
@@ -44,9 +96,9 @@ def trial_table(
         now: in seconds since 1970, by which the time left is counted; None to count from the last validations.
     """
     ranked = ranking(trials, metric, mode)
-    shown = chosen(trials, ranked, max_rows) if max_rows is not None and len(trials) > max_rows else list(trials)
-    table = Table(box=box.SIMPLE_HEAD, title=_title(trials, ranked, metric, total, now), title_justify="left")
-    table.title_style = table.caption_style = "not italic"
+    shown = chosen(trials, ranked, max_rows) if max_rows is not None else list(trials)
+    table = Table(box=box.SIMPLE_HEAD, title_style="not italic", caption_style="not italic")
+    table.title, table.title_justify = _title(trials, ranked, metric, total, now), "left"
     table.caption, table.caption_justify = _rest(trials, shown), "left"
     for name in ("trial", "values", "step", metric.removeprefix("val/"), "state", "time left"):
         is_long = name in ("values", "state")
@@ -73,12 +125,11 @@ def trial_table(
 
 def chosen(trials: Sequence[Trial], ranked: Sequence[Trial], max_rows: int) -> list[Trial]:
     """Of too many trials those to show, by number: what runs, the best few, what failed last, then what ended last."""
-    by_end = sorted(trials, key=lambda trial: (trial.ended or 0.0, trial.number), reverse=True)
-    failed = [trial for trial in by_end if trial.state == "failed"]
-    ended = [trial for trial in by_end if trial.state in ("finished", "stopped")]
-    running = [trial for trial in trials if trial.state == "running"]
+    last = sorted(trials, key=lambda trial: (trial.ended or 0.0, trial.number), reverse=True)
+    of = {state: [trial for trial in last if trial.state == state] for state in COLOURS}
+    ended = [trial for trial in last if trial.state in JUDGED]
     # The best of all is shown however many run.
-    order = [*ranked[:1], *running, *ranked[1:BEST_SHOWN], *failed[:1], *ended, *trials]
+    order = [*ranked[:1], *reversed(of["running"]), *ranked[1:BEST_SHOWN], *of["failed"][:1], *ended, *trials]
     numbers = list(dict.fromkeys(trial.number for trial in order))[: max(1, max_rows)]
     return [trial for trial in trials if trial.number in numbers]
 
@@ -86,89 +137,20 @@ def chosen(trials: Sequence[Trial], ranked: Sequence[Trial], max_rows: int) -> l
 def seconds_left(trials: Sequence[Trial], total: int, now: float | None = None) -> float | None:
     """How much longer a sweep takes if as many trials run as do now; None as long as that cannot be told."""
     running = [trial.seconds_left(now) for trial in trials if trial.state == "running"]
-    lasted = [trial.seconds for trial in trials if trial.state in ("finished", "stopped") and trial.seconds is not None]
+    lasted = [trial.seconds for trial in trials if trial.state in JUDGED and trial.seconds is not None]
     coming = total - sum(trial.state != "waiting" for trial in trials)
     known = [left for left in running if left is not None]
     if not known or (coming and not lasted):
         return None
-    work = sum(known) / len(known) * len(running) + (coming * sum(lasted) / len(lasted) if coming else 0.0)
-    return max(*known, work / len(running)) if coming else max(known)
-
-
-class LiveTable:
-    """Keeps the table on a terminal up to date; in a log writes what happens, and the table at the end.
-
-    Args:
-        metric: what trials are judged by.
-        mode: whether more of it is better.
-        total: how many trials there will be, if that is known.
-        console: where to write; None for standard output.
-    """
-
-    def __init__(self, metric: str, mode: Mode, total: int | None = None, console: Console | None = None):
-        self.metric, self.mode, self.total = metric, mode, total
-        self.console = console or Console()
-        if console is None and not self.console.is_terminal:
-            self.console.width = LOG_WIDTH
-        self.trials: Sequence[Trial] = ()
-        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self._written: dict[int, tuple[str, int]] = {}
-
-    def __enter__(self) -> LiveTable:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.stop()
-        elif self.trials:
-            self.console.print(trial_table(self.trials, self.metric, self.mode, total=self.total))
-
-    def update(self, trials: Sequence[Trial]) -> None:
-        """Shows how trials stand now; to be called every few seconds.
-
-        Args:
-            trials: all of the sweep that are known, by number.
-        """
-        is_first, self.trials = not self.trials, list(trials)
-        if self.live is not None:
-            room = max(3, self.console.height - LINES_AROUND)
-            table = trial_table(self.trials, self.metric, self.mode, room, self.total, time.time())
-            self.live.update(table, refresh=True)
-            return
-        for trial in self.trials:
-            self._write(trial, is_first)
-
-    def _write(self, trial: Trial, is_first: bool) -> None:
-        """A line for each validation since the last time, and one for another state."""
-        state, rows = self._written.get(trial.number, ("waiting", 0))
-        self._written[trial.number] = trial.state, len(trial.progress)
-        if is_first:  # what is there was so before the sweep was resumed
-            rows = len(trial.progress)
-            state = trial.state if trial.state != "running" else "waiting"
-        lines = []
-        if trial.state == "running" and state != "running":
-            values = (f"{short} {short_value(trial.values[key])}" for key, short in short_keys(trial.values).items())
-            lines.append(f"running with {', '.join(values)}")
-        for row in trial.progress[rows:]:
-            score = shown_score(row["metrics"].get(self.metric), self.metric)
-            lines.append(f"step {row['step']}/{row['max_steps']}, {self.metric} {score}")
-        left = _time_left(trial, None)
-        if left and trial.progress[rows:]:
-            lines[-1] += f", {left} left"
-        if trial.state not in (state, "running"):
-            lines.append(_state(trial))
-        for line in lines:
-            self.console.print(f"trial {trial.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+    if not coming:
+        return max(known)
+    work = sum(known) / len(known) * len(running) + coming * sum(lasted) / len(lasted)
+    return max(*known, work / len(running))
 
 
 def _title(trials: Sequence[Trial], ranked: Sequence[Trial], metric: str, total: int | None, now: float | None) -> Text:
     total = max(total or 0, len(trials))
-    ended = sum(trial.state not in ("running", "waiting") for trial in trials)
-    parts = [f"{ended} of {total} trials done"]
+    parts = [f"{sum(trial.state in ENDED for trial in trials)} of {total} trials done"]
     if ranked:
         parts.append(f"best {metric} {shown_score(ranked[0].score(metric), metric)}")
     left = seconds_left(trials, total, now)
@@ -178,8 +160,7 @@ def _title(trials: Sequence[Trial], ranked: Sequence[Trial], metric: str, total:
 
 
 def _rest(trials: Sequence[Trial], shown: Sequence[Trial]) -> Text | None:
-    numbers = {trial.number for trial in shown}
-    counts = Counter(trial.state for trial in trials if trial.number not in numbers)
+    counts = Counter(trial.state for trial in trials) - Counter(trial.state for trial in shown)
     parts = [Text(f"{counts[state]} {state}", colour) for state, colour in COLOURS.items() if counts[state]]
     return Text.assemble("not shown: ", Text(", ").join(parts)) if parts else None
 

@@ -89,8 +89,10 @@ def _sign(lock: TextIO, pid: int) -> None:
     lock.flush()
 
 
-class TrainingProcess:
-    """A command in its own process group, which ends when whoever started it does.
+def start_training(
+    arguments: Sequence[str], locks: Mapping[Path, TextIO], working_folder: Path, cpus: float = 1.0
+) -> subprocess.Popen[bytes]:
+    """Starts a command in its own process group, which ends when whoever started it does.
 
     Args:
         arguments: of `python -m c2c_lightning`.
@@ -98,52 +100,43 @@ class TrainingProcess:
         working_folder: that it runs in.
         cpus: threads that it may use.
     """
+    environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    environment |= {
+        DIES_WITH_PARENT: str(os.getpid()),
+        "OMP_NUM_THREADS": str(max(1, int(cpus))),
+        "PYTHONUNBUFFERED": "1",
+        "C2C_TRACEBACK": "1",  # to the log
+    }
+    first, *others = sorted(locks)
+    if (first / LOG).is_symlink():  # of an earlier process, which it shared
+        (first / LOG).unlink()
+    for folder in others:
+        (folder / LOG).unlink(missing_ok=True)
+        (folder / LOG).symlink_to(Path("..") / first.name / LOG)
+    with (first / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "c2c_lightning", *arguments],
+            cwd=working_folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock.fileno() for lock in locks.values()],
+        )
+    for lock in locks.values():
+        _sign(lock, process.pid)
+    return process
 
-    def __init__(self, arguments: Sequence[str], locks: Mapping[Path, TextIO], working_folder: Path, cpus: float = 1.0):
-        environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
-        environment |= {
-            DIES_WITH_PARENT: str(os.getpid()),
-            "OMP_NUM_THREADS": str(max(1, int(cpus))),
-            "PYTHONUNBUFFERED": "1",
-            "C2C_TRACEBACK": "1",  # to the log
-        }
-        first, *others = sorted(locks)
-        if (first / LOG).is_symlink():  # of an earlier process, which it shared
-            (first / LOG).unlink()
-        for folder in others:
-            (folder / LOG).unlink(missing_ok=True)
-            (folder / LOG).symlink_to(Path("..") / first.name / LOG)
-        with (first / LOG).open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "c2c_lightning", *arguments],
-                cwd=working_folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[lock.fileno() for lock in locks.values()],
-            )
-        for lock in locks.values():
-            _sign(lock, self.process.pid)
 
-    def returncode(self) -> int | None:
-        """None while it runs."""
-        return self.process.poll()
-
-    def stop(self) -> None:
-        """Asks it to stop, which it does after saving a checkpoint, and ends its whole group if it does not."""
-        if self.returncode() is None:
-            self._signal(signal.SIGTERM, group=False)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(SECONDS_TO_STOP)
-        # Its other ranks, should any be left.
-        self._signal(signal.SIGKILL, group=True)
-        self.process.wait()
-
-    def _signal(self, number: int, group: bool) -> None:
-        with suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.process.pid, number)
+def stop_training(process: subprocess.Popen[bytes]) -> None:
+    """Asks a process to stop, which it does after saving a checkpoint, and ends its whole group if it does not."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SECONDS_TO_STOP)
+    with suppress(ProcessLookupError):  # its other ranks, should any be left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def die_with_parent() -> None:
@@ -162,30 +155,25 @@ def die_with_parent() -> None:
 
 def is_free(folder: Path) -> bool:
     """Whether no process is at work on a trial's folder."""
-    file = folder / LOCK
-    if not file.exists():
-        return True
-    with file.open("a") as lock:
-        try:
+    try:
+        with (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
     return True
 
 
 def wait_until_free(folders: Sequence[Path], seconds: float) -> list[Path]:
     """Waits for the processes in trials' folders to end; returns the folders where one has not."""
     deadline = time.monotonic() + seconds
-    busy = list(folders)
-    while busy := [folder for folder in busy if not is_free(folder)]:
-        if time.monotonic() > deadline:
-            break
+    while (busy := [folder for folder in folders if not is_free(folder)]) and time.monotonic() <= deadline:
         time.sleep(0.1)
     return busy
 
 
 def add_to_log(folder: Path, text: str) -> None:
-    """Adds what is to be said of a trial's process to its log."""
     with (folder / LOG).open("a", encoding="utf-8") as log:
         log.write(f"{text.rstrip()}\n")
 

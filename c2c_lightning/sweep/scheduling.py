@@ -9,22 +9,21 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from typing import Protocol
+from types import SimpleNamespace
 
 from ray.exceptions import RayError, RayTaskError
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from c2c_lightning.errors import UserError, first_line, meant
-from c2c_lightning.runs import STOP_FILE
-from c2c_lightning.sweep.halving import Halving, verdict
-from c2c_lightning.sweep.labels import title
+from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE
+from c2c_lightning.sweep.configuration import sharable_key
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import SECONDS_TO_STOP, add_to_log, log_tail
-from c2c_lightning.sweep.runner import origin
-from c2c_lightning.sweep.settings import Sweep
-from c2c_lightning.sweep.sharable import sharable_key
+from c2c_lightning.sweep.runner import RayJob, origin
+from c2c_lightning.sweep.settings import Asha, Mode
 from c2c_lightning.sweep.tracking import SweepTracker
 from c2c_lightning.sweep.trials import ENDED, Row, State, Trial, Trials
 
@@ -32,17 +31,8 @@ POLL = 0.2
 SECONDS_BETWEEN_LOOKS = 1.0
 # A trial that loses its machine so often costs no retry; more often, the trial itself may be what kills it.
 MOST_LOST = 10
-
-
-class Job(Protocol):
-    """A group of trials at work, see `Runner`; `begun` is done when it has a machine, `ended` when it has ended."""
-
-    begun: Future[None]
-    ended: Future[list[str]]
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
+# Worse than any score, yet so that Ray can interpolate between it and one.
+WORST = 1e300
 
 
 @dataclass
@@ -50,7 +40,7 @@ class Group:
     """Trials that share a process, or one by itself, and the job that runs them."""
 
     trials: list[Trial]
-    job: Job
+    job: RayJob
     running: bool = False
 
 
@@ -58,7 +48,6 @@ class Scheduler:
     """Runs what is left of a sweep.
 
     Args:
-        sweep: its settings.
         trials: of the sweep, resumed.
         tracker: of its MLflow runs.
         table: what the user sees.
@@ -68,19 +57,18 @@ class Scheduler:
 
     def __init__(
         self,
-        sweep: Sweep,
         trials: Trials,
         tracker: SweepTracker,
         table: LiveTable,
         processes: int,
-        start: Callable[[Sequence[Trial]], Job],
+        start: Callable[[Sequence[Trial]], RayJob],
     ):
-        self.sweep, self.trials, self.tracker, self.table = sweep, trials, tracker, table
+        self.sweep, self.trials, self.tracker, self.table = trials.sweep, trials, tracker, table
         self.processes, self.start = processes, start
-        self.together = sweep.together if sweep.engine == "shared" else 1
+        self.together = self.sweep.together if self.sweep.engine == "shared" else 1
         self.asha: Halving | None = None
-        if sweep.asha is not None:
-            self.asha = Halving(sweep.asha, sweep.metric, sweep.mode, trials.known.values())
+        if self.sweep.asha is not None:
+            self.asha = Halving(self.sweep.asha, self.sweep.metric, self.sweep.mode, trials.known.values())
         self.waiting: list[tuple[str, Trial]] = []  # with what tells which trials may share a process
         self.groups: list[Group] = []
         self.reported: dict[int, int] = {}  # trial: step of the last row that was judged
@@ -96,7 +84,7 @@ class Scheduler:
             self.follow(group)
         if time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
             self._looked = time.monotonic()
-            self.table.update(self.trials.refresh())
+            self.table.show(self.trials.refresh())
         return bool(self.groups or self.waiting or self.trials.left())
 
     def end(self) -> None:
@@ -115,7 +103,7 @@ class Scheduler:
         """Asks for as many trials as the processes take, and begins groups of those that may share one."""
         active = len(self.waiting) + sum(trial.state not in ENDED for group in self.groups for trial in group.trials)
         while active < self.processes * self.together and (trial := self.trials.next()):
-            self.tracker.begin_trial(trial, title(trial))
+            self.tracker.begin_trial(trial)
             self.add(trial)
             active += 1
         while self.waiting and len(self.groups) < self.processes:
@@ -148,7 +136,7 @@ class Scheduler:
             self.settle(group)
 
     def judge(self, trial: Trial, group: Group) -> None:
-        """Reads a trial's new rows, and stops it at one with which it is not among the best."""
+        """Reads a trial's new rows, and stops it at one with which it is not among the best; others of its group go on."""
         trial.refresh()
         for row in trial.progress:
             if row["step"] <= self.reported.get(trial.number, -1):
@@ -158,32 +146,35 @@ class Scheduler:
                 self.refuse(trial, missing(self.sweep.metric, sorted(row["metrics"])))
             # The last validation is not the end: the fuser is still to be exported.
             if row["step"] < row["max_steps"] and self.asha is not None and self.asha.stops(trial.name, row):
-                self.stop(trial, group, row)
+                value = row["metrics"][self.sweep.metric]
+                shown = f"{math.nan if value is None else value:.4g}"
+                reason = f"at step {row['step']}, {shown} was not among the best 1/{self.sweep.asha.factor:g}"
+                self.note(trial, "stopped", reason, row["step"])
+                if len(group.trials) == 1:
+                    group.job.stop()
+                else:
+                    (trial.folder / STOP_FILE).touch()
                 return
-
-    def stop(self, trial: Trial, group: Group, row: Row) -> None:
-        """Ends a trial early. Of a group the others go on."""
-        value = row["metrics"][self.sweep.metric]
-        reason = verdict(self.sweep.asha, row["step"], math.nan if value is None else value)
-        self.note(trial, "stopped", reason, row["step"])
-        if len(group.trials) == 1:
-            group.job.stop()
-        else:
-            (trial.folder / STOP_FILE).touch()
 
     def settle(self, group: Group) -> None:
         """Says what has become of trials whose process has ended."""
         error = group.job.ended.exception()
-        all_folders = [str(trial.folder.resolve()) for trial in group.trials]
-        trained = group.job.ended.result() if error is None else all_folders
+        folders = {trial.number: str(trial.folder.resolve()) for trial in group.trials}
+        trained = list(folders.values()) if error is not None else group.job.ended.result()
         for trial in group.trials:
             if trial.state in ENDED:
                 continue
-            if trial.has_result:
+            # A process that was asked to stop may also exit with 0: the summary says that it came to its end.
+            if (trial.folder / SUMMARY_FILE).exists():
                 self.finish(trial)
             elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
-                self.lose(trial, f"its machine was lost: {first_line(error)}")
-            elif str(trial.folder.resolve()) not in trained:  # its process was to be another
+                reason = f"its machine was lost: {first_line(error)}"
+                self.lost[trial.number] += 1
+                if self.lost[trial.number] > MOST_LOST:
+                    self.note(trial, "failed", reason)
+                else:
+                    self.requeue(trial, reason)
+            elif folders[trial.number] not in trained:  # its process was to be another
                 self.requeue(trial, trial.reason)
             else:
                 if error is not None:
@@ -197,13 +188,6 @@ class Scheduler:
         if self.asha is not None:
             self.asha.stops(trial.name, trial.progress[-1])
         self.note(trial, "finished")
-
-    def lose(self, trial: Trial, reason: str) -> None:
-        self.lost[trial.number] += 1
-        if self.lost[trial.number] > MOST_LOST:
-            self.note(trial, "failed", reason)
-        else:
-            self.requeue(trial, reason)
 
     def crash(self, trial: Trial, alone: bool) -> None:
         """Begins a trial again whose process ended without a result, as often as the sweep allows."""
@@ -232,16 +216,58 @@ class Scheduler:
 
     def note(self, trial: Trial, state: State, reason: str = "", stopped_at: int | None = None) -> None:
         self.tracker.note(self.trials.note(trial, state, reason, stopped_at))
-        self.table.update(self.trials.refresh())
+        self.table.show(self.trials.refresh())
+
+
+class Halving:
+    """Says which trials go on, by Ray's ASHA over the share of a trial's steps.
+
+    A score that is not finite is worse than any other. Ray would compare with NaN, which is neither less nor more, and
+    so would never stop such a trial.
+
+    Args:
+        asha: where the rungs are.
+        metric: what trials are compared by.
+        mode: `max` or `min`.
+        trials: of the sweep so far; those that have not ended will report again.
+    """
+
+    def __init__(self, asha: Asha, metric: str, mode: Mode, trials: Iterable[Trial] = ()):
+        self.metric, self.worst = metric, -WORST if mode == "max" else WORST
+        self.not_finite = 0
+        self.trials: dict[str, SimpleNamespace] = {}
+        self.scheduler = AsyncHyperBandScheduler(
+            time_attr="percent",
+            metric="score",
+            mode=mode,
+            max_t=100,
+            grace_period=100 * asha.grace,
+            reduction_factor=asha.factor,
+            stop_last_trials=False,  # the last validation counts at the rungs before it
+        )
+        for trial in trials:
+            if trial.state in ENDED:
+                for row in trial.progress:
+                    self.stops(trial.name, row)
+
+    def stops(self, name: str, row: Row) -> bool:
+        """Takes note of a validation; returns whether its trial is stopped by it."""
+        if self.metric not in row["metrics"]:
+            return False
+        if name not in self.trials:
+            self.trials[name] = SimpleNamespace(trial_id=name)  # all that Ray's scheduler asks of a trial
+            self.scheduler.on_trial_add(None, self.trials[name])
+        score = row["metrics"][self.metric]
+        if score is None or not math.isfinite(score):
+            # Each is worse than the one before it: where most are alike, none would be below the others.
+            self.not_finite += 1
+            score = self.worst * self.not_finite
+        result = {"percent": 100 * row["step"] / row["max_steps"], "score": score}
+        return self.scheduler.on_trial_result(None, self.trials[name], result) == TrialScheduler.STOP
 
 
 def missing(metric: str, known: Sequence[str]) -> str:
-    """Why a trial cannot be judged.
-
-    Args:
-        metric: that trials are judged by.
-        known: the metrics that it reports; none if it was trained to its end and never validated.
-    """
+    """Why a trial cannot be judged by a metric: it reports others, or none, as it never validated."""
     if known:
         hint = meant(metric, known)
         return f"metric is {metric!r}, which it did not report. {hint}{hint and ' '}It reported {', '.join(known)}."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from c2c_lightning.errors import UserError
 
@@ -106,8 +105,13 @@ class Sweep:
                 raise UserError(f"{key} is {value}: it must be at least {least}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}: it must be from 0 to {2**32 - 1}.")
-        for name, values in {"space": self.space, "fixed": self.fixed, **dict(enumerate(self.first))}.items():
-            refuse_keys(f"first[{name}]" if isinstance(name, int) else name, values)
+        points = {f"first[{place}]": point for place, point in enumerate(self.first)}
+        for name, values in {"space": self.space, "fixed": self.fixed, **points}.items():
+            for key in values:
+                if not isinstance(key, str) or not all(key.split(".")):
+                    raise UserError(
+                        f"{name} has the key {key!r}: give a dotted key of a configuration, such as model.layers."
+                    )
         if not self.space:
             raise UserError(
                 "space is empty, so there is nothing to try: name a key and its values, such as "
@@ -115,10 +119,3 @@ class Sweep:
             )
         for key in self.space.keys() & self.fixed.keys():
             raise UserError(f"{key} is both in space and in fixed: leave it out of one of them.")
-
-
-def refuse_keys(name: str, values: Mapping[Any, Any]) -> None:
-    """Raises a UserError if what should be dotted keys of a configuration are none."""
-    for key in values:
-        if not isinstance(key, str) or not all(key.split(".")):
-            raise UserError(f"{name} has the key {key!r}: give a dotted key of a configuration, such as model.layers.")

@@ -1,11 +1,16 @@
-"""The search space: what each key may be, in Optuna's terms and back."""
+"""The search space: what each key may be, in Optuna's terms and back.
+
+A domain says what one key may be. Optuna knows it by one parameter or several, whose names begin with the key.
+`sample` is a value that Optuna suggests, `encode` Optuna's parameters of a value, `values_in_order` are all values,
+and `edges` are some which, if they are right for a configuration, let expect that all are. What a domain does not have
+is a ValueError whose text continues a sentence about the key.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +25,8 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 
 
-class Domain(ABC):
-    """What a key may be. Optuna knows it by one parameter or several, whose names begin with the key."""
-
-    @abstractmethod
-    def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
-        """A value that Optuna suggests."""
-
-    @abstractmethod
-    def encode(self, key: str, value: Any) -> Params:
-        """Optuna's parameters of a value; raises ValueError if the domain does not have it."""
-
-    @abstractmethod
-    def edges(self) -> list[Any]:
-        """Values which, if they are right for a configuration, let expect that all are."""
-
-    def values_in_order(self) -> list[Any]:
-        """All values; raises ValueError if they are endless."""
-        raise ValueError("has endless values")
-
-
 @dataclass
-class Choice(Domain):
+class Choice:
     """One of some values, which may be lists or mappings."""
 
     values: list[Any]
@@ -56,12 +41,13 @@ class Choice(Domain):
         return self.labels[trial.suggest_categorical(key, list(self.labels))]
 
     def encode(self, key: str, value: Any) -> Params:
-        text = as_text(value)
-        # A number may be written with a point or without.
-        same = [other for other, known in self.labels.items() if is_number(known) and known == value]
-        if text not in self.labels and not (is_number(value) and same):
-            raise ValueError(f"is none of {', '.join(self.labels)}")
-        return {key: text if text in self.labels else same[0]}
+        texts = [as_text(value)]
+        if is_number(value):  # which may be written with a point or without
+            texts += [text for text, known in self.labels.items() if is_number(known) and known == value]
+        for text in texts:
+            if text in self.labels:
+                return {key: text}
+        raise ValueError(f"is none of {', '.join(self.labels)}")
 
     def edges(self) -> list[Any]:
         return self.values
@@ -71,7 +57,7 @@ class Choice(Domain):
 
 
 @dataclass
-class Number(Domain):
+class Number:
     """A number from low to high, both included."""
 
     low: float
@@ -83,7 +69,7 @@ class Number(Domain):
     def __post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"goes from {self.low} to {self.high}: the first must be the smaller one")
-        if self.whole and not (is_whole(self.low) and is_whole(self.high)):
+        if self.whole and (self.low % 1 or self.high % 1):
             raise ValueError(f"goes from {self.low} to {self.high}: both must be whole numbers")
         if self.log and self.low <= 0:
             raise ValueError(f"is logarithmic and begins at {self.low}: it must be positive")
@@ -92,35 +78,38 @@ class Number(Domain):
         if self.step is not None and self.step < 1:
             raise ValueError(f"has step {self.step}: it must be at least 1")
         if self.whole:
-            self.low, self.high = int(self.low), int(self.high)
-            self.high -= (self.high - self.low) % (self.step or 1)  # the last one that the steps reach
+            self.low, self.high, self.step = int(self.low), int(self.high), self.step or 1
+            self.high -= (self.high - self.low) % self.step  # the last one that the steps reach
 
     def sample(self, key: str, trial: optuna.Trial | FrozenTrial) -> Any:
         if self.whole:
-            return trial.suggest_int(key, self.low, self.high, step=self.step or 1, log=self.log)
+            return trial.suggest_int(key, self.low, self.high, step=self.step, log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def encode(self, key: str, value: Any) -> Params:
         if not is_number(value) or not self.low <= value <= self.high:
             raise ValueError(f"does not lie in {self.low} to {self.high}")
-        if self.whole and not is_whole(value):
+        if not self.whole:
+            return {key: value}
+        if value % 1:
             raise ValueError("is no whole number")
-        if self.whole and (value - self.low) % (self.step or 1):
-            below = value - (value - self.low) % self.step
+        beyond = (value - self.low) % self.step
+        if beyond:
+            below = value - beyond
             raise ValueError(f"lies between the steps {below:g} and {below + self.step:g}")
-        return {key: int(value) if self.whole else value}
+        return {key: int(value)}
 
     def edges(self) -> list[Any]:
         return [self.low, self.high]
 
     def values_in_order(self) -> list[Any]:
         if not self.whole or self.log:
-            return super().values_in_order()
-        return list(range(self.low, self.high + 1, self.step or 1))
+            raise ValueError("has endless values")
+        return list(range(self.low, self.high + 1, self.step))
 
 
 @dataclass
-class Subset(Domain):
+class Subset:
     """Some of the layers (or of anything): each is in or out, so that Optuna learns of each by itself."""
 
     members: list[Any]
@@ -186,9 +175,17 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def is_whole(number: float) -> bool:
-    """Whether a number has no fraction, also if it is written with one, as 2.0 is."""
-    return float(number).is_integer()
+Domain = Choice | Number | Subset
+# Kind: the domain that it makes of a list, and which options it takes and of what type.
+KINDS: dict[str, tuple[type[Domain], dict[str, type]]] = {
+    "choice": (Choice, {}),
+    "grid": (Choice, {}),
+    "uniform": (Number, {}),
+    "loguniform": (Number, {}),
+    "int": (Number, {"step": int, "log": bool}),
+    "layers": (Subset, {"least": int, "most": int}),
+}
+KIND_OF_VALUE = {int: "a whole number", bool: "true or false"}
 
 
 def read_domain(spec: Mapping[str, Any]) -> Domain:
@@ -197,40 +194,23 @@ def read_domain(spec: Mapping[str, Any]) -> Domain:
         raise ValueError(f"is {spec!r}: give {{choice: [...]}} or another of {', '.join(KINDS)}")
     kinds = [kind for kind in spec if kind in KINDS]
     if len(kinds) != 1:
-        stranger = next(iter(spec), "")
-        hint = meant(str(stranger), KINDS, f"Give one of {', '.join(KINDS)}.")
+        hint = meant(str(next(iter(spec), "")), KINDS, f"Give one of {', '.join(KINDS)}.")
         raise ValueError(f"says {', '.join(map(str, spec)) or 'nothing'}. {hint}")
-    kind = kinds[0]
+    (kind,) = kinds
+    (domain, allowed), values = KINDS[kind], spec[kind]
     options = {name: value for name, value in spec.items() if name != kind}
-    make, allowed = KINDS[kind]
-    strangers = options.keys() - allowed
-    if strangers:
-        stranger = sorted(strangers)[0]
-        raise ValueError(f"has {stranger!r} beside {kind}. {meant(stranger, allowed, 'Leave it out.')}")
+    for name in sorted(options.keys() - allowed):
+        raise ValueError(f"has {name!r} beside {kind}. {meant(name, allowed, 'Leave it out.')}")
     for name, value in options.items():
         if type(value) is not allowed[name]:
             raise ValueError(f"has {name}: {value!r}: give {KIND_OF_VALUE[allowed[name]]}")
-    if not isinstance(spec[kind], list):
-        raise ValueError(f"has {kind}: {spec[kind]!r}: give a list")
-    if make is _range and (len(spec[kind]) != 2 or not all(is_number(edge) for edge in spec[kind])):
-        raise ValueError(f"has {kind}: {spec[kind]}: give the lowest and the highest number")
-    return make(kind, spec[kind], options)
-
-
-def _range(kind: str, edges: list[float], options: dict[str, Any]) -> Number:
-    return Number(*edges, **{"log": kind == "loguniform", "whole": kind == "int", **options})
-
-
-# Kind: (what makes it, which options it takes and of what type).
-KINDS: dict[str, tuple[Callable[..., Domain], dict[str, type]]] = {
-    "choice": (lambda kind, values, options: Choice(values), {}),
-    "grid": (lambda kind, values, options: Choice(values), {}),
-    "uniform": (_range, {}),
-    "loguniform": (_range, {}),
-    "int": (_range, {"step": int, "log": bool}),
-    "layers": (lambda kind, values, options: Subset(values, **options), {"least": int, "most": int}),
-}
-KIND_OF_VALUE = {int: "a whole number", bool: "true or false"}
+    if not isinstance(values, list):
+        raise ValueError(f"has {kind}: {values!r}: give a list")
+    if domain is not Number:
+        return domain(values, **options)
+    if len(values) != 2 or not all(map(is_number, values)):
+        raise ValueError(f"has {kind}: {values}: give the lowest and the highest number")
+    return Number(*values, **{"log": kind == "loguniform", "whole": kind == "int", **options})
 
 
 def sentence(text: str) -> str:
@@ -293,7 +273,6 @@ class Space:
 
     def edges(self) -> list[dict[str, Any]]:
         """Points that between them have every edge of every key, and as few as can be."""
-        columns: list[Sequence[Any]] = [domain.edges() for domain in self.domains.values()]
-        length = max(map(len, columns))
-        rows = zip(*(itertools.islice(itertools.cycle(column), length) for column in columns))
+        columns = [domain.edges() for domain in self.domains.values()]
+        rows = zip(*(itertools.islice(itertools.cycle(column), max(map(len, columns))) for column in columns))
         return [dict(zip(self.domains, row)) for row in rows]

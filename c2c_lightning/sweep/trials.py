@@ -31,7 +31,7 @@ from typing_extensions import TypedDict
 
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.files import checked, cut_unfinished_line, read_json_lines, read_yaml, write_whole
-from c2c_lightning.runs import PROGRESS_FILE, SUMMARY_FILE, TRIAL_FILE
+from c2c_lightning.runs import PROGRESS_FILE, TRIAL_FILE
 from c2c_lightning.sweep.configuration import merge
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.space import Space
@@ -39,6 +39,7 @@ from c2c_lightning.sweep.space import Space
 JOURNAL, STUDY = "optuna.journal", "sweep"
 STATUS, FORMAT = "status", "format"
 VERSION = 2  # of what the study has beside Optuna's own
+DIRECTION = {"max": "maximize", "min": "minimize"}
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 JUDGED: tuple[State, ...] = ("finished", "stopped")
 ENDED: tuple[State, ...] = (*JUDGED, "failed")
@@ -63,13 +64,6 @@ class Row(TypedDict):
     max_steps: Annotated[int, Field(gt=0)]
     metrics: dict[str, float | None]
     gates: list[dict[str, dict[str, float]]]
-
-
-class Operation(TypedDict):
-    """A line of Optuna's journal, as far as it can be checked without Optuna."""
-
-    op_code: int
-    worker_id: str
 
 
 @dataclass
@@ -116,11 +110,6 @@ class Trial:
         return self.progress[-1]["max_steps"] if self.progress else None
 
     @property
-    def has_result(self) -> bool:
-        """Whether it has been trained to its end. A process that was asked to stop may also exit with 0."""
-        return (self.folder / SUMMARY_FILE).exists()
-
-    @property
     def seconds(self) -> float | None:
         """How long it was trained, pauses aside: from every start to the last validation that stems from it."""
         seconds = 0.0
@@ -142,18 +131,14 @@ class Trial:
         if now is None:
             return left
         # This clock also ran while nothing was trained: believe it no further than to the next validation.
-        interval = self.step - (self.progress[-2]["step"] if len(self.progress) > 1 else 0)
+        before, last = ([0] + [row["step"] for row in self.progress])[-2:]
         since = max(0.0, now - max(self.starts[-1], self.progress[-1]["time"]))
-        return max(0.0, left - min(since, pace * interval))
+        return max(0.0, left - min(since, pace * (last - before)))
 
     def score(self, metric: str) -> float | None:
         """The metric at the last validation; None if it was not reported or is not finite."""
         value = self.progress[-1]["metrics"].get(metric) if self.progress else None
         return value if value is not None and math.isfinite(value) else None
-
-    def has_score(self, metric: str) -> bool:
-        """Whether it has ended with a score, on time or early."""
-        return self.state in JUDGED and self.score(metric) is not None
 
     @property
     def num_open(self) -> float | None:
@@ -189,11 +174,9 @@ class Trials:
     def __init__(self, folder: Path, sweep: Sweep):
         self.folder, self.sweep, self.space = folder, sweep, Space(sweep.space)
         self.study = open_study(folder, sweep.mode)
-        self.known: dict[int, Trial] = {}
-        for frozen in self.study.get_trials():
-            if STATUS in frozen.user_attrs:
-                self.known[frozen.number] = self._read(frozen)
-        self.open: list[FrozenTrial] = []
+        begun = [frozen for frozen in self.study.get_trials() if STATUS in frozen.user_attrs]
+        self.known: dict[int, Trial] = {frozen.number: self._read(frozen) for frozen in begun}
+        self.open: list[int] = []  # numbers of those to be handed out again
 
     def resume(self) -> list[Trial]:
         """Prepares the study for a driver: trials that were cut off or failed are open, to be handed out again.
@@ -203,29 +186,29 @@ class Trials:
         """
         for trial in self.known.values():
             trial.config()  # before anything starts, if it is damaged
-        space, sweep = self.space, self.sweep
         # Optuna's own GridSampler cannot be asked for one trial after the other.
-        points = space.grid() if sweep.search == "grid" else sweep.first
+        points = self.space.grid() if self.sweep.search == "grid" else self.sweep.first
         for point in points[len(self.study.trials) :]:  # the kill of a driver may have come in between
-            self.study.enqueue_trial(space.encode(point))
-        begun = sum(trial.state != TrialState.WAITING for trial in self.study.trials)
+            self.study.enqueue_trial(self.space.encode(point))
         # A sampler that is made anew would draw the same again.
-        self.study.sampler = _sampler(sweep, (sweep.seed + begun) % 2**32)
+        self.study.sampler = _sampler(self.sweep, (self.sweep.seed + self._begun()) % 2**32)
         failed = []
-        for frozen in self.study.get_trials(states=(TrialState.RUNNING,)):
-            trial = self.known.get(frozen.number)
+        for number in (frozen.number for frozen in self.study.get_trials(states=(TrialState.RUNNING,))):
+            trial = self.known.get(number)
             if trial is not None and trial.state in JUDGED:
                 self._tell(trial)  # the driver was killed before it could
                 continue
-            self.open.append(frozen)
+            self.open.append(number)
             if trial is not None and trial.state == "failed":
                 failed.append(self.note(trial, "waiting", f"tried again; it had failed: {trial.reason}"))
         return failed
 
+    def _begun(self) -> int:
+        return sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+
     def left(self) -> int:
         """How many are still to be handed out."""
-        begun = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        return max(0, (self.sweep.trials or 0) - len(begun)) + len(self.open)
+        return max(0, (self.sweep.trials or 0) - self._begun()) + len(self.open)
 
     def unended(self) -> list[Trial]:
         """Those that have been begun and have not ended."""
@@ -234,7 +217,7 @@ class Trials:
     def next(self) -> Trial | None:
         """A trial to run: first those that were cut off or failed, then what the sampler suggests; None for no more."""
         if self.open:
-            asked = reopened(self.study, self.open.pop(0))
+            asked = self._asked(self.open.pop(0))
         elif self.left():
             asked = self.study.ask()
         else:
@@ -263,7 +246,7 @@ class Trials:
         trial.ended = time.time() if state in ENDED else None
         trial.refresh()
         status = {name: getattr(trial, name) for name in Status.__annotations__}
-        self._asked(trial).set_user_attr(STATUS, status)
+        self._asked(trial.number).set_user_attr(STATUS, status)
         if state in JUDGED:
             self._tell(trial)
         return trial
@@ -290,8 +273,9 @@ class Trials:
     def _folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:03d}"
 
-    def _asked(self, trial: Trial) -> optuna.Trial:
-        return reopened(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+    def _asked(self, number: int) -> optuna.Trial:
+        """Optuna's trial, which has not ended, to be written to."""
+        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
 
     def _tell(self, trial: Trial) -> None:
         score = trial.score(self.sweep.metric)
@@ -300,7 +284,7 @@ class Trials:
             return
         # The sampler learns from the last value, and from how far the trial came; without a score it is a bad one.
         if trial.step not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-            self._asked(trial).report(math.nan if score is None else score, trial.step)
+            self._asked(trial.number).report(math.nan if score is None else score, trial.step)
         self.study.tell(trial.number, state=TrialState.PRUNED)
 
 
@@ -317,15 +301,10 @@ def open_study(folder: Path, mode: str) -> optuna.Study:
     file = folder / JOURNAL
     if file.exists():
         cut_unfinished_line(file, "the study")
-        read_json_lines(file, Operation, "the study", REMEDY)
+        read_json_lines(file, dict[str, Any], "the study", REMEDY)
     try:
         storage = JournalStorage(JournalFileBackend(str(file)))
-        known = [study.study_name for study in optuna.get_all_study_summaries(storage, include_best_trial=False)]
-        if STUDY in known:
-            study = optuna.load_study(study_name=STUDY, storage=storage)
-        else:
-            direction = "maximize" if mode == "max" else "minimize"
-            study = optuna.create_study(storage=storage, study_name=STUDY, direction=direction)
+        study = optuna.create_study(storage=storage, study_name=STUDY, direction=DIRECTION[mode], load_if_exists=True)
         if not study.get_trials(deepcopy=False):
             study.set_user_attr(FORMAT, VERSION)
         version = study.user_attrs.get(FORMAT)
@@ -348,11 +327,6 @@ def _sampler(sweep: Sweep, seed: int) -> optuna.samplers.BaseSampler:
     # A third at random, ten at most; trials that still run count as bad, so that neighbours are not tried at once.
     at_random = min(10, max(3, (sweep.trials or 0) // 3))
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=at_random, constant_liar=True)
-
-
-def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
-    """A trial that has not ended, to be written to."""
-    return optuna.Trial(study, frozen._trial_id)
 
 
 def read_progress(folder: Path) -> list[Row]:

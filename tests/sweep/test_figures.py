@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from c2c_lightning.sweep.figures import draw_figures, draw_front, draw_gates_of, drawing, pareto_front
+from c2c_lightning.sweep.figures import (
+    distribution,
+    draw_figures,
+    draw_front,
+    draw_gates,
+    drawing,
+    pareto_front,
+)
+from c2c_lightning.sweep.labels import plain_parameters
 from c2c_lightning.sweep.results import ranking
-from c2c_lightning.sweep.study import distribution, plain_parameters
 from tests.sweep.invented import METRIC, big_sweep, gates, nano_sweep, trial
 
 
@@ -97,7 +104,7 @@ def test_the_heat_map_shows_open_closed_and_not_mapped():
     worst.progress[-1]["gates"] = [{"keys": {"1": 0.5, "2": 1.0}}]
     trials = ranking([worst, best], METRIC, "max")
     with drawing():
-        axes = draw_gates_of(trials, METRIC, "max").axes
+        axes = draw_gates(trials, METRIC, "max").axes
     keys, values = (axis.images[0].get_array() for axis in axes[:2])
     white = np.ones(3)
     np.testing.assert_array_equal(keys[..., 3], [[1, 0], [1, 1], [0, 1]])  # seen where mapped; layers upwards

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.sweep.halving import Halving
+from c2c_lightning.sweep.scheduling import Halving
 from c2c_lightning.sweep.settings import Asha
 from c2c_lightning.sweep.trials import Trial
 

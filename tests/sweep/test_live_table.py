@@ -116,14 +116,14 @@ def test_in_a_log_each_change_has_one_line_and_the_table_comes_last():
     with LiveTable(METRIC, "max", console=console) as live:
         # Reported before the sweep was resumed, which is not told again.
         one, other = trial(0, 0.25, state="running", step=50), trial(1, state="waiting")
-        live.update([one, other])
-        live.update([one, other])
+        live.show([one, other])
+        live.show([one, other])
         one.progress += trial(0, 0.5, step=100).progress
-        live.update([one, other])
+        live.show([one, other])
         one.progress += trial(0, 0.75).progress
         one.state = "finished"
         other.state, other.reason = "failed", "it [ended]"
-        live.update([one, other])
+        live.show([one, other])
         lines = console.file.getvalue().splitlines()
     assert lines == [
         "trial 000: running with lr 0.001",
@@ -138,8 +138,8 @@ def test_in_a_log_each_change_has_one_line_and_the_table_comes_last():
 def test_on_a_terminal_the_table_is_redrawn():
     console = Console(file=io.StringIO(), width=100, height=24, force_terminal=True, color_system=None)
     with LiveTable(METRIC, "max", console=console) as live:
-        live.update([trial(0, 0.5, state="running", step=100)])
-        live.update([trial(0, 0.75)])
+        live.show([trial(0, 0.5, state="running", step=100)])
+        live.show([trial(0, 0.75)])
     text = console.file.getvalue()
     assert text.index("50.0%") < text.index("75.0%")
     assert "trial 000:" not in text

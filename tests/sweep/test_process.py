@@ -15,10 +15,11 @@ from c2c_lightning.sweep.process import (
     LOCK,
     LOG,
     FolderBusy,
-    TrainingProcess,
     held,
     is_free,
     log_tail,
+    start_training,
+    stop_training,
     wait_until_free,
 )
 from tests.sweep.sweeps import is_alive, wait_for
@@ -27,9 +28,9 @@ HELP = ["--help"]
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 
 
-def start(arguments: list[str], *folders: Path, cpus: float = 1.0) -> TrainingProcess:
+def start(arguments: list[str], *folders: Path, cpus: float = 1.0) -> subprocess.Popen:
     with held(folders) as locks:
-        return TrainingProcess(arguments, locks, PROJECT, cpus)
+        return start_training(arguments, locks, PROJECT, cpus)
 
 
 def test_it_is_none_of_the_ranks_of_the_job_around_it(tmp_path, monkeypatch):
@@ -37,8 +38,8 @@ def test_it_is_none_of_the_ranks_of_the_job_around_it(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "4")
     monkeypatch.setenv("C2C_KEPT", "5")
     started = start(HELP, tmp_path, cpus=2)
-    names = Path(f"/proc/{started.process.pid}/environ").read_bytes().split(b"\0")
-    started.process.wait()
+    names = Path(f"/proc/{started.pid}/environ").read_bytes().split(b"\0")
+    started.wait()
     assert not [name for name in names if name.startswith((b"LOCAL_RANK", b"WORLD", b"MASTER", b"SLURM", b"TORCHEL"))]
     assert {b"C2C_KEPT=5", b"OMP_NUM_THREADS=2"} <= set(names)
     assert "python -m c2c_lightning COMMAND" in log_tail(tmp_path)
@@ -50,20 +51,20 @@ def test_a_folder_is_busy_as_long_as_its_process_lives(tmp_path):
     assert not is_free(tmp_path)
     assert wait_until_free([tmp_path], 0.0) == [tmp_path]
     assert wait_until_free([tmp_path], 60.0) == []
-    assert started.returncode() == 0 or started.process.wait() == 0
+    assert started.wait(60.0) == 0
 
 
 def test_who_waits_for_a_folder_says_for_whom_and_gives_up_in_the_end(tmp_path):
     started = start(HELP, tmp_path)
-    os.kill(started.process.pid, signal.SIGSTOP)
-    with pytest.raises(FolderBusy, match=f"process {started.process.pid} on "), held([tmp_path], seconds=1.0):
+    os.kill(started.pid, signal.SIGSTOP)
+    with pytest.raises(FolderBusy, match=f"process {started.pid} on "), held([tmp_path], seconds=1.0):
         pass
     waits, gives_up = log_tail(tmp_path).splitlines()
-    assert waits.startswith(f"waiting for process {started.process.pid} on ")
-    assert gives_up.startswith(f"gave up waiting for process {started.process.pid} on ")
-    os.kill(started.process.pid, signal.SIGCONT)
+    assert waits.startswith(f"waiting for process {started.pid} on ")
+    assert gives_up.startswith(f"gave up waiting for process {started.pid} on ")
+    os.kill(started.pid, signal.SIGCONT)
     with held([tmp_path]):
-        assert started.process.wait(10.0) == 0
+        assert started.wait(10.0) == 0
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -87,10 +88,10 @@ def test_several_trials_of_one_process_share_its_log_and_are_all_busy(tmp_path):
     started = start(HELP, *folders)
     assert not is_free(folders[0])
     assert not is_free(folders[1])
-    started.process.wait()
+    started.wait()
     assert log_tail(folders[0]) == log_tail(folders[1]) != ""
     # By itself afterwards, it has a log of its own again.
-    start(["nonsense"], folders[1]).process.wait()
+    start(["nonsense"], folders[1]).wait()
     assert "nonsense" in log_tail(folders[1])
     assert "nonsense" not in log_tail(folders[0])
 
@@ -101,11 +102,11 @@ def test_it_ends_when_its_parent_is_killed(tmp_path, when):
     starter = """
 import sys, time
 from pathlib import Path
-from c2c_lightning.sweep.process import TrainingProcess, held
+from c2c_lightning.sweep.process import held, start_training
 
 with held([Path(sys.argv[1])]) as locks:
     arguments = ["fit", "--config", "conf/base.yaml", "--trainer.default_root_dir", sys.argv[1]]
-    print(TrainingProcess(arguments, locks, Path.cwd()).process.pid, flush=True)
+    print(start_training(arguments, locks, Path.cwd()).pid, flush=True)
 time.sleep(600)
 """
     (tmp_path / "run").mkdir()
@@ -150,8 +151,8 @@ def test_stopping_ends_the_whole_group(tmp_path, monkeypatch):
     started = start(["fit", "--config", "conf/base.yaml"], tmp_path / "run")
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it started another one")
     other = int((tmp_path / "pid").read_text())
-    os.kill(started.process.pid, signal.SIGKILL)
-    started.process.wait()
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
     assert is_alive(other)
-    started.stop()
+    stop_training(started)
     wait_for(lambda: not is_alive(other), "the other one ended", seconds=10.0)

@@ -10,15 +10,15 @@ import yaml
 
 from c2c_lightning.cli import fit as fit_cli
 from c2c_lightning.sweep.configuration import merge
-from c2c_lightning.sweep.results import best_trial, write_best, write_csv
+from c2c_lightning.sweep.results import ranking, write_best, write_csv
 from tests.sweep.invented import METRIC, nano_sweep, trial
 
 PROJECT = Path(__file__).parents[2]
 
 
 def best(*trials, mode="max"):
-    found = best_trial(trials, METRIC, mode)
-    return None if found is None else found.number
+    ranked = ranking(trials, METRIC, mode)
+    return ranked[0].number if ranked else None
 
 
 def test_the_best_finished_trial_wins():

@@ -1,4 +1,4 @@
-"""What a runner does with what it finds in its trials' folders."""
+"""What a runner does with what it finds in its trials' folders, and Ray that does not start or has no room."""
 
 import json
 import threading
@@ -6,9 +6,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+import ray
+from ray.util import placement_group
+
+from c2c_lightning.errors import UserError
 from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.sweep.process import held, log_tail
-from c2c_lightning.sweep.runner import GROUP_FILE, Runner, arguments, clear_false_start, origin
+from c2c_lightning.sweep.runner import GROUP_FILE, Runner, arguments, clear_false_start, cluster, origin, room_for
+from c2c_lightning.sweep.settings import Resources
 from tests.sweep.sweeps import wait_for
 
 ROW = {"time": 0.0, "step": 5, "max_steps": 10, "metrics": {"val/loss": 0.5}, "gates": []}
@@ -105,3 +111,25 @@ def test_a_runner_that_was_stopped_begins_nothing(tmp_path):
     runner.stop()
     assert runner.train([str(tmp_path)], str(PROJECT), 1.0) == []
     assert not (tmp_path / "log.txt").exists()
+
+
+def test_ray_that_does_not_start_here_is_not_looked_for_at_an_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("too-long-for-a-socket" * 8)))
+    with pytest.raises(UserError, match="Ray does not start on this machine: ") as refusal, cluster(None):
+        pass
+    assert "no Ray cluster answers" not in str(refusal.value)
+
+
+def test_room_is_for_what_the_machines_have_whatever_else_they_run(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray.init(address="local", num_cpus=3, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
+    try:
+        assert placement_group([{"CPU": 3}]).wait(30)
+        rooms = {demand: room_for(Resources(*demand)) for demand in [(1, 0), (2, 0), (0.1, 0), (1, 1), (0.1, 0.2)]}
+        assert rooms == {(1, 0): 3, (2, 0): 1, (0.1, 0): 30, (1, 1): 1, (0.1, 0.2): 5}
+        with pytest.raises(UserError, match="the largest of the cluster's 1 has 3 and 1"):
+            room_for(Resources(4, 0))
+        assert room_for(Resources(4, 0, autoscaling=True)) == 1
+    finally:
+        ray.shutdown()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from c2c_lightning.sweep.seeds import draw_over_seeds, over_seeds, write_over_seeds
+from c2c_lightning.sweep.results import draw_over_seeds, over_seeds, write_over_seeds
 from tests.sweep.invented import METRIC, trial
 
 C2C = {1: 0.90, 2: 0.92, 3: 0.97}

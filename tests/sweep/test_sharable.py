@@ -1,13 +1,10 @@
-"""Which trials can share their prefill is known without a model being loaded."""
+"""Which trials can share their prefill is told by their configurations."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from c2c_lightning.sweep.sharable import differing_keys, sharable_key
+from c2c_lightning.sweep.configuration import differing_keys, sharable_key
 
 CONFIG = {
     "seed_everything": 42,
@@ -69,6 +66,8 @@ def test_loggers_may_name_their_runs():
     assert differing_keys([first, second]) == ["trainer.logger.init_args.experiment"]
 
 
-def test_nothing_heavy_is_imported_for_it():
-    code = "import sys, c2c_lightning.sweep.sharable; assert not {'torch', 'lightning', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
+def test_several_loggers_may_name_their_runs_each():
+    named = [[{"class_path": "CSVLogger", "init_args": {"save_dir": n}}, {"class_path": "Other"}] for n in "ab"]
+    assert differing_keys([changed("trainer.logger", loggers) for loggers in named]) == []
+    named[1][1]["class_path"] = "Another"
+    assert differing_keys([changed("trainer.logger", loggers) for loggers in named]) == ["trainer.logger.1.class_path"]

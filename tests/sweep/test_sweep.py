@@ -9,8 +9,8 @@ import yaml
 
 from c2c_lightning.cli.sweep import build, read_sweep
 from c2c_lightning.errors import UserError
-from c2c_lightning.sweep.cluster import cluster
 from c2c_lightning.sweep.process import is_free
+from c2c_lightning.sweep.runner import cluster
 from tests.sweep.sweeps import Workspace
 from tests.training.runs import BASE
 

@@ -81,8 +81,8 @@ def test_runs_that_trials_began_themselves_while_the_store_was_away_are_below_th
     trials.resume()
     one = trials.next()
     with tracked(folder, SWEEP) as tracker:
-        assert tracker.tracker.run_id is None
-        tracker.begin_trial(one, "000 layers=all")
+        assert tracker.run_id is None
+        tracker.begin_trial(one)
         tracker.note(trials.note(one, "running"))
         start()
         fit = MLflowTracker(run_name="000")

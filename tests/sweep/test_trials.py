@@ -281,7 +281,7 @@ def test_what_is_damaged_is_named_and_left_as_it_is(resume, tmp_path, name):
 @pytest.mark.parametrize("status", [[], {"state": "asleep"}, {"state": "failed"}])
 def test_a_status_that_is_none_is_named_with_its_trial(resume, status):
     trials = resume()
-    trials._asked(trials.next()).set_user_attr("status", status)
+    trials._asked(trials.next().number).set_user_attr("status", status)
     with pytest.raises(UserError, match=r"the study .*trial 0 is damaged"):
         resume()
 
