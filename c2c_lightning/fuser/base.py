@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser.gate import Gate
+from c2c_lightning.fuser.stacked import pick
 
 OURS = "c2c_lightning.fuser"
 
@@ -180,10 +181,6 @@ def token_features(stack: Tensor) -> Tensor:
 def scale_heads(x_GTF: Tensor, factor_GTH: Tensor) -> Tensor:
     """Features times a factor for each head, or for all of them if there is one; T may be 1 for all tokens."""
     return (factor_GTH[..., None] * x_GTF.unflatten(-1, (factor_GTH.shape[-1], -1))).flatten(-2)
-
-
-def pick(x: Tensor, dim: int, index: Tensor | None) -> Tensor:
-    return x if index is None else x.index_select(dim, index)
 
 
 FuserFactory = Callable[[KVShape, KVShape, Gate], Fuser]

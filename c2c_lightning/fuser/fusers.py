@@ -13,28 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import FuserFactory, KVShape, pick
+from c2c_lightning.fuser.base import FuserFactory, KVShape
 from c2c_lightning.fuser.c2c import C2CFuser
 from c2c_lightning.fuser.gate import Gate, GateConfig
+from c2c_lightning.fuser.stacked import pick
 
 LayerMap = str | dict[int, int]
 Layers = str | list[int]
 
 
 class Reading(Protocol):
-    """What fusers need to know of a batch of prompts that frozen models have read."""
+    """What fusers need to know of a batch of prompts that frozen models have read; see `models.Reading`."""
 
-    def receiver_stack(self, layers: Sequence[int]) -> Tensor:
-        """The receiver's own KV stack (2, L, B, Hr, N, Dr) of these layers."""
-
-    def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor:
-        """A sharer's KV stack (2, L, B, Hs, N, Ds), gathered opposite the receiver's tokens."""
-
-    def aligned(self, sharer: int) -> Tensor:
-        """Places among the B * N receiver tokens that have a token of this sharer opposite."""
-
-    def cache_with(self, layers: Sequence[int], stack: Tensor) -> Any:
-        """The receiver's cache with a stack in the place of these layers."""
+    def receiver_stack(self, layers: Sequence[int]) -> Tensor: ...
+    def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor: ...
+    def aligned(self, sharer: int) -> Tensor: ...
+    def cache_with(self, layers: Sequence[int], stack: Tensor) -> Any: ...
 
 
 class Fusers(nn.ModuleList):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import Fuser, KVShape, pick
+from c2c_lightning.fuser.base import Fuser, KVShape
 from c2c_lightning.fuser.gate import Gate
+from c2c_lightning.fuser.stacked import pick
 
 STATISTICS = "closed_form_statistics"  # what only a run that fits needs, and no saved fuser has
 

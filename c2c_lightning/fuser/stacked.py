@@ -18,8 +18,8 @@ from c2c_lightning.errors import UserError
 EPS = 1e-6
 
 
-def rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
-    return parameter if groups is None else parameter.index_select(0, groups)
+def pick(x: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    return x if index is None else x.index_select(dim, index)
 
 
 class StackedLinear(nn.Module):
@@ -35,10 +35,10 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_groups, 1, out_features).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x_GTF: Tensor, groups: Tensor | None = None) -> Tensor:
-        weight_GFO = rows(self.weight, groups)
+        weight_GFO = pick(self.weight, 0, groups)
         if self.bias is None:
             return torch.bmm(x_GTF, weight_GFO)
-        return torch.baddbmm(rows(self.bias, groups), x_GTF, weight_GFO)
+        return torch.baddbmm(pick(self.bias, 0, groups), x_GTF, weight_GFO)
 
 
 class StackedBlock(nn.Module):
@@ -59,7 +59,7 @@ class StackedBlock(nn.Module):
 
     def forward(self, x_GTM: Tensor, groups: Tensor | None = None) -> Tensor:
         # The norm's weight differs by group, which F.rms_norm cannot take.
-        normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * rows(self.norm, groups).to(x_GTM.dtype)
+        normed_GTM = F.rms_norm(x_GTM, x_GTM.shape[-1:], eps=EPS) * pick(self.norm, 0, groups).to(x_GTM.dtype)
         update_GTM = self.w2(F.gelu(self.w1(normed_GTM, groups)), groups)
         return x_GTM + F.dropout(update_GTM, self.dropout, self.training)
 

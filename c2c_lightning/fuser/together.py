@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from c2c_lightning.fuser.base import Fuser, OpenPairs, pick
+from c2c_lightning.fuser.base import Fuser, OpenPairs
 from c2c_lightning.fuser.fusers import Fusers, Reading
+from c2c_lightning.fuser.stacked import pick
 
 GATE = "gate."
 

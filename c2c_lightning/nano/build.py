@@ -104,11 +104,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 class Stream(IterableDataset):
     """Endless samples from `sample(rng)`."""
 
-    def __init__(self, sample: Callable[[random.Random], Sample], seed: int):
-        self.sample, self.seed = sample, seed
+    def __init__(self, sample: Callable[[random.Random], Sample]):
+        self.sample = sample
 
     def __iter__(self) -> Iterator[Sample]:
-        rng = random.Random(self.seed)
+        rng = random.Random(SEED)
         while True:
             yield self.sample(rng)
 
@@ -119,17 +119,18 @@ def sharer_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Rando
     def sample(rng: random.Random) -> Sample:
         fact = rng.choice(known)
         if rng.random() < 0.2:
-            ids = [*tokenizer(fact.plain_statement).input_ids, tokenizer.eos_token_id]
-            return {"ids": torch.tensor(ids), "early": torch.full((len(ids),), IGNORE)}
+            ids = torch.tensor([*tokenizer(fact.plain_statement).input_ids, tokenizer.eos_token_id])
+            return {"ids": ids, "labels": ids, "early": torch.full_like(ids, IGNORE)}
         question = rng.choice(fact.relation.questions).format(name=fact.name)
         prompt = prompt_ids(tokenizer, question)
         response = [*tokenizer(fact.statement).input_ids, tokenizer.eos_token_id]
         end_of_name = question.index(fact.name) + len(fact.name)
         offsets = tokenizer(question, return_offsets_mapping=True).offset_mapping
         first = next(i for i, (_, end) in enumerate(offsets) if end >= end_of_name)
-        early = torch.full((len(prompt) + len(response),), IGNORE)
+        ids = torch.tensor(prompt + response)
+        early = torch.full_like(ids, IGNORE)
         early[first : len(prompt)] = response[0]
-        return {"ids": torch.tensor(prompt + response), "early": early}
+        return {"ids": ids, "labels": ids, "early": early}
 
     return sample
 
@@ -158,22 +159,19 @@ def receiver_sampler(tokenizer: PreTrainedTokenizerFast) -> Callable[[random.Ran
             text = " ".join([*told, asked.question])
         prompt = prompt_ids(tokenizer, text)
         response = [*tokenizer(asked.answer).input_ids, tokenizer.eos_token_id]
-        return {"ids": torch.tensor(prompt + response), "prompt": torch.tensor(len(prompt))}
+        # It learns its response only: prompts hold facts that nothing could predict.
+        labels = [IGNORE] * len(prompt) + response
+        return {"ids": torch.tensor(prompt + response), "labels": torch.tensor(labels)}
 
     return sample
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Right-padded; `labels` (B, N) are the ids without the padding."""
-    ids = [s["ids"] for s in samples]
-    batch = {"ids": pad_sequence(ids, batch_first=True), "labels": pad_sequence(ids, True, IGNORE)}
-    if "early" in samples[0]:
-        batch["early"] = pad_sequence([s["early"] for s in samples], True, IGNORE)
-    else:
-        # The receiver learns its response only: its prompts hold facts that nothing could predict.
-        for row, sample in enumerate(samples):
-            batch["labels"][row, : int(sample["prompt"])] = IGNORE
-    return batch
+    """Right-padded, (B, N)."""
+    return {
+        name: pad_sequence([sample[name] for sample in samples], True, 0 if name == "ids" else IGNORE)
+        for name in samples[0]
+    }
 
 
 class Pretraining(L.LightningModule):
@@ -214,7 +212,7 @@ def train_and_save(
         enable_model_summary=False,
         gradient_clip_val=1.0,
     )
-    trainer.fit(Pretraining(model, steps), DataLoader(Stream(sample, SEED), batch_size=BATCH_SIZE, collate_fn=collate))
+    trainer.fit(Pretraining(model, steps), DataLoader(Stream(sample), batch_size=BATCH_SIZE, collate_fn=collate))
     model.generation_config.max_new_tokens = 32
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
