@@ -24,13 +24,10 @@ from c2c_lightning.formats.checkpoint import save
 from c2c_lightning.formats.config import check_config, find_model, mismatch, on_meta, shapes_of
 from c2c_lightning.formats.published_files import (
     CLASS,
-    DEFAULTS,
     DTYPES,
-    GATE,
     MAP_FILE,
     OURS,
     RECIPE_FILE,
-    SHAPES,
     WEIGHTS_FOLDER,
     Recipe,
     layers_and_numbers,
@@ -57,6 +54,10 @@ PREFIXES = {
     "update_blocks.": "proj_mlp2.blocks.",
     "update_head.": "proj_out.",
 }
+# Their words for shapes of caches and for gates, and what is the case where a fuser does not say.
+SHAPES = ("source_dim", "target_dim", "source_num_heads", "target_num_heads")
+GATE = {"initial_temperature": 1.0, "final_temperature": 0.001, "anneal_steps": 1929}
+DEFAULTS = {"hidden_dim": 1024, "intermediate_dim": 1024, "num_layers": 3, "dropout": 0.1, **GATE}
 # Their word for a size of ours.
 SIZES = {"hidden": "hidden_dim", "intermediate": "intermediate_dim", "num_layers": "num_layers", "dropout": "dropout"}
 

@@ -26,9 +26,6 @@ from c2c_lightning.models import Alignment
 CLASS = "C2CProjector"
 OURS = "c2c_lightning"  # the section of a recipe in which an export says what the format has no place for
 MAP_FILE, RECIPE_FILE, WEIGHTS_FOLDER = "projector_config.json", "config.json", "final"
-SHAPES = ("source_dim", "target_dim", "source_num_heads", "target_num_heads")
-GATE = {"initial_temperature": 1.0, "final_temperature": 0.001, "anneal_steps": 1929}
-DEFAULTS = {"hidden_dim": 1024, "intermediate_dim": 1024, "num_layers": 3, "dropout": 0.1, **GATE}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Size = Annotated[int, Field(strict=True, ge=1)]
