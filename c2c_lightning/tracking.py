@@ -8,19 +8,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock
-from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.files import read_json, write_whole
@@ -71,14 +71,7 @@ class MLflowTracker(MLFlowLogger):
         lock = FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if is_file else contextlib.nullcontext()
         try:
             with lock:
-                super().__init__(
-                    experiment_name=experiment,
-                    run_name=run_name,
-                    tracking_uri=uri,
-                    tags=tags,
-                    run_id=run_id,
-                    artifact_location=artifacts,
-                )
+                super().__init__(experiment, run_name, uri, tags, run_id=run_id, artifact_location=artifacts)
         except Exception as error:  # also ImportError, of a database's driver
             raise UserError(f"MLflow cannot use the tracking URI {uri!r}: {first_line(error)}") from error
         self.tracking_uri = uri
@@ -94,9 +87,8 @@ class MLflowTracker(MLFlowLogger):
     def begin(self, folder: Path | None = None) -> None:
         """Opens the run, or reopens the one that is continued.
 
-        Args:
-            folder: of the run, where `mlflow.json` is left as soon as MLflow's run is there, so that whoever takes
-                the folder up again, after whatever end, goes on with it; the run then ends with this process.
+        In the run's folder `mlflow.json` is left as soon as MLflow's run is there, so that whoever takes the folder up
+        again, after whatever end, goes on with it. A run with a folder ends with this process.
         """
         if self._begun:
             return
@@ -211,14 +203,17 @@ class MLflowTracker(MLFlowLogger):
                 del self._actions[0]
             while self._metrics:
                 part = self._metrics[:MAX_METRICS]
-                if not self._attempt(lambda client, part=part: client.log_batch(self._run_id, metrics=part)):
-                    self._deliver_singly(part)
+                if not self._attempt(self._logging(part)):  # of a batch that is refused the valid ones get in singly
+                    self._refused += [metric for metric in part if not self._attempt(self._logging([metric]))]
                 del self._metrics[: len(part)]
         except Exception as error:  # whatever a client, driver or server makes of it
             self._silent_until = time.monotonic() + RETRY_SECONDS
             rank_zero_warn(f"MLflow at {self.tracking_uri} is out of reach; the run goes on. ({first_line(error)})")
             return
         self._deliver_artifacts()
+
+    def _logging(self, metrics: list[Metric]) -> Action:
+        return lambda client: client.log_batch(self._run_id, metrics=metrics)
 
     def _attempt(self, action: Action) -> bool:
         """Whether the store took it; False if it never will, because what is sent is invalid; raises otherwise."""
@@ -230,12 +225,6 @@ class MLflowTracker(MLFlowLogger):
             rank_zero_warn(f"MLflow at {self.tracking_uri} refused a record: {first_line(error)}")
             return False
         return True
-
-    def _deliver_singly(self, metrics: list[Metric]) -> None:
-        """Metrics of a batch that was refused as a whole: those that are valid get in."""
-        for metric in metrics:
-            if not self._attempt(lambda client, metric=metric: client.log_batch(self._run_id, metrics=[metric])):
-                self._refused.append(metric)
 
     def _deliver_artifacts(self) -> None:
         """One that fails goes to the end of the queue; where several fail in a row, all wait."""
@@ -274,22 +263,15 @@ class MLflowTracker(MLFlowLogger):
         return client
 
 
-@dataclass
-class Noted:
-    """What `mlflow.json` holds."""
+class Noted(TypedDict):
+    """What `mlflow.json` holds, by which a run is continued."""
 
     tracking_uri: str
     run_id: str
 
 
-class Logged(Protocol):
-    """A trainer, or whatever else has loggers."""
-
-    loggers: Sequence[Logger]
-
-
-def find_tracker(run: Logged) -> MLflowTracker | None:
-    """A run's MLflow logger, if it has one."""
+def find_tracker(run: Any) -> MLflowTracker | None:
+    """The MLflow logger among the `loggers` of a trainer or run, if it has one."""
     return next((logger for logger in run.loggers if isinstance(logger, MLflowTracker)), None)
 
 
@@ -301,8 +283,8 @@ def note_tracking(tracker: MLflowTracker, folder: Path) -> None:
 
 
 def noted_tracking(folder: Path) -> dict[str, str]:
-    """What `note_tracking` left: `tracking_uri` and `run_id`; empty if nothing."""
+    """What `note_tracking` left; empty if nothing."""
     file = folder / MLFLOW_FILE
     if not file.exists():
         return {}
-    return vars(read_json(file, Noted, "MLflow's note", "Remove it, and a new MLflow run is begun."))
+    return read_json(file, Noted, "MLflow's note", "Remove it, and a new MLflow run is begun.")
