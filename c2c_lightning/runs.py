@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,30 +53,19 @@ def cut_off_early(run: Path) -> bool:
     return (run / CONFIG_FILE).exists() and not any(path.exists() for path in left)
 
 
-def new_folder(parent: Path = RUNS, name: str = "", claim: bool = True) -> Path:
+def new_folder(parent: Path = RUNS, name: str = "") -> Path:
     """A folder of this moment's own, made here and now, so that no other process takes the same.
 
-    Args:
-        parent: where it is.
-        name: what comes after the moment.
-        claim: False to name it only.
-
-    Raises:
-        UserError: it cannot be made.
+    The name comes after the moment. Raises UserError if it cannot be made.
     """
-    first = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}{name and '-'}{name}"
-    folder, number = first, 2
-    while True:
+    first = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{name and '-'}{name}"
+    for number in count(1):
+        folder = parent / (first if number == 1 else f"{first}-{number}")
+        make_folder(parent, "the folder of runs")
         try:
-            if claim:
-                make_folder(parent, "the folder of runs")
-                folder.mkdir()
-            elif folder.exists():
-                raise FileExistsError
+            folder.mkdir()
             return folder
-        except FileExistsError:
-            folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-        except FileNotFoundError:  # another process has just given back the only run in `parent`
+        except (FileExistsError, FileNotFoundError):  # or another process has just given back the only run in `parent`
             continue
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}.") from error
@@ -85,12 +75,8 @@ def new_folder(parent: Path = RUNS, name: str = "", claim: bool = True) -> Path:
 def held(folder: Path, what: str) -> Iterator[None]:
     """Keeps other processes from a folder while it is written to, or until this process ends in whatever way.
 
-    Args:
-        folder: that is written to.
-        what: writes to it, for the message.
-
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, which is probably a `what` too.
     """
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -113,11 +99,7 @@ def give_back(folder: Path) -> None:
 
 
 def make_folder(folder: Path, key: str) -> None:
-    """Makes a folder that a user has named as `key`, before anything is computed for it.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Makes a folder that a user has named as `key`, before anything is computed for it; a UserError if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

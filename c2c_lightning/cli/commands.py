@@ -8,12 +8,11 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jsonargparse import set_parsing_settings
 
-from c2c_lightning.cli.keys import check_keys
-from c2c_lightning.cli.parser import CommandParser
+from c2c_lightning.cli.parser import CommandParser, check_keys
 from c2c_lightning.errors import UserError, meant, told
 
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
@@ -23,7 +22,7 @@ COMMANDS = {
     "validate": ("c2c_lightning.cli.fit:run", "validate a checkpoint"),
     "sweep": ("c2c_lightning.cli.sweep:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.cli.test:run", "say what a fuser's cache communication gave, with controls"),
-    "consolidate": ("c2c_lightning.training.consolidation:consolidate", "make a sharded checkpoint one file"),
+    "consolidate": ("c2c_lightning.training.checkpoints:consolidate", "make a sharded checkpoint one file"),
     "convert": ("c2c_lightning.formats.fuser_folder:convert", "import a published fuser, or export one of ours"),
     "report": ("c2c_lightning.evaluation.report.comparison:compare_runs", "lay several evaluations side by side"),
     "lm-eval": ("c2c_lightning.evaluation.harness:lm_eval_command", "run tasks of lm-evaluation-harness on a fuser"),
@@ -34,9 +33,8 @@ OWN_PARSER = ("sweep",)
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command that the arguments, or what was typed, name; whatever goes wrong ends in one message."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    for message in ("LeafSpec", "does not have many workers", "in eval mode at the start of training"):
+        warnings.filterwarnings("ignore", message=f".*{message}")
     # Lightning advertises its own tracker and registry at every start.
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: not re.search("litlogger|litmodels", record.getMessage()))
@@ -53,13 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(command: str, typed: list[str], args: Sequence[str] | None) -> None:
-    """Hands the arguments to the command.
-
-    Args:
-        command: what the user named.
-        typed: all arguments.
-        args: the same, or None if they are the process's own, which is what LightningCLI expects then.
-    """
+    """Hands what was typed to the command; `args` is None where that is the process's own, as LightningCLI wants it."""
     if command not in COMMANDS:
         raise UserError(
             f"{command!r} is none of the commands {', '.join(COMMANDS)}. {meant(command, COMMANDS)}".strip()
@@ -70,20 +62,17 @@ def run(command: str, typed: list[str], args: Sequence[str] | None) -> None:
     function = getattr(importlib.import_module(module), name)
     if command in LIGHTNING:
         function(args)
-    elif command in OWN_PARSER:
-        function(typed[typed.index(command) + 1 :])
-    else:
-        call(command, function, typed[typed.index(command) + 1 :])
-
-
-def call(command: str, function: Callable, args: list[str]) -> None:
-    """Calls a function with the arguments that its signature and docstring describe."""
+        return
+    own = typed[typed.index(command) + 1 :]
+    if command in OWN_PARSER:
+        function(own)
+        return
+    # The others are functions whose signature and docstring say what they take; its first argument needs no name.
     parser = CommandParser(prog=f"c2c_lightning {command}", description=COMMANDS[command][1])
     parser.add_function_arguments(function)
-    if args and not args[0].startswith("-"):
-        args = [f"--{next(iter(inspect.signature(function).parameters))}", *args]
-    parsed = parser.parse_args(joined(args))
-    function(**parser.instantiate_classes(parsed).as_dict())
+    if own and not own[0].startswith("-"):
+        own = [f"--{next(iter(inspect.signature(function).parameters))}", *own]
+    function(**parser.instantiate_classes(parser.parse_args(joined(own))).as_dict())
 
 
 def joined(args: list[str]) -> list[str]:

@@ -113,9 +113,9 @@ class C2CCLI(CheckedCLI):
         check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, model.dtype)
 
     def new_folder(self) -> Path:
-        """A folder of the run's own, which the first rank names; the others learn of it when they have met."""
+        """A folder of the run's own, which the first rank makes; the others learn of it when they have met."""
         if rank_zero_only.rank != 0:
-            return new_folder(claim=False)
+            return RUNS / "made-by-the-first-rank"
         folder = new_folder()
         self.at_end.callback(give_back, folder)  # if the run was refused before anything was in it
         return folder

@@ -46,7 +46,8 @@ class CheckedCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand") or ""
         config = self.config.get(command, self.config)
-        check_seed(config.seed_everything)
+        if not 0 <= config.seed_everything < 2**32:
+            raise UserError(f"seed_everything is {config.seed_everything}: give a number from 0 to {2**32 - 1}.")
         check_trainer(config.trainer, trains=command in ("", "fit"))
         check_fuser(config.model.get("fuser"))
 
@@ -57,11 +58,6 @@ class CheckedCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise UserError(user_message(error) or f"trainer: {first_line(error)}") from error
-
-
-def check_seed(seed: bool | int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}.")
 
 
 def check_trainer(trainer: Namespace, trains: bool) -> None:

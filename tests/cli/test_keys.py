@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from c2c_lightning.cli.keys import SECTIONS, arguments, check_keys
+from c2c_lightning.cli.parser import SECTIONS, arguments, check_keys
 
 PLACES = sorted({place for sections in SECTIONS.values() for place in sections.values()})
 
