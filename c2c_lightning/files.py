@@ -61,10 +61,7 @@ def read_json_lines(file: Path, schema: type[T], what: str, remedy: str = "") ->
 def cut_unfinished_line(file: Path, what: str) -> None:
     """Removes a last line that a kill cut off, so that what is added begins a line of its own.
 
-    Only for whoever alone writes to the file.
-
-    Raises:
-        UserError: the file cannot be read or written.
+    Only for whoever alone writes to the file; a UserError if it cannot be read or written.
     """
     content = read_bytes(file, what)
     if content.endswith(b"\n") or not content:
@@ -92,11 +89,7 @@ def checked(value: Any, schema: type[T], where: str, remedy: str = "") -> T:
 
 
 def read_bytes(file: Path, what: str) -> bytes:
-    """A file's content.
-
-    Raises:
-        UserError: it is not there, is a folder, or may not be read.
-    """
+    """A file's content; a UserError if it is not there, is a folder, or may not be read."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -107,8 +100,7 @@ def read_bytes(file: Path, what: str) -> bytes:
 def whole(path: Path) -> Iterator[Path]:
     """Where to write a file that is to be there as a whole or not at all, also after a power cut.
 
-    Raises:
-        UserError: the disk is full, or the folder may not be written to.
+    Raises UserError if the disk is full, or the folder may not be written to.
     """
     # In the same folder: a rename is atomic only within one file system. Two processes must not share a part file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -128,10 +120,7 @@ def whole(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Where to write the files of a folder that belong together, so that a reader sees all of them or is missing one.
 
-    What else is in the folder stays.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be made or written to.
+    What else is in the folder stays. Raises UserError if the disk is full, or the folder may not be written to.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

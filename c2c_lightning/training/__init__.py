@@ -5,7 +5,7 @@ from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run_record import RunRecord
-from c2c_lightning.training.strategies import FSDP1, FSDP2
+from c2c_lightning.training.sharding import FSDP1, FSDP2
 
 __all__ = [
     "FSDP1",

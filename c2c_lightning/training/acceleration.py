@@ -1,4 +1,4 @@
-"""What makes a train step faster or smaller and changes nothing else: compiling, recomputing, keeping freed memory."""
+"""What makes a train step faster or smaller and changes nothing else: compiling, keeping freed memory."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ def compile_parts(communicator: Communicator, parts: Compiled, backend: str = "i
 
     Args:
         communicator: whole, not sharded yet.
-        parts: `fusers`, or `all` for the layers of receiver and sharers too.
+        parts: `fusers`, or `all` for the layers of receiver and sharers too; a UserError for any other word.
         backend: of torch.compile.
-
-    Raises:
-        UserError: `parts` is no such word.
     """
     if parts not in get_args(Compiled):
         raise UserError(f"model.compile is {parts!r}: give {', '.join(get_args(Compiled))}.")
@@ -45,24 +42,12 @@ def compile_parts(communicator: Communicator, parts: Compiled, backend: str = "i
                 layer.compile(backend=backend)
 
 
-def recompute_fusers(communicator: Communicator) -> None:
-    """Has fusers keep nothing for the backward pass but their input, in place: a third more of their FLOPs.
-
-    Their activations are most of what a step keeps: every prompt token has them in every open (part, layer) pair.
-    """
-    for fuser in communicator.fusers:
-        fuser.recomputes = True
-
-
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed memory for the next time, instead of giving it back to the system.
+    """Has glibc keep freed memory for the next time, instead of giving it back to the system; whether it can.
 
     By default each large tensor is a piece of memory that the system clears page by page when it is first written to,
     and takes back when the tensor is freed. Of a wide fuser's gradients alone that is gigabytes in every step: at few
     tokens half of its time.
-
-    Returns:
-        Whether the C library is one that can.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}

@@ -25,11 +25,7 @@ SCALES = (-10.0, 4.0)  # log2 of an update's length by that of the receiver's ca
 
 
 class ClosedForm:
-    """A communicator's fusers that have a closed form; false if there are none.
-
-    Args:
-        communicator: whose fusers are to begin.
-    """
+    """A communicator's fusers that have a closed form, which begin to collect; false if there are none."""
 
     def __init__(self, communicator: Communicator):
         self.communicator = communicator
@@ -46,11 +42,7 @@ class ClosedForm:
         return type(self.fusers[0]).__name__
 
     def check(self, trainer: L.Trainer) -> None:
-        """Called before a strategy takes the fusers over.
-
-        Raises:
-            UserError: the run could not fit them.
-        """
+        """Raises a UserError if the run could not fit them; called before a strategy takes the fusers over."""
         strategy = trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy):
             raise UserError(
@@ -65,11 +57,7 @@ class ClosedForm:
             )
 
     def check_validation(self, trainer: L.Trainer) -> None:
-        """Called when it is known what there is to validate on.
-
-        Raises:
-            UserError: nothing, and so no time to fit.
-        """
+        """Raises a UserError if there is nothing to validate on, and so no time to fit."""
         if not any(trainer.num_val_batches):
             raise UserError(
                 f"model.fuser is {self.name}, which is fitted at each validation, and there is none: "
@@ -103,27 +91,25 @@ class ClosedForm:
                 "there was one alone: train on more data, or set data.init_args.batch_size lower."
             )
         with trainer.precision_plugin.val_step_context():
-            return self._solve_and_scale([batch.to(trainer.strategy.root_device) for batch in self.held_out])
+            for fuser in self.fusers:
+                fuser.solve()
+            solved = [fuser.weight.clone() for fuser in self.fusers]
+            device = trainer.strategy.root_device
+            readings = [self.communicator.read(batch.to(device)) for batch in self.held_out]
 
-    def _solve_and_scale(self, batches: list[Batch]) -> float:
-        for fuser in self.fusers:
-            fuser.solve()
-        solved = [fuser.weight.clone() for fuser in self.fusers]
-        readings = [self.communicator.read(batch) for batch in batches]
+            def rescale(scale: float) -> None:
+                for fuser, weight in zip(self.fusers, solved):
+                    fuser.weight.copy_(weight * scale)
 
-        def rescale(scale: float) -> None:
-            for fuser, weight in zip(self.fusers, solved):
-                fuser.weight.copy_(weight * scale)
+            def loss(scale: float) -> float:
+                rescale(scale)
+                return sum(self.communicator(reading)[0].item() for reading in readings)
 
-        def loss(scale: float) -> float:
+            found = minimize_scalar(
+                lambda log_scale: loss(2**log_scale), bounds=SCALES, method="bounded", options={"xatol": 0.1}
+            )
+            scale = 2**found.x if found.fun < loss(0.0) else 0.0
             rescale(scale)
-            return sum(self.communicator(reading)[0].item() for reading in readings)
-
-        found = minimize_scalar(
-            lambda log_scale: loss(2**log_scale), bounds=SCALES, method="bounded", options={"xatol": 0.1}
-        )
-        scale = 2**found.x if found.fun < loss(0.0) else 0.0
-        rescale(scale)
         return scale
 
     def state(self) -> list[dict[str, Any]]:

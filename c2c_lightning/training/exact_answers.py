@@ -49,9 +49,6 @@ class ExactAnswers(nn.Module):
     """Asks a batch's questions of the models alone and of the fusers of every run.
 
     What frozen models answer alone never changes, so they are asked each question once in a run.
-
-    Args:
-        num_sharers: how many sharers answer alone.
     """
 
     def __init__(self, num_sharers: int):
@@ -63,12 +60,7 @@ class ExactAnswers(nn.Module):
         self.asked = False
 
     def update(self, reading: Reading, runs: Sequence[tuple[Communicator, Accuracy]]) -> None:
-        """Answers a batch whose `references` are set.
-
-        Args:
-            reading: of the batch.
-            runs: the communicators, all of these models, and where to count what is exact.
-        """
+        """Answers a batch whose `references` are set, by the communicators of all runs; counts what is exact."""
         self.asked, batch, models = True, reading.batch, reading.models
         nothing_asked = not batch.response_mask.any()
         # Ranks that share a model gather it together, so none may leave out a question.
@@ -110,12 +102,7 @@ def which_are_exact(answers: Mapping[str, Sequence[str]], batch: Batch) -> dict[
 
 
 def greedy_answers(communicator: Communicator | None, reading: Reading) -> list[str]:
-    """The receiver's answer to each question, no longer than what can still be right.
-
-    Args:
-        communicator: whose fusers fuse; None for the receiver alone.
-        reading: of the questions.
-    """
+    """The receiver's answer to each question, no longer than what can still be right; without a communicator, alone."""
     batch, models = reading.batch, reading.models
     cache = reading.receiver_cache() if communicator is None else communicator.fusers.fuse(reading)
     # An answer that runs past the longest reference is wrong whatever follows.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import lightning as L
 import matplotlib
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from c2c_lightning.fuser import PART_NAMES, Gate
+from c2c_lightning.fuser import PART_NAMES
 from c2c_lightning.models import Batch
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run import Run, recorded
@@ -33,9 +31,8 @@ class GateMap(L.Callback):
         for run in recorded(trainer):
             if run.gate_steps:
                 file = run.folder / "gates.png"
-                draw(run.fusers.gates, run.gate_steps, run.gate_history).savefig(file, dpi=150)
-                if run.tracker is not None:
-                    run.tracker.log_artifact(file)
+                draw(run).savefig(file, dpi=150)
+                run.track(file)
 
 
 def note(run: Run, step: int) -> None:
@@ -50,14 +47,9 @@ def note(run: Run, step: int) -> None:
         history.append([gate.logit.detach().float().sigmoid().cpu() for gate in run.fusers.gates])
 
 
-def draw(gates: Sequence[Gate], steps: Sequence[int], history: Sequence[Sequence[torch.Tensor]]) -> Figure:
-    """Layers upwards, training to the right, one panel for keys and one for values of each sharer.
-
-    Args:
-        gates: one for each sharer.
-        steps: the optimizer steps of the columns.
-        history: for each step and sharer the sigmoid of the logits, (P, L, H).
-    """
+def draw(run: Run) -> Figure:
+    """Layers upwards, training to the right, one panel for keys and one for values of each sharer."""
+    gates, steps, history = run.fusers.gates, run.gate_steps, run.gate_history
     num_layers = max(len(gate.receiver_layers) * gate.logit.shape[-1] for gate in gates)
     size = (10, 1.7 + len(gates) * max(1.6, 0.22 * num_layers))
     figure = Figure(figsize=size, layout="constrained")
@@ -82,8 +74,7 @@ def draw(gates: Sequence[Gate], steps: Sequence[int], history: Sequence[Sequence
             ticks = np.arange(len(gate.receiver_layers))
             axis.set_yticks((ticks + 0.5) * heads, [str(layer) for layer in gate.receiver_layers])
             axis.set_xlabel("optimizer step")
-        unit = "receiver layer" if heads == 1 else f"receiver layer ({heads} heads each)"
-        axes[row, 0].set_ylabel(unit)
+        axes[row, 0].set_ylabel("receiver layer" if heads == 1 else f"receiver layer ({heads} heads each)")
     if mesh is not None:
         figure.colorbar(mesh, ax=axes, label="sigmoid(gate logit)", ticks=[0, 0.5, 1])
     return figure

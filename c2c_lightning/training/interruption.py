@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from types import FrameType
 
 import lightning as L
@@ -11,7 +10,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from c2c_lightning.models import Batch
-from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
+from c2c_lightning.runs import Interrupted
+from c2c_lightning.training.checkpoints import save_last
 from c2c_lightning.training.module import C2CModule
 
 
@@ -41,8 +41,7 @@ class Interruption(L.Callback):
         if not received:
             return
         if not trainer.fast_dev_run:
-            file = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
-            trainer.save_checkpoint(file, weights_only=False)
+            file = save_last(trainer)
             # Runs that train together are resumed by themselves.
             how = f" and --ckpt_path {file}" if not module.runs[0].label else ""
             rank_zero_info(f"\nStopped at step {trainer.global_step}. Go on with the same command{how}")

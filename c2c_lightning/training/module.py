@@ -19,9 +19,8 @@ from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig, LayerMap, Layers, fuse_all
 from c2c_lightning.models import Batch, FrozenModels, PromptStore, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
-from c2c_lightning.training.acceleration import Compiled, compile_parts, recompute_fusers
+from c2c_lightning.training.acceleration import Compiled, compile_parts
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.finite import check_weights, not_finite
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import clip_gradients, shard
@@ -93,15 +92,14 @@ class C2CModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.runs[0].communicator is not None:
             return
-        models = FrozenModels(
-            *load_models(self.receiver, self.sharers, self.dtype_name), self.aligner, self.prompt_store
-        )
+        loaded = load_models(self.receiver, self.sharers, self.dtype_name)
+        models = FrozenModels(*loaded, self.aligner, self.prompt_store)
         for run in self.runs:
             with isolate_rng():  # the fusers of every run begin as they would alone
                 run.make_fusers(models)
             compile_parts(run.communicator, self.compiled)
-            if self.recompute_fusers:
-                recompute_fusers(run.communicator)
+            for fuser in run.fusers:
+                fuser.recomputes = self.recompute_fusers
             if run.closed_form:
                 run.closed_form.check(self.trainer)
             # Where checkpoints have its weights, and where metrics are moved to the device.
@@ -120,11 +118,7 @@ class C2CModule(L.LightningModule):
         return adamw(groups, warmups, self.schedule.total_at, self.trainer.precision)
 
     def num_steps(self) -> int:
-        """The number of optimizer steps.
-
-        Raises:
-            UserError: nobody knows it, as of a stream without `trainer.max_steps`.
-        """
+        """The number of optimizer steps; a UserError if nobody knows it, as of a stream without `trainer.max_steps`."""
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf") or steps < 1:
             raise UserError(
@@ -156,7 +150,6 @@ class C2CModule(L.LightningModule):
         for run in self.runs:
             if run.closed_form:
                 run.closed_form.check_validation(self.trainer)
-            run.begin_step(self.device)
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -194,7 +187,7 @@ class C2CModule(L.LightningModule):
             self.log_of(run, "train/tokens_per_second", tokens / (now - self._clock))
             for part, share in run.open_gates().items():
                 self.log_of(run, f"gate/open_{part}", share)
-            run.begin_step(self.device)
+            run.sums = 0.0
         self._clock = now
 
     def configure_gradient_clipping(
@@ -210,22 +203,16 @@ class C2CModule(L.LightningModule):
             self.log_of(run, "train/grad_norm", norm)
             # fp16's scaler looks for its scale by gradients that overflow, and leaves out those steps.
             scaled = self.trainer.precision == "16-mixed"
-            run.finite.see(self.global_step + 1, run.loss, torch.zeros_like(run.loss) if scaled else norm)
+            run.see_step(self.global_step + 1, torch.zeros_like(norm) if scaled else norm)
         # Reading a result makes a GPU wait, so only where metrics are read anyway.
         if self.device.type == "cpu" or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.check_finite()
 
     def check_finite(self, weights_of: str = "") -> None:
-        """Stops runs whose loss or gradient was not finite; waits for the device.
-
-        Args:
-            weights_of: look at the weights too, and say so where they are.
-        """
+        """Stops runs whose numbers are not finite any more; see `Run.check_finite`."""
         for run in list(self.runs):
             try:
-                run.finite.check(run.folder)
-                if weights_of:
-                    check_weights(run.fusers, self.trainer, weights_of, run.folder)
+                run.check_finite(self.trainer, weights_of)
             except UserError as error:
                 self.stop(run, error)
 
@@ -264,7 +251,7 @@ class C2CModule(L.LightningModule):
             loss = run.val_loss.compute()
             run.val_loss.reset()
             if not total.isfinite():
-                self.stop(run, not_finite(f"val/loss is {loss:g} at step {self.global_step}", run.folder))
+                self.stop(run, run.not_finite(f"val/loss is {loss:g} at step {self.global_step}"))
                 continue
             self.log_of(run, "val/loss", loss, prog_bar=True)
             self.log_of(run, "val/perplexity", loss.exp())

@@ -82,14 +82,7 @@ class Schedule:
 def adamw(
     groups: Sequence[dict[str, Any]], warmups: Sequence[float], total_at: Callable[[int], float], precision: str
 ) -> dict[str, Any]:
-    """AdamW as Lightning wants it.
-
-    Args:
-        groups: of parameters.
-        warmups: of each group.
-        total_at: see `Schedule`.
-        precision: of the trainer.
-    """
+    """AdamW of parameter groups, each with its warm-up, as Lightning wants it; for `total_at` see `Schedule`."""
     # A fused step would unscale fp16's gradients only after they were clipped.
     optimizer = torch.optim.AdamW(groups, fused=precision != "16-mixed")
     schedule = LambdaLR(optimizer, [partial(share_of_rate, warmup, total_at) for warmup in warmups])

@@ -23,13 +23,13 @@ from c2c_lightning.formats.config import FORMAT, mismatch
 from c2c_lightning.fuser import PART_NAMES, Fusers
 from c2c_lightning.models import Batch, FrozenModels
 from c2c_lightning.nested import flatten
-from c2c_lightning.runs import Interrupted
+from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import run_folder
 from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import Accuracy
-from c2c_lightning.training.finite import FiniteSteps
 from c2c_lightning.training.optimizer import OptimizerConfig
+from c2c_lightning.training.sharding import local
 
 LABEL = re.compile(r"run\d+_")
 TRACEBACK_FILE = "traceback.txt"
@@ -44,12 +44,11 @@ class Run:
 
     Attributes:
         communicator: the frozen models and this run's fusers; None until the models are loaded.
-        folder: of its results.
-        loggers: of its metrics.
         label: begins the names of all that is its own where a trainer trains several; otherwise empty.
         fuser_sizes: parameters of each fuser.
-        val_loss: of the validation that is under way.
-        accuracy: the same, where exact answers are meaningful.
+        val_loss, accuracy: of the validation that is under way.
+        sums: of the micro-batches since the last optimizer step: loss, supervised tokens, all of the receiver's tokens.
+        loss: of the last optimizer step, by supervised token.
         gate_steps: optimizer steps at which `gate_history` was noted, for each sharer (P, L, H).
         last_metrics: those of a checkpoint that the run goes on from.
     """
@@ -67,7 +66,10 @@ class Run:
         self.gate_steps: list[int] = []
         self.gate_history: list[list[Tensor]] = []
         self.last_metrics: dict[str, float] = {}
-        self.finite = FiniteSteps()
+        self.sums: float | Tensor = 0.0
+        # The first optimizer step that went wrong (-1 for none), its loss and the norm of its gradient: on the device,
+        # so that no step has to wait for it.
+        self._wrong: Tensor | None = None
 
     def make_fusers(self, models: FrozenModels) -> None:
         """Puts fresh fusers between models."""
@@ -88,17 +90,52 @@ class Run:
         """Of its MLflow run; None if it has none."""
         return find_tracker(self)
 
-    def begin_step(self, device: torch.device) -> None:
-        """Empties the sums since the last optimizer step: loss, supervised tokens, all of the receiver's tokens."""
-        self.sums = torch.zeros(3, device=device)
+    def track(self, path: Path, folder: str | None = None) -> None:
+        """Copies a file or folder to the MLflow run, if there is one."""
+        if self.tracker is not None:
+            self.tracker.log_artifact(path, folder)
 
     def training_loss(self, batch: Batch, loss: Tensor, supervised: Tensor) -> Tensor:
         """Notes the loss of a micro-batch, summed over its supervised tokens, and adds the gates' penalty to it."""
         tokens = batch.prompt_mask.sum() + batch.response_mask.sum()
-        self.sums += torch.stack([loss.detach(), supervised, tokens]).to(self.sums)
+        self.sums = self.sums + torch.stack([loss.detach(), supervised, tokens]).float()
         # Divided by the supervised tokens of the whole step in `on_before_optimizer_step`, so that every token
         # counts the same in whatever micro-batch it is.
         return loss + sum(gate.penalty() for gate in self.fusers.gates) * supervised
+
+    def see_step(self, step: int, gradient_norm: Tensor) -> None:
+        """Notes whether an optimizer step's loss and gradient are finite, before the step is made."""
+        now = torch.stack([torch.full_like(self.loss, step), self.loss, gradient_norm.to(self.loss)])
+        before = torch.full_like(now, -1) if self._wrong is None else self._wrong
+        self._wrong = torch.where((before[0] < 0) & ~now.isfinite().all(), now, before)
+
+    def check_finite(self, trainer: L.Trainer, weights_of: str = "") -> None:
+        """Waits for the device; raises a UserError if the run's numbers are not finite any more.
+
+        With `weights_of`, which says where they are, weights and gates are looked at too: then all ranks have to ask.
+        """
+        step, loss, norm = (-1, 0, 0) if self._wrong is None else self._wrong.tolist()
+        if step >= 0:
+            found = f"train/loss is {loss:g} and the norm of its gradient {norm:g} at step {step:.0f}"
+            raise self.not_finite(found)
+        if not weights_of:
+            return
+        # Gates that do not learn are buffers.
+        tensors = dict([*self.fusers.named_parameters(), *self.fusers.named_buffers()])
+        wrong = torch.stack([(~local(tensor).isfinite()).any() for tensor in tensors.values()]).float()
+        wrong = trainer.strategy.reduce(wrong, reduce_op="sum").tolist()
+        names = [name for name, count in zip(tensors, wrong) if count]
+        if names:
+            raise self.not_finite(
+                f"{weights_of} {len(names)} of {len(tensors)} tensors hold numbers that are not finite "
+                f"({names[0]}, ...)"
+            )
+
+    def not_finite(self, found: str) -> UserError:
+        """The error that says what is not finite, which checkpoint is good, and what to do."""
+        last = self.folder / CHECKPOINTS / LAST
+        good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint from before"
+        return UserError(f"{found}; {good}. Begin again with a lower model.optimizer.lr.")
 
     def open_gates(self) -> dict[str, Tensor]:
         """The share of the mapped layers (or heads) whose gate is open, for keys and for values."""
@@ -110,23 +147,16 @@ class Run:
 
     def save(self, dtype: str, trainer: L.Trainer) -> dict[str, Any]:
         """What a checkpoint has of the run besides weights and optimizer."""
-        saved = {
-            "c2c": self._settings(dtype),
-            "run": {
-                "metrics": self.metrics(trainer),
-                "gate_steps": self.gate_steps,
-                "gate_history": self.gate_history,
-            },
-        }
+        history = {"gate_steps": self.gate_steps, "gate_history": self.gate_history}
+        saved = {"c2c": self._settings(dtype), "run": {"metrics": self.metrics(trainer), **history}}
         return saved | ({"held_out": self.closed_form.state()} if self.closed_form else {})
 
     def load(self, saved: dict[str, Any], dtype: str, fitting: bool) -> None:
         """Takes over what `save` gave.
 
-        Lightning would otherwise restore the old learning rate over the one that the user typed.
-
         Raises:
-            UserError: the checkpoint is of another version, or was trained under other settings than this run's.
+            UserError: the checkpoint is of another version, or was trained under other settings than this run's;
+                Lightning would restore the old learning rate over the one that the user typed.
         """
         if saved.get("c2c", {}).get("format", 1) != FORMAT:
             raise UserError(
@@ -172,9 +202,9 @@ class Run:
         return {"format": FORMAT, **config, "dtype": dtype, "optimizer": asdict(self.optimizer)}
 
     def metrics(self, trainer: L.Trainer) -> dict[str, float]:
-        """The newest metrics, by name."""
+        """The newest metrics, sorted by name."""
         newest = own(trainer.callback_metrics, self.label)
-        return {**self.last_metrics, **{name: float(value) for name, value in newest.items()}}
+        return dict(sorted({**self.last_metrics, **{name: float(value) for name, value in newest.items()}}.items()))
 
     def note_failure(self, error: BaseException) -> None:
         """Leaves word of what ended the run: a traceback, unless somebody asked it to stop."""

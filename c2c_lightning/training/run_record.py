@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import yaml
@@ -28,7 +27,8 @@ from rich.table import Table
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import json_text, write_whole
 from c2c_lightning.fuser import PART_NAMES, Gate
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, FUSER, LAST, PROGRESS_FILE, SUMMARY_FILE
+from c2c_lightning.runs import CONFIG_FILE, FUSER, PROGRESS_FILE, SUMMARY_FILE
+from c2c_lightning.training.checkpoints import save_last
 from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run import Run, recorded, resumes
@@ -40,11 +40,7 @@ class RunRecord(L.Callback):
 
     It stands where `LightningCLI` has its SaveConfigCallback, which writes too early: until training
     starts a run may still be refused, and then must leave no trace. A `fast_dev_run` leaves none at all.
-
-    Args:
-        parser: of the configuration.
-        config: of the run.
-        configs: of each run by its label, where several train together.
+    Where several runs train together, `configs` has the configuration of each by its label.
     """
 
     def __init__(
@@ -54,7 +50,7 @@ class RunRecord(L.Callback):
         self.started: float | None = None
 
     def setup(self, trainer: L.Trainer, module: C2CModule, stage: str) -> None:
-        # Ranks that a cluster started have each read the clock to name it.
+        # The first rank has made it.
         trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
 
     def on_train_start(self, trainer: L.Trainer, module: C2CModule) -> None:
@@ -78,21 +74,15 @@ class RunRecord(L.Callback):
         if not resumed:
             tracker.log_hyperparams({key: settings[key] for key in ("seed_everything", "model", "data", "trainer")})
         tracker.log_artifact(run.folder / CONFIG_FILE)
-        models = settings["model"]
-        sharers = " + ".join(Path(sharer).name for sharer in models["sharers"])
-        tracker.set_tags(
-            {
-                "pair": f"{Path(models['receiver']).name} <- {sharers}",
-                "fuser": run.fusers[0].class_path.rpartition(".")[2],
-                "run_folder": str(run.folder.resolve()),
-            }
-        )
+        sharers = " + ".join(Path(name).name for name in settings["model"]["sharers"])
+        pair = f"{Path(settings['model']['receiver']).name} <- {sharers}"
+        fuser = run.fusers[0].class_path.rpartition(".")[2]
+        tracker.set_tags({"pair": pair, "fuser": fuser, "run_folder": str(run.folder.resolve())})
 
     def on_validation_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             for run in recorded(trainer):
-                metrics = dict(sorted(run.metrics(trainer).items()))
-                add_progress(run.folder, trainer.global_step, module.num_steps(), metrics, run.fusers.gates)
+                add_progress(run, trainer, module.num_steps())
 
     def on_train_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         """Sees to it that the last step is the one that is validated, saved and exported."""
@@ -104,13 +94,12 @@ class RunRecord(L.Callback):
         if trainer.fast_dev_run:
             return
         if trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / LAST, weights_only=False)
+            save_last(trainer)
         for run in module.runs:
             state = whole_state(run.fusers)  # all ranks have to ask for it
             if trainer.is_global_zero:
                 run.communicator.save_pretrained(run.folder / FUSER, state)
-                if run.tracker is not None:
-                    run.tracker.log_artifact(run.folder / FUSER, FUSER)
+                run.track(run.folder / FUSER, FUSER)
 
     def on_fit_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         # Cut off after its last step, and so before its end, for which Lightning sees no reason to train.
@@ -134,25 +123,16 @@ class RunRecord(L.Callback):
                 run.note_failure(exception)
 
 
-def add_progress(folder: Path, step: int, max_steps: int, metrics: Mapping[str, float], gates: list[Gate]) -> None:
-    """Adds a line to a run's `progress.jsonl`, whose folder is made if need be.
-
-    Args:
-        folder: of the run.
-        step: optimizer steps that are done.
-        max_steps: of the whole run.
-        metrics: by name; what is not finite becomes null.
-        gates: one for each sharer.
-    """
+def add_progress(run: Run, trainer: L.Trainer, max_steps: int) -> None:
+    """Adds a line to a run's `progress.jsonl`; a metric that is not finite becomes null."""
     row = {
         "time": round(time.time(), 1),
-        "step": step,
+        "step": trainer.global_step,
         "max_steps": max_steps,
-        "metrics": metrics,
-        "gates": [open_shares(gate) for gate in gates],
+        "metrics": run.metrics(trainer),
+        "gates": [open_shares(gate) for gate in run.fusers.gates],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
+    with (run.folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
         file.write(json_text(row, indent=None))
 
 
@@ -171,18 +151,12 @@ def is_share(metric: str) -> bool:
 
 
 def summarize(run: Run, trainer: L.Trainer, seconds: float) -> None:
-    """Writes `summary.json` and prints the same as a table.
-
-    Args:
-        run: that has finished.
-        trainer: of the run.
-        seconds: that training took, validation included.
-    """
-    steps, metrics = trainer.global_step, dict(sorted(run.metrics(trainer).items()))
-    summary: dict[str, Any] = {"steps": steps, "seconds": round(seconds, 1), "metrics": metrics}
+    """Writes `summary.json` and prints the same as a table; validation counts among the seconds."""
+    steps, metrics = trainer.global_step, run.metrics(trainer)
+    summary = {"steps": steps, "seconds": round(seconds, 1), "metrics": metrics}
     write_whole(run.folder / SUMMARY_FILE, json_text(summary))
+    run.track(run.folder / SUMMARY_FILE)
     if run.tracker is not None:
-        run.tracker.log_artifact(run.folder / SUMMARY_FILE)
         run.tracker.save_undelivered(run.folder)
     table = Table(title=f"{steps} steps in {seconds:.0f} s")
     table.add_column("metric")

@@ -1,9 +1,7 @@
 """What it takes to train several runs at the price of one prefill: each leaves what it would have left alone.
 
-Runs that differ only in the fuser and its gating read the same batches with the same frozen models. `C2CModule` reads
-each batch once for all of its runs; here are their checkpoints, their metrics, and how one of them is stopped.
-
-The trainer dumps one checkpoint for all of them, in which what belongs to one run has its label in its name. It is cut
+`C2CModule` reads each batch once for all of its runs; here are their checkpoints, their metrics, and how one of them is
+stopped. The trainer dumps one checkpoint for all, in which what belongs to one run has its label in its name: it is cut
 apart when it is saved, and put together again when the runs are resumed.
 """
 
@@ -11,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.runs import CHECKPOINTS, LAST, STOP_FILE
-from c2c_lightning.training.checkpoints import CheckpointWriter
+from c2c_lightning.runs import STOP_FILE
+from c2c_lightning.training.checkpoints import CheckpointWriter, save_last
 from c2c_lightning.training.module import C2CModule
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import renamed
@@ -29,13 +28,7 @@ OF_A_RUN = ("c2c", "run", "held_out")
 
 
 def join(modules: Sequence[C2CModule], folders: Sequence[Path], loggers: Sequence[Sequence[Logger]]) -> C2CModule:
-    """The first of several modules, which now trains the runs of all of them.
-
-    Args:
-        modules: that differ in nothing but their runs.
-        folders: of the runs.
-        loggers: of the runs.
-    """
+    """The first of several modules that differ in nothing but their runs; it now trains the runs of all of them."""
     runs = [run for module in modules for run in module.runs]
     for number, (run, folder, own_loggers) in enumerate(zip(runs, folders, loggers)):
         run.label, run.folder, run.loggers = f"run{number}_", folder, own_loggers
@@ -44,11 +37,7 @@ def join(modules: Sequence[C2CModule], folders: Sequence[Path], loggers: Sequenc
 
 
 class SharedLogger(Logger):
-    """Hands every run's metrics to its own loggers.
-
-    Args:
-        runs: that train together; one that is stopped is taken out of the list.
-    """
+    """Hands every run's metrics to its own loggers; a run that is stopped is taken out of the list."""
 
     def __init__(self, runs: list[Run]):
         super().__init__()
@@ -88,7 +77,7 @@ class StopFiles(L.Callback):
             return
         stopped = [run for run in module.runs if (run.folder / STOP_FILE).exists()]
         if stopped and trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / LAST, weights_only=False)
+            save_last(trainer)
         for run in stopped:
             for logger in run.loggers:
                 logger.finalize("interrupted")
@@ -99,11 +88,7 @@ class StopFiles(L.Callback):
 
 
 class SharedCheckpointIO(CheckpointWriter):
-    """Saves, loads and removes each run's part in its folder, for a path in the first one's.
-
-    Args:
-        runs: that train together; one that is stopped is taken out of the list.
-    """
+    """Saves, loads and removes each run's part in its folder, for a path in the first one's."""
 
     def __init__(self, runs: list[Run]):
         self.runs, self.first = runs, runs[0].folder.resolve()
@@ -137,12 +122,12 @@ def part_of(checkpoint: Mapping[str, Any], label: str) -> dict[str, Any]:
     mine = [i for i, group in enumerate(optimizer["param_groups"]) if group["name"].startswith(label)]
     groups = [optimizer["param_groups"][i] for i in mine]
     groups = [{**group, "name": group["name"].removeprefix(label)} for group in groups]
-    keys = [key for group in groups for key in group["params"]]
-    state = {key: optimizer["state"][key] for key in keys if key in optimizer["state"]}
+    keys = {key for group in groups for key in group["params"]}
+    state = {key: moments for key, moments in optimizer["state"].items() if key in keys}
     return {
         **part,
         "state_dict": own(part["state_dict"], label),
-        "optimizer_states": [renamed({"state": state, "param_groups": groups}, range(len(keys)))],
+        "optimizer_states": [renamed({"state": state, "param_groups": groups}, count())],
         "lr_schedulers": [
             {name: [value[i] for i in mine] if isinstance(value, list) else value for name, value in schedule.items()}
         ],
@@ -154,17 +139,15 @@ def joined(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     whole = {name: value for name, value in next(iter(parts.values())).items() if name not in OF_A_RUN}
     whole["state_dict"] = {}
     optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
-    schedules, count = [], 0
+    schedules, places = [], count()
     for label, part in parts.items():
         whole |= {f"{label}{name}": part[name] for name in OF_A_RUN if name in part}
         whole["state_dict"] |= {f"{label}{name}": value for name, value in part["state_dict"].items()}
         [state], [schedule] = part["optimizer_states"], part["lr_schedulers"]
-        size = sum(len(group["params"]) for group in state["param_groups"])
-        state = renamed(state, range(count, count + size))
+        state = renamed(state, places)
         optimizer["state"] |= state["state"]
         optimizer["param_groups"] += [{**group, "name": f"{label}{group['name']}"} for group in state["param_groups"]]
         schedules.append(schedule)
-        count += size
     whole["optimizer_states"] = [optimizer]
     whole["lr_schedulers"] = [
         {

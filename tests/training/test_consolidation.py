@@ -10,8 +10,7 @@ import torch.distributed.checkpoint as dcp
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
-from c2c_lightning.training import find_checkpoint
-from c2c_lightning.training.consolidation import ASIDE
+from c2c_lightning.training.checkpoints import ASIDE, find_checkpoint
 
 STATE = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "global_step": 7}
 

@@ -28,4 +28,4 @@ def test_a_long_run_has_a_history_of_bounded_length_at_even_distances(steps):
     assert run.gate_steps[-1] > steps - distance
     for step, [column] in zip(run.gate_steps, run.gate_history):
         assert torch.allclose(column, torch.tensor(step / steps).sigmoid())
-    assert draw(run.fusers.gates, run.gate_steps, run.gate_history).axes
+    assert draw(run).axes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
-from c2c_lightning.training.finite import FiniteSteps
+from c2c_lightning.training.optimizer import OptimizerConfig
+from c2c_lightning.training.run import Run
 from tests.training.runs import BASE, SMALL, newest
 
 EVERY_STEP = ["--trainer.val_check_interval=1", "--trainer.max_steps=6"]
@@ -65,21 +67,26 @@ def test_a_checkpoint_that_is_not_finite_is_neither_validated_nor_resumed(fit, t
     assert list((tmp_path / "runs").iterdir()) == [run.folder]
 
 
+def see(steps: list[tuple[float, float]], folder: Path) -> None:
+    """Checks a run after steps of such losses and norms of the gradient."""
+    run = Run(OptimizerConfig())
+    run.folder = folder
+    run.check_finite(trainer=None)
+    for step, (loss, norm) in enumerate(steps, 1):
+        run.loss = torch.tensor(loss)
+        run.see_step(step, torch.tensor(norm))
+    run.check_finite(trainer=None)
+
+
 def test_the_first_step_that_went_wrong_is_named(tmp_path):
-    steps = FiniteSteps()
-    for step, (loss, norm) in enumerate([(1.0, 2.0), (2.0, math.inf), (math.nan, math.nan)], 1):
-        steps.see(step, torch.tensor(loss), torch.tensor(norm))
     with pytest.raises(
         UserError, match="train/loss is 2 and the norm of its gradient inf at step 2; there is no checkp"
     ):
-        steps.check(tmp_path)
+        see([(1.0, 2.0), (2.0, math.inf), (math.nan, math.nan)], tmp_path)
 
 
 def test_steps_that_are_finite_pass(tmp_path):
-    steps = FiniteSteps()
-    steps.check(tmp_path)
-    steps.see(1, torch.tensor(1e30), torch.tensor(0.0))
-    steps.check(tmp_path)
+    see([(1e30, 0.0)], tmp_path)
 
 
 @pytest.mark.parametrize("value", ["-1", ".nan"])
