@@ -18,6 +18,7 @@ from c2c_lightning import fuser
 from c2c_lightning.cli.parser import CommandParser
 from c2c_lightning.data import InstructionData, NanoData
 from c2c_lightning.errors import UserError, first_line, user_message
+from c2c_lightning.nested import flatten
 
 FUSERS = [
     c for c in vars(fuser).values() if inspect.isclass(c) and issubclass(c, fuser.Fuser) and not inspect.isabstract(c)
@@ -50,6 +51,7 @@ class CheckedCLI(LightningCLI):
             raise UserError(f"seed_everything is {config.seed_everything}: give a number from 0 to {2**32 - 1}.")
         check_trainer(config.trainer, trains=command in ("", "fit"))
         check_fuser(config.model.get("fuser"))
+        check_texts(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.subcommand is not None:  # a configuration that is only looked at may be for another machine
@@ -66,6 +68,9 @@ def check_trainer(trainer: Namespace, trains: bool) -> None:
         value = trainer[key]
         if isinstance(value, (int, float)) and not 0 < value < math.inf:
             raise UserError(f"trainer.{key} is {value}: it must be positive.")
+    for key, value in vars(trainer).items():
+        if isinstance(value, int) and abs(value) > 2**53:
+            raise UserError(f"trainer.{key} has {len(str(abs(value)))} digits: nothing is counted that far.")
     interval = trainer.val_check_interval
     if isinstance(interval, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", interval):
         raise UserError(f"trainer.val_check_interval is {interval!r}: give a number of batches, or DD:HH:MM:SS.")
@@ -82,6 +87,15 @@ def check_devices(trainer: Namespace) -> None:
     if on_cpu and str(trainer.devices).isdigit() and int(trainer.devices) > cores:
         # Every process would wait for the others at each step.
         raise UserError(f"trainer.devices is {trainer.devices}, but there are {cores} CPU cores: give {cores} at most.")
+
+
+def check_texts(config: Namespace) -> None:
+    """Refuses what would stand for another key's value in the configuration that a run leaves."""
+    for key, value in flatten(config.as_dict()).items():
+        if "${" in str(value):
+            raise UserError(
+                f"{key} is {str(value)!r:.200}: a text with ${{ in it cannot be written in a configuration."
+            )
 
 
 def check_fuser(config: Any) -> None:

@@ -75,7 +75,9 @@ class CommandParser(ArgumentParser):
     def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
         try:
             return super().parse_path(path, *args, **kwargs)
-        except (UnicodeDecodeError, RecursionError) as error:
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is no configuration: {first_line(error)}.") from error
         except SystemExit as refused:
             if not NO_MAPPING.search(str(refused.code)):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import Message
+from c2c_lightning.models.alignment import THOUGHTS
 
 log = logging.getLogger(__name__)
 SHORT = reprlib.Repr()  # of values that may be long, or nested so deep that repr() cannot
@@ -66,13 +67,13 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         return _pair(record[columns[0]], record[columns[1]])
     for key in ("messages", "conversations"):
         if key in record:
-            return _chat(record[key], key)
+            return _chat(record[key], key, record.get("system"))
     if "instruction" in record and "output" in record:
         instruction, extra = record["instruction"], record.get("input")
         for part in (instruction, extra or ""):
             if not isinstance(part, str):
                 raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
-        return _pair(f"{instruction}\n\n{extra}" if extra else instruction, record["output"])
+        return _pair(f"{instruction}\n\n{extra}" if extra else instruction, record["output"], record.get("system"))
     for prompt, response in PAIRS:
         if prompt in record and response in record:
             return _pair(record[prompt], record[response])
@@ -89,14 +90,16 @@ def to_examples(messages: list[Message], source: str, supervise: Supervise) -> I
         yield Example(messages[: i + 1], source)
 
 
-def _pair(prompt: Any, response: Any) -> list[Message]:
+def _pair(prompt: Any, response: Any, system: Any = None) -> list[Message]:
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return _chat(turns, "prompt and response")
+    return _chat(turns, "prompt and response", system)
 
 
-def _chat(turns: Any, key: str) -> list[Message]:
+def _chat(turns: Any, key: str, system: Any = None) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise MalformedRecord(f"{key} is not a list of turns")
+    if system:
+        turns = [{"role": "system", "content": system}, *turns]
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
@@ -107,6 +110,11 @@ def _chat(turns: Any, key: str) -> list[Message]:
             raise MalformedRecord(f"a turn of {key} is by {SHORT.repr(speaker)}, none of {sorted(ROLES)}")
         if not isinstance(content, str) or not (content.strip() or speaker == "system"):
             raise MalformedRecord(f"the {ROLES[speaker]}'s text is {SHORT.repr(content)}")
+        thoughts = turn.get("reasoning_content")
+        if turn.get("tool_calls") or not isinstance(thoughts, str | None):
+            raise MalformedRecord(f"the {ROLES[speaker]}'s message is more than text (tool_calls, reasoning_content)")
+        if thoughts and thoughts.strip() and not THOUGHTS.match(content):  # as templates write them into the text
+            content = f"<think>\n{thoughts.strip()}\n</think>\n\n{content.lstrip()}"
         try:
             content.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes

@@ -41,12 +41,18 @@ METADATA_CLASSES = {
 
 class ParameterGroup(TypedDict):
     name: str
+    lr: float
     params: list[int]
 
 
 class OptimizerState(TypedDict):
     state: dict[int, dict[str, InstanceOf[Tensor]]]
     param_groups: list[ParameterGroup]
+
+
+class Scheduler(TypedDict):
+    last_epoch: int
+    lr_lambdas: list[Any]
 
 
 class Loops(TypedDict):
@@ -73,7 +79,7 @@ Checkpoint = TypedDict(
         "loops": Loops,
         "callbacks": dict[str, dict[str, Any]],
         OPTIMIZERS: list[OptimizerState],
-        SCHEDULERS: list[dict[str, Any]],
+        SCHEDULERS: list[Scheduler],
         "run": NotRequired[RunState],
         "schedule": NotRequired[list[tuple[int, int]]],
         "answered_alone": NotRequired[dict[Any, Any]],
@@ -117,7 +123,13 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     checked(checkpoint, Checkpoint, where)
     if len(checkpoint[OPTIMIZERS]) != len(checkpoint[SCHEDULERS]):
         raise UserError(f"{where} is damaged: it does not have a learning rate's schedule for each optimizer.")
-    refuse_infinite(checkpoint["state_dict"].items(), where)
+    moments = [
+        (f"{name} of parameter {parameter} in the optimizer", tensor)
+        for optimizer in checkpoint[OPTIMIZERS]
+        for parameter, state in optimizer["state"].items()
+        for name, tensor in state.items()
+    ]
+    refuse_infinite([*checkpoint["state_dict"].items(), *moments], where)
     config = check_config(checkpoint["c2c"], where)
     if config["format"] == FORMAT and "run" not in checkpoint:
         raise UserError(f"{where} is damaged: run: Field required.")

@@ -172,7 +172,7 @@ def _select(layers: Layers, num_receiver: int) -> set[int]:
         )
     k = int(number)
     if k > num_receiver:
-        raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers.")
+        raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers: give all.")
     return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
 
 

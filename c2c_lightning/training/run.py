@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.formats.config import FORMAT, mismatch
 from c2c_lightning.fuser import PART_NAMES, Fusers
@@ -73,7 +74,16 @@ class Run:
 
     def make_fusers(self, models: FrozenModels) -> None:
         """Puts fresh fusers between models."""
-        self.communicator = Communicator.fresh(models, **self.fuser_settings)
+        try:
+            self.communicator = Communicator.fresh(models, **self.fuser_settings)
+        except RuntimeError as error:  # torch.OutOfMemoryError is of GPUs alone
+            if "allocate memory" not in str(error):
+                raise
+            raise UserError(f"model.fuser is too large for the memory: {first_line(error)[-90:]}.") from error
+        try:
+            json.dumps(self.communicator.config())
+        except TypeError as error:  # now, and not when the trained fuser is exported
+            raise UserError(f"model.template_kwargs or model.fuser has what JSON has not: {error}.") from error
         # Counted now: of what is sharded later a device has a part.
         self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.fusers]
         self.closed_form = ClosedForm(self.communicator)

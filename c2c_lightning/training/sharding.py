@@ -8,6 +8,7 @@ and read wherever somebody asks which gates are open: every device has them whol
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Iterable
 from itertools import count
@@ -22,6 +23,7 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -37,6 +39,7 @@ from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import Fuser
 from c2c_lightning.models.loading import is_sharded
@@ -60,6 +63,32 @@ class FSDP2(ModelParallelStrategy):
         super()._setup_distributed()
         # Only now is it known; by itself Lightning would take all devices for tensor parallelism.
         self._data_parallel_size = self.world_size
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        # Beside where it belongs, for Lightning would write over the one that is there, or delete it first.
+        path = Path(self.broadcast(filepath))
+        unfinished, old = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.old")
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.barrier()
+        try:
+            super().save_checkpoint(checkpoint, unfinished, storage_options)
+        except CheckpointException as error:  # which is not an Exception
+            reason, _ = next(iter(error.failures.values()))
+            if not isinstance(reason, Exception):  # Ctrl-C
+                raise reason from None
+            raise UserError(f"{path} cannot be written: {first_line(reason)}.") from error
+        self.barrier()
+        if self.is_global_zero:
+            if path.is_dir() or unfinished.is_dir():  # neither of which can be replaced, or replace a file
+                if old.exists():  # of a run that was killed just here
+                    self.remove_checkpoint(old)
+                if path.exists():
+                    path.replace(old)
+            unfinished.replace(path)
+            if old.exists():
+                self.remove_checkpoint(old)
+        self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

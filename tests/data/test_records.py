@@ -50,6 +50,16 @@ def chat(*turns: object) -> dict[str, object]:
 USER, ANSWER = {"role": "user", "content": "Six?"}, {"role": "assistant", "content": "6"}
 
 
+def test_thoughts_and_a_system_prompt_that_stand_beside_the_text_are_kept():
+    thinking = {"role": "assistant", "content": "6", "reasoning_content": "It is six.", "tool_calls": None}
+    [_, answer] = to_messages(chat(USER, thinking))
+    assert answer["content"] == "<think>\nIt is six.\n</think>\n\n6"
+    assert to_messages(chat(USER, thinking | {"content": answer["content"]}))[1] == answer
+    for record in (chat(USER, ANSWER), {"instruction": "Six?", "output": "6"}):
+        assert to_messages(record | {"system": "Be brief."}) == [CHAT[0], USER, ANSWER]
+        assert to_messages(record | {"system": None}) == [USER, ANSWER]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -70,6 +80,9 @@ USER, ANSWER = {"role": "user", "content": "Six?"}, {"role": "assistant", "conte
         (chat(USER, {"role": ["assistant"], "content": "6"}), "by ['assistant'], none of"),
         (chat(USER, {"role": "assistant"}), "the assistant's text is None"),
         (chat(USER, {"role": "assistant", "content": "half \ud800"}), "the assistant's text is not Unicode"),
+        (chat(USER, ANSWER | {"tool_calls": [{"name": "six"}]}), "the assistant's message is more than text"),
+        (chat(USER, ANSWER | {"reasoning_content": ["Six."]}), "the assistant's message is more than text"),
+        ({"system": 6, **chat(USER, ANSWER)}, "the system's text is 6"),
         (chat(USER), "the assistant says nothing"),
         (chat(ANSWER, USER), "it does not begin with the user"),
         (chat({"role": "system", "content": "Be brief."}), "it does not begin with the user"),

@@ -62,6 +62,12 @@ def spoil(checkpoint: dict, how: str) -> object:
             checkpoint["run"] = {"metrics": 1, "gate_steps": [], "gate_history": []}
         case "schedule of words":
             checkpoint["schedule"] = ["x"]
+        case "a rate of words":
+            checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = "x"
+        case "a schedule of nothing":
+            checkpoint["lr_schedulers"] = [{"lr_lambdas": []}]
+        case "a moment not finite":
+            checkpoint["optimizer_states"][0]["state"][0]["exp_avg"].view(-1)[0] = torch.nan
         case "not finite":
             state[GATE][0] = torch.inf
     return checkpoint
@@ -91,6 +97,9 @@ def spoil(checkpoint: dict, how: str) -> object:
         ("no run", "run: Field required"),
         ("run of numbers", r"run\.metrics: Input should be a valid dictionary"),
         ("schedule of words", r"schedule\.0: Input should be a valid tuple"),
+        ("a rate of words", r"optimizer_states\.0\.param_groups\.0\.lr: Input should be a valid number"),
+        ("a schedule of nothing", r"lr_schedulers\.0\.last_epoch: Field required"),
+        ("a moment not finite", "exp_avg of parameter 0 in the optimizer has values that are not finite"),
         ("not finite", rf"{GATE} has values that are not finite"),
     ],
 )

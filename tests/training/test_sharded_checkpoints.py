@@ -5,6 +5,10 @@ import torch
 
 from c2c_lightning import Communicator
 from c2c_lightning.cli.commands import main
+from c2c_lightning.errors import UserError
+from c2c_lightning.training import FSDP2 as FSDP2Strategy
+from c2c_lightning.training import CheckpointWriter
+from tests.disk import full_disk
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, assert_same_fuser, launch
 from tests.training.runs import same
 
@@ -76,3 +80,31 @@ def test_what_cannot_be_consolidated_is_said_so(whole, tmp_path):
         main(["consolidate", str(damaged)])
     assert damaged.is_dir()
     assert same(whole.checkpoint(), whole.checkpoint("step=20.ckpt"))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_checkpoint_that_was_cut_off_leaves_the_old_one(before, after, tmp_path, monkeypatch):
+    last = tmp_path / "last.ckpt"
+
+    def save(step: int, sharded: bool) -> None:
+        state = {"state_dict": {"weight": torch.full((9999,), float(step))}, "global_step": step}
+        strategy = FSDP2Strategy(save_distributed_checkpoint=sharded)
+        strategy.checkpoint_io = CheckpointWriter()
+        strategy.save_checkpoint(state, last)
+
+    def step(sharded: bool) -> int:
+        return torch.load(last / "meta.pt" if sharded else last)["global_step"]
+
+    save(1, before)
+    with full_disk(10_000), pytest.raises(UserError, match=r"last\.ckpt\S* cannot be written: "):
+        save(2, after)
+    assert step(before) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save(2, after)
+    assert step(before) == 1
+    save(2, after)
+    assert step(after) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
