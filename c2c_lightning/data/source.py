@@ -1,8 +1,7 @@
-"""Where records come from: JSONL and Parquet files, folders, and the hub."""
+"""Where records come from: files, folders, saved datasets and the hub."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
-import pyarrow.parquet as pq
 
-from c2c_lightning.data import records
+from c2c_lightning.data import readers, records
+from c2c_lightning.data.readers import READERS, Row, data_files, file_rows, hub_columns, is_readable
 from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
 from c2c_lightning.errors import UserError, first_line
 
-JSON_LINES, PARQUET = (".jsonl", ".jsonl.gz", ".ndjson", ".json"), (".parquet",)
 # Words in the names of files and folders that say which split they are of, as `datasets` has them.
 SPLITS = ("train training", "validation valid val dev", "test testing eval evaluation")
+KINDS = ", ".join(READERS)
 SAME_SPLIT = {word: words.split() for words in SPLITS for word in words.split()}
-
-Row = tuple[str, Any]  # where the record stands, and the record
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Source:
     """Records by name, read in a fixed order as often as asked.
 
     Attributes:
-        path: a JSONL or Parquet file, a folder of them, a folder that `datasets` saved, or a hub id; or several.
+        path: a file (JSON, CSV, TSV, Parquet), a folder of them, a folder that `datasets` saved, or a hub id; or several.
         split: what to read of a hub dataset, of a saved dataset of several splits, or of a folder whose files have
             `train`, `validation` or `test` in their names: `train`, `train[:5]`, `train[10%:20%]`, `train+test`.
             Where there are no splits, the part in brackets alone counts.
@@ -73,12 +69,12 @@ class Source:
             if _exists(path):
                 if not _is_saved_dataset(path):
                     self._files(path)
-            elif name.startswith((".", "/", "~")) or name.endswith(JSON_LINES + PARQUET) or name.count("/") > 1:
+            elif name.startswith((".", "/", "~")) or is_readable(name) or name.count("/") > 1:
                 raise UserError(f"{self.prefix}path {name!r}: no such file or folder.")
 
     def versions(self) -> list[tuple[str, int, int]]:
         """Name, size and time of every file of the data, and of the code that reads it."""
-        files = [Path(__file__), Path(records.__file__)]
+        files = [Path(__file__), Path(readers.__file__), Path(records.__file__)]
         for name, path in self._paths():
             if _exists(path):
                 files += [path, *sorted(path.rglob("*"))]
@@ -110,7 +106,10 @@ class Source:
         return stat.st_dev, stat.st_ino, self.split.partition("[")[2] if path.is_file() else self.split
 
     def rows(self) -> Iterator[Row]:
-        """Every record, with the file and line that it stands in; MalformedRecord for a line that is not JSON."""
+        """Every record, with the file and line that it stands in; MalformedRecord for one that is none."""
+        yield from ((place, hub_columns(record)) for place, record in self._rows())
+
+    def _rows(self) -> Iterator[Row]:
         for name, path in self._paths():
             if not _exists(path):
                 yield from _numbered(name, self._from_hub(name))
@@ -144,20 +143,19 @@ class Source:
     def _file_rows(self, files: list[Path]) -> Iterator[Row]:
         for file in files:
             with self._readable(str(file)):
-                yield from _parquet_rows(file) if file.name.endswith(PARQUET) else _json_rows(file)
+                yield from file_rows(file)
 
     def _files(self, path: Path) -> list[tuple[str, list[Path]]]:
         """The files to read, by the part of `split` that names them."""
         if path.is_file():
-            if not path.name.endswith(JSON_LINES + PARQUET):
+            if not is_readable(path):
                 raise UserError(
-                    f"{self.prefix}path {str(path)!r}: give JSONL or Parquet, "
-                    f"not {path.suffix or 'a file without suffix'}."
+                    f"{self.prefix}path {str(path)!r}: give one of {KINDS}, not {path.suffix or 'a file without suffix'}."
                 )
             return self._of_split(str(path), {path: None})  # whoever names a file means it
-        files = sorted(f for f in path.rglob("*") if f.name.endswith(JSON_LINES + PARQUET))
+        files = data_files(path)
         if not files:
-            raise UserError(f"{self.prefix}path {str(path)!r}: the folder has no JSONL or Parquet file.")
+            raise UserError(f"{self.prefix}path {str(path)!r}: the folder has none of {KINDS}.")
         return self._of_split(str(path), {file: _split_in(file.relative_to(path)) for file in files})
 
     def _of_split(self, name: str, split_of: Mapping[Any, str | None]) -> list[tuple[str, list[Any]]]:
@@ -225,29 +223,3 @@ def _numbered(name: str, rows: Any) -> Iterator[Row]:
 
 def _is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-
-
-def _json_rows(file: Path) -> Iterator[Row]:
-    with fsspec.open(str(file), "rb", compression="infer") as lines:
-        if file.suffix == ".json" and lines.read(100).lstrip().startswith(b"["):
-            # One list of records, as Alpaca and ShareGPT are handed round; it has to be read whole.
-            lines.seek(0)
-            yield from ((f"{file} record {i}", record) for i, record in enumerate(json.load(lines)))
-            return
-        lines.seek(0)
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # bad JSON, bytes that are not UTF-8, a thousand brackets
-                record = MalformedRecord(f"not JSON: {error}")
-            yield f"{file}:{number}", record
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    number = 0
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
-        for record in batch.to_pylist():
-            yield f"{file} row {number}", record
-            number += 1

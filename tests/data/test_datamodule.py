@@ -148,8 +148,11 @@ def test_malformed_data_stop_a_stream_with_the_same_message_in_any_process(num_w
     [
         ({"path": "no/such/file.jsonl"}, "data.path 'no/such/file.jsonl': no such file or folder"),
         ({"val_path": "./nowhere"}, "data.val_path './nowhere': no such file or folder"),
-        ({"path": "notes.txt"}, "data.path 'notes.txt': give JSONL or Parquet, not .txt"),
-        ({"path": "empty"}, "data.path 'empty': the folder has no JSONL or Parquet file"),
+        (
+            {"path": "notes.txt"},
+            "data.path 'notes.txt': give one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, not .txt",
+        ),
+        ({"path": "empty"}, "data.path 'empty': the folder has none of .jsonl, "),
         ({"val_path": "data.jsonl"}, "data.val_path 'data.jsonl' and data.path 'data.jsonl' both have data.jsonl"),
         ({"batch_size": 0}, "data.batch_size is 0: it must be at least 1"),
         ({"val_batch_size": 0}, "data.val_batch_size is 0"),

@@ -108,6 +108,59 @@ def test_nano_asks_the_questions_of_held_out_people():
     assert not {item.question for item in nano.items()} & {item.question for item in nano.exemplar_items()}
 
 
+MMLU_TABLE = """question;choices;answer;error_type;source;correct_answer;potential_reason
+Six?;"['5', '6']";1;OK;;;
+Seven?;"['7', ""8's""]";1;Wrong Groundtruth;;0;
+Small?;"['ant', 'bee', 'cow']";0;multiple correct answers;;0 1;
+Large?;"['ant', 'bee', 'cow']";0;Multiple correct answers;;depends on interpretation;
+No one?;"['1', '2']";0;No Correct Answer;;;
+"""
+
+
+def test_mmlu_redux_is_read_from_the_tables_that_were_published(tmp_path):
+    for name in ("mmlu_small_sums", "mmlu_large_sums"):
+        (tmp_path / f"{name}.csv").write_text(MMLU_TABLE)
+    benchmark = MMLURedux(str(tmp_path), subjects=["small_sums"])
+    items = benchmark.items()
+    assert [item.answers for item in items] == [("B",), ("A",), ("A", "B")]
+    assert items[1].choices == ("7", "8's")
+    assert {item.subject for item in items} == {"small_sums"}
+    assert benchmark.dropped == {"correction cannot be read": 1, "no correct answer": 1}
+
+
+QUESTIONS = {
+    "mmlu_redux": 2976,
+    "arc_challenge_train": 1119,
+    "arc_challenge_test": 1172,
+    "arc_easy_train": 2251,
+    "openbookqa_train": 4957,
+    "openbookqa_test": 500,
+    "nq_oracle.jsonl": 2200,
+    "xquad_en.jsonl": 900,
+    "xquad.en.json": 632,
+    "xquad.zh.json": 632,
+    "qasc_facts.jsonl": 600,
+    "countries.jsonl": 100,
+    "tipsheets.jsonl": 300,
+}
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the real text is not beside the checkout")
+def test_all_questions_of_the_real_text_are_read(caplog):
+    choices, passages = PUBLISHED / "choices", PUBLISHED / "passages"
+    mmlu = MMLURedux(str(choices / "mmlu_redux"))
+    benchmarks = {"mmlu_redux": mmlu}
+    for file in choices.glob("*.jsonl"):
+        benchmarks[file.stem] = (OpenBookQA if file.stem.startswith("openbookqa") else ARCChallenge)(str(file))
+    benchmarks |= {file.name: OwnQuestions(str(file)) for file in passages.iterdir()}
+    with caplog.at_level("INFO"):
+        assert {name: len(benchmark.items()) for name, benchmark in benchmarks.items()} == QUESTIONS
+    assert mmlu.dropped == {"no correct answer": 12, "correction cannot be read": 12}
+    assert sum(message.startswith("mmlu_redux: left out /") for message in caplog.messages) == 24
+    assert len({item.subject for item in mmlu.items()}) == 30
+    assert any("I slapped my sister’s head" in item.question for item in mmlu.items())
+
+
 def test_mmlu_redux_honours_the_corrections_of_the_hand_check():
     benchmark = BENCHMARKS["mmlu_redux"]
     answers = {item.question: item.answers for item in benchmark.items()}

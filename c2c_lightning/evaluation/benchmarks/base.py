@@ -170,7 +170,7 @@ class Benchmark(ABC):
     def drop(self, reason: str, source: str) -> None:
         """Counts a record that is left out."""
         self._tally[reason] = self._tally.get(reason, 0) + 1
-        log.debug("%s: left out %s: %s", self.name, source, reason)
+        log.info("%s: left out %s: %s", self.name, source, reason)
 
     def rows(self) -> Iterator[Row]:
         """The records that the questions are made of."""

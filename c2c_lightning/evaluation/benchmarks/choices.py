@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
+from c2c_lightning.data.readers import unwritten
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
 from c2c_lightning.evaluation.benchmarks.item import LETTERS, Item, TextOrNumber, check_choices
@@ -24,7 +25,7 @@ LETTER = re.compile(
     r"\W*(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\W+)?([a-z])(?:\W+(.*))?",
     re.IGNORECASE | re.DOTALL,
 )
-SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;/&\n]|\band\b|\bor\b)\s*")
+SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;/&\n]|\band\b|\bor\b)\s*|(?<=\d)\s+(?=\d)")
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Labelled:
 @dataclass
 class LabelledRecord:
     question: Annotated[str, Field(validation_alias=AliasChoices("question", "question_stem"))]
-    choices: Labelled
+    choices: Annotated[Labelled, BeforeValidator(unwritten)]
     answerKey: str
     id: TextOrNumber = ""
 
@@ -146,7 +147,7 @@ class CEval(BySubject):
 @dataclass
 class MMLURecord:
     question: str
-    choices: list[str]
+    choices: Annotated[list[str], BeforeValidator(unwritten)]
     error_type: str
     subject: str
     answer: Any = None
@@ -179,7 +180,8 @@ class MMLURedux(BySubject):
         super().__init__(path, subjects, name=name, **kwargs)
 
     def to_item(self, record: MMLURecord, source: str) -> Item | None:
-        error, choices = record.error_type, tuple(record.choices)
+        # It was typed by hand: "OK", "Wrong Groundtruth".
+        error, choices = "_".join(record.error_type.lower().split()), tuple(record.choices)
         if error == "no_correct_answer":
             return self.drop("no correct answer", source)
         if error in CORRECTED:
@@ -190,13 +192,18 @@ class MMLURedux(BySubject):
             answers = (letter_at(record.answer, choices),)
         else:
             known = ", ".join(("ok", "no_correct_answer", *CORRECTED, *UNCLEAR))
-            raise MalformedRecord(f"error_type {error!r} is none of {known}; correct it")
+            raise MalformedRecord(f"error_type {record.error_type!r} is none of {known}; correct it")
         return Item(record.id, record.question, answers, choices, record.subject)
+
+    def subject_of(self, name: str) -> str:
+        return name.removeprefix("mmlu_")
 
 
 def letter_at(place: Any, choices: Sequence[str]) -> str:
-    """The letter of a choice by its place, counted from 0."""
+    """The letter of a choice by its place, counted from 0; in digits too, as a table has it."""
     check_choices(choices)
+    if isinstance(place, str) and place.strip().isdecimal():
+        place = int(place)
     if type(place) is not int or not 0 <= place < len(choices):
         raise MalformedRecord(f"answer {place!r} is not among the {len(choices)} choices; give one from 0")
     return LETTERS[place]
@@ -225,7 +232,7 @@ def meanings(answer: Any, choices: Sequence[str]) -> set[str]:
 
 
 def all_meant(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:
-    """The letters of all choices that an answer names, joined by commas, slashes, "and" or "or".
+    """The letters of all choices that an answer names, joined by commas, slashes, "and" or "or", digits by spaces.
 
     Returns:
         Letters in their order; none if any part means nothing, or more than one thing.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from c2c_lightning.data.readers import unwritten
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import grading
@@ -22,7 +23,7 @@ GRADINGS = {"exact": grading.exact, "contains": grading.contains, "f1": grading.
 @dataclass
 class OwnRecord:
     question: str
-    choices: list[Any] = field(default_factory=list)
+    choices: Annotated[list[Any], BeforeValidator(unwritten)] = field(default_factory=list)
     answer: Any = None
     reference: OneOrMore = field(default_factory=list)
     id: TextOrNumber = ""

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from c2c_lightning.data.source import JSON_LINES, PARQUET, Source
+from c2c_lightning.data.readers import stem
+from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError, first_line
 
 
@@ -33,10 +34,10 @@ def read_rows(source: Source, subsets: Callable[[str], list[str | None]]) -> Ite
     """Every record of every file and dataset of a source, of hub datasets those subsets that `subsets` names."""
     for part in source.parts():
         if is_local(part.path):
-            yield from _rows_of(_stem(part.path), part)
+            yield from _rows_of(stem(part.path), part)
         else:
             for subset in subsets(part.path):
-                yield from _rows_of(subset or _stem(part.path), replace(part, subset=subset))
+                yield from _rows_of(subset or stem(part.path), replace(part, subset=subset))
 
 
 def subset_names(hub_id: str, key: str) -> list[str]:
@@ -58,9 +59,3 @@ def is_local(path: str) -> bool:
 def _rows_of(stem: str, source: Source) -> Iterator[Row]:
     for number, (place, record) in enumerate(source.rows()):
         yield Row(stem, number, place, record)
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name
-    suffix = next((suffix for suffix in JSON_LINES + PARQUET if name.endswith(suffix)), "")
-    return name.removesuffix(suffix)
