@@ -24,17 +24,12 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.models import check_models
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, held, make_folder, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
-from c2c_lightning.training import (
-    C2CModule,
-    CheckpointWriter,
-    GateMap,
-    Interruption,
-    RunRecord,
-    find_checkpoint,
-    run_folder,
-    run_to_resume,
-)
 from c2c_lightning.training.acceleration import keep_freed_memory
+from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint, run_folder, run_to_resume
+from c2c_lightning.training.gate_map import GateMap
+from c2c_lightning.training.interruption import Interruption
+from c2c_lightning.training.module import C2CModule
+from c2c_lightning.training.run_record import RunRecord
 
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {

@@ -67,17 +67,14 @@ class ExactAnswers(nn.Module):
         if nothing_asked and not is_sharded(models):
             return
         wrong = None if batch.partners is None else reading.with_sharers_of(models.read(batch.partners))
-        alone = self._alone(models, reading)
-        fused = []
-        for communicator, _ in runs:
+        found = [(self.alone, self._alone(models, reading))]
+        for communicator, accuracy in runs:
             answers = {"c2c": greedy_answers(communicator, reading)}
             if wrong is not None:
                 answers["wrong_question"] = greedy_answers(communicator, wrong)
-            fused.append(which_are_exact(answers, batch))
-        if not nothing_asked:
-            self.alone.update(alone)
-            for (_, accuracy), exact in zip(runs, fused):
-                accuracy.update(exact)
+            found.append((accuracy, which_are_exact(answers, batch)))
+        for accuracy, exact in [] if nothing_asked else found:
+            accuracy.update(exact)
 
     def _alone(self, models: FrozenModels, reading: Reading) -> dict[str, list[bool]]:
         """Which answers the frozen models get right without any other model's cache, by method."""

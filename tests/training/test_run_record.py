@@ -6,7 +6,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.training import RunRecord
+from c2c_lightning.training.run_record import RunRecord
 from tests.disk import full_disk
 
 
