@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from c2c_lightning.fuser import GateConfig
-from c2c_lightning.models import collate, exchange_questions
+from c2c_lightning.models import collate
 from c2c_lightning.models.alignment import UNALIGNED
 from tests.models import tiny
 
@@ -112,7 +112,7 @@ def test_the_noise_of_several_sharers_gates_differs():
 def test_a_question_exchanged_for_another_gives_another_fused_cache_and_the_receivers_own_prompt():
     communicator = tiny.communicator("qwen3", "llama")
     batch = communicator.models.collate(tiny.CONVERSATIONS)
-    other = exchange_questions(batch)
+    other = tiny.next_questions(batch)
     own, right, wrong = (
         communicator.prefill(b, fuse).layers[-1].keys for b, fuse in ((batch, False), (batch, True), (other, True))
     )

@@ -100,7 +100,7 @@ def collate(
     return Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
 
 
-def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
+def exchange_questions(batch: Batch, other: Batch) -> Batch:
     """Every receiver prompt with the sharers' reading of another question.
 
     The control for what a cache says of its own question. The two prompts are matched from their
@@ -108,11 +108,8 @@ def exchange_questions(batch: Batch, other: Batch | None = None) -> Batch:
 
     Args:
         batch: the questions to answer.
-        other: for each of them the question whose caches are fused; None for the next one in the batch.
+        other: for each of them the question whose caches are fused.
     """
-    if other is None:
-        rolled = [SharerPrompt(*(t.roll(-1, dims=0) for t in (s.ids, s.mask, s.positions))) for s in batch.sharers]
-        other = replace(batch, prompt_mask=batch.prompt_mask.roll(-1, dims=0), sharers=rolled)
     real = other.prompt_mask[:, :-1]
     shorter_by = real.shape[1] - (batch.prompt_mask.shape[1] - 1)
     columns = torch.arange(shorter_by, real.shape[1], device=real.device)

@@ -18,10 +18,11 @@ from c2c_lightning.cli.commands import main
 from c2c_lightning.data import NanoData
 from c2c_lightning.evaluation.asking.answers import Answer, answer_file
 from c2c_lightning.fuser import C2CFuser
-from c2c_lightning.models import Batch, exchange_questions
+from c2c_lightning.models import Batch
 from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.training import C2CModule
 from c2c_lightning.training.module import OptimizerConfig
+from tests.models import tiny
 
 CONFIG = str(PROJECT / "conf" / "eval" / "nano.yaml")
 PAIR = {"receiver": "c2c_lightning/nano/receiver", "sharers": ["c2c_lightning/nano/sharer"]}
@@ -35,7 +36,7 @@ class Shuffled(C2CModule):
     """Learns from the cache of another question: whatever it gains, no cache has said."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return super().training_step(exchange_questions(batch), batch_idx)
+        return super().training_step(tiny.next_questions(batch), batch_idx)
 
 
 def train(folder: Path, shuffled: bool, steps: int) -> Path:

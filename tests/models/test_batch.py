@@ -62,7 +62,7 @@ def test_every_receiver_token_finds_the_same_sharer_token_in_a_batch_as_alone():
 def test_exchanged_questions_are_the_next_rows_and_matched_from_the_end():
     third = prompt([31, 32, 33], [71, 72, 73], [0, 2])
     batch = collate([SHORT, LONG, third], [[1], [2], [3]], pad_ids=[0, 9])
-    other = exchange_questions(batch)
+    other = tiny.next_questions(batch)
     assert torch.equal(other.prompt_ids, batch.prompt_ids)
     assert torch.equal(other.response_ids, batch.response_ids)
     sharer = other.sharers[0]
@@ -77,7 +77,7 @@ def test_exchanged_questions_are_the_next_rows_and_matched_from_the_end():
 def test_exchanging_does_not_touch_the_batch_and_comes_back_after_a_full_round():
     batch = collate([SHORT, LONG], pad_ids=[0, 9])
     before = batch.sharers[0].positions.clone()
-    twice = exchange_questions(exchange_questions(batch))
+    twice = tiny.next_questions(tiny.next_questions(batch))
     assert torch.equal(batch.sharers[0].positions, before)
     assert torch.equal(twice.sharers[0].ids, batch.sharers[0].ids)
 
@@ -85,7 +85,7 @@ def test_exchanging_does_not_touch_the_batch_and_comes_back_after_a_full_round()
 def test_the_question_to_exchange_for_may_come_from_another_batch():
     third = prompt([31, 32, 33], [71, 72, 73], [0, 2])
     for mine, theirs in ((SHORT, LONG), (LONG, SHORT), (third, third)):
-        together = exchange_questions(collate([mine, theirs], pad_ids=[0, 9])).sharers[0]
+        together = tiny.next_questions(collate([mine, theirs], pad_ids=[0, 9])).sharers[0]
         apart = exchange_questions(collate([mine], pad_ids=[0, 9]), collate([theirs], pad_ids=[0, 9])).sharers[0]
         fused = len(mine.receiver_ids) - 1
         read = [s.ids[0].gather(0, s.positions[0, -fused:]).tolist() for s in (together, apart)]

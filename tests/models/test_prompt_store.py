@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.models import PromptStore, exchange_questions
+from c2c_lightning.models import PromptStore
 from c2c_lightning.models.cache import prefill
 from c2c_lightning.models.identity import fingerprint_in_memory
 from c2c_lightning.models.prompt_store import ENTRIES
@@ -265,7 +265,7 @@ def test_losses_gradients_and_answers_are_those_without_it(folder, names):
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
     with torch.inference_mode():
-        for made in (batch, exchange_questions(batch)):
+        for made in (batch, tiny.next_questions(batch)):
             ids = [c.generate_ids(made, max_new_tokens=6, do_sample=False) for c in (plain, stored)]
             assert torch.equal(*ids)
 
@@ -275,7 +275,7 @@ def test_questions_that_were_exchanged_are_read_back_too(folder):
     batch = communicator.models.collate(tiny.CONVERSATIONS)
     communicator.prefill(batch)
     with Prefills(communicator.models.receiver, *communicator.models.sharers) as prefills:
-        communicator.prefill(exchange_questions(batch))
+        communicator.prefill(tiny.next_questions(batch))
     assert prefills.count == 0
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from transformers import (
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.fuser import C2CFuser, GateConfig
-from c2c_lightning.models import Aligner, FrozenModels, load_aligner, load_models
+from c2c_lightning.models import Aligner, Batch, FrozenModels, exchange_questions, load_aligner, load_models
+from c2c_lightning.models.batch import SharerPrompt
 
 TEXT = [
     "The user asks where Ribigo lives, and the assistant says that Ribigo lives in Oslo.",
@@ -242,3 +244,9 @@ CONVERSATIONS = [
     [{"role": "user", "content": "北京是中国的首都。"}],
 ]
 ANSWERS = ["Ribigo lives in Oslo.", "It likes the user.", "是"]
+
+
+def next_questions(batch: Batch) -> Batch:
+    """Every prompt with the sharers' reading of the next one in the batch."""
+    sharers = [SharerPrompt(*(t.roll(-1, dims=0) for t in (s.ids, s.mask, s.positions))) for s in batch.sharers]
+    return exchange_questions(batch, replace(batch, prompt_mask=batch.prompt_mask.roll(-1, dims=0), sharers=sharers))
