@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile
 
 from c2c_lightning.cli.parser import CommandParser
 from c2c_lightning.errors import UserError, first_line, user_message
 from c2c_lightning.files import read_yaml
-from c2c_lightning.runs import RUNS, new_folder
+from c2c_lightning.runs import RUNS, held, new_folder
 from c2c_lightning.sweep.settings import SWEEP_FILE, Asha, Resources, Sweep
 from c2c_lightning.sweep.space import Space
 
@@ -54,10 +53,8 @@ def run(args: Sequence[str]) -> None:
     check_configurations(sweep, space, build)
     folder = resumed or new_folder(SWEEPS, name)
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with held(folder, "sweep"):
             run_sweep(sweep, folder, ours.address)
-    except Timeout as error:
-        raise UserError(f"sweep {folder} is being run by another process.") from error
     except OSError as error:
         raise UserError(
             f"sweep {folder} cannot go on: {error}. Nothing that was trained is lost: when that is mended, go on with "
@@ -65,15 +62,10 @@ def run(args: Sequence[str]) -> None:
         ) from error
     finally:
         if resumed is None and isinstance(sys.exception(), UserError) and not (folder / "trials").exists():
-            remove(folder)
-
-
-def remove(folder: Path) -> None:
-    """Removes the folder of a sweep of which no trial was begun, and those above it that it leaves empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        for parent in (SWEEPS, RUNS):
-            parent.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other sweeps or runs are there
+                SWEEPS.rmdir()
+                RUNS.rmdir()
 
 
 def read_sweep(args: Sequence[str]) -> tuple[Sweep, str]:

@@ -37,10 +37,6 @@ def merge(base: Sequence[str], *overrides: Mapping[str, Any]) -> dict[str, Any]:
 
     Interpolations are kept as they are written.
 
-    Args:
-        base: configuration files.
-        *overrides: values by dotted key, later ones over earlier ones.
-
     Raises:
         UserError: a file is missing or no YAML mapping.
     """
@@ -72,8 +68,7 @@ def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[st
     """Builds the base and the edges of the space, weights aside, and lays their layers over the models' sizes.
 
     Args:
-        sweep: with base and fixed values.
-        space: of the sweep.
+        sweep, space: what is checked.
         build: makes the module of a configuration without its weights, or raises a UserError.
 
     Raises:

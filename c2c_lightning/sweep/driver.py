@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from c2c_lightning.sweep.labels import shown_score, title
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, wait_until_free
 from c2c_lightning.sweep.results import draw_over_seeds, over_seeds, ranking, write_best, write_csv, write_over_seeds
-from c2c_lightning.sweep.runner import RayJob, cluster, room_for
+from c2c_lightning.sweep.runner import cluster, room_for
 from c2c_lightning.sweep.scheduling import Scheduler
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.space import Space
@@ -90,12 +90,8 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
 def train(trials: Trials, tracker: SweepTracker, processes: int) -> None:
     """Trains what is left of a sweep's trials, in so many processes at once."""
     sweep = trials.sweep
-
-    def start(group: Sequence[Trial]) -> RayJob:
-        return RayJob([trial.folder for trial in group], sweep.resources)
-
     with LiveTable(sweep.metric, sweep.mode, sweep.trials) as table:
-        scheduler = Scheduler(trials, tracker, table, processes, start)
+        scheduler = Scheduler(trials, tracker, table, processes)
         try:
             going_on = True
             while going_on:

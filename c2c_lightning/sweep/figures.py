@@ -19,8 +19,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-from c2c_lightning.drawing.forest import ACCENT, DPI, FONTS, GRID, INK, PALE, WIDTH
-from c2c_lightning.drawing.style import new_figure
+from c2c_lightning.drawing.forest import ACCENT, FONTS, INK, WIDTH
+from c2c_lightning.drawing.style import new_figure, save, styled
 from c2c_lightning.sweep.gate_figure import NothingToShow, colours, draw_gates
 from c2c_lightning.sweep.labels import cut, plain_parameters, shown_scores, unit
 from c2c_lightning.sweep.results import ranking
@@ -37,12 +37,11 @@ DECADES_FOR_LOG = 2
 def draw_figures(
     trials: Sequence[Trial], metric: str, mode: Mode, folder: Path, say: Callable[[str], None] = print
 ) -> dict[str, Path]:
-    """Draws what there is to see of the trials that ended with a score, on time or early.
+    """Draws what there is to see of the trials that ended with a score, on time or early; accuracies in percent.
 
     Args:
         trials: of a sweep, in any state.
-        metric: what they are judged by; accuracies are drawn in percent.
-        mode: whether more of it is better.
+        metric, mode: what they are judged by.
         folder: for the figures; it is made.
         say: gets a line for each figure that would say nothing, with the reason.
 
@@ -57,23 +56,22 @@ def draw_figures(
         "gates": ("Open gates of every trial, the best to the left", draw_gates),
     }
     figures = {}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, (caption, draw) in kinds.items():
         try:
             if len(ranked) < 2:
                 raise NothingToShow(f"{len(ranked)} trials have ended with a {metric}, and it takes 2")
             with drawing():
-                figure = draw(ranked, metric, mode)
-                figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+                file = save(draw(ranked, metric, mode), folder, name)
         except NothingToShow as reason:
             say(f"no figure {name}.png: {reason}")
         except Exception as error:  # a sweep of days is worth more than a picture of it
             warnings.warn(f"figure {name}.png could not be drawn: {error!r}", stacklevel=2)
         else:
-            figures[caption] = folder / f"{name}.png"
+            figures[caption] = file
     return figures
 
 
+@styled
 def draw_importance(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     """Optuna's importance of every parameter; of many layers that are in or out, each by itself."""
     scores = shown_scores(trials, metric)
@@ -91,11 +89,12 @@ def draw_importance(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     said = ["<0.01" if share < 0.01 else f"{share:.2f}" for share in shown.values()]
     axis.bar_label(bars, said, padding=4, fontsize=8.5)
     axis.invert_yaxis()
-    axis.margins(x=0.08)
+    axis.margins(x=0.08, y=0.01)
     title(axis, f"What {metric} depended on", trials)
     axis.set_xlabel("share of the variance that a key explains alone (fANOVA; all shares sum to 1)")
     axis.set_ylabel("key" if shown == importances else f"key (the first {len(shown)} of {len(importances)})")
-    tidy(axis, "x")
+    axis.grid(axis="x")
+    axis.tick_params(length=0)
     return figure
 
 
@@ -127,6 +126,7 @@ def draw_values(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     return axis.figure
 
 
+@styled
 def draw_front(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     """Score against open layers; on the front are finished trials that none beats in both."""
     opened, scores = [trial.num_open for trial in trials], shown_scores(trials, metric)
@@ -161,7 +161,8 @@ def draw_front(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
     axis.set_ylabel(unit(metric))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.margins(0.06)
-    tidy(axis, "both")
+    axis.grid()
+    axis.tick_params(length=0)
     axis.legend(frameon=False, loc="best", fontsize=8.5)
     return figure
 
@@ -176,17 +177,6 @@ def title(axis: Axes, text: str, trials: Sequence[Trial]) -> None:
 def wrapped(text: str, width: int) -> str:
     """A text on several lines, none of which breaks a word or a number."""
     return textwrap.fill(text.replace("=", "= "), width, break_long_words=False).replace("= ", "=")
-
-
-def tidy(axis: Axes, grid: str) -> None:
-    """Leaves of an axis what is to be read, with a grid along `x`, `y` or `both`."""
-    axis.set_facecolor("white")
-    axis.grid(False)
-    axis.grid(axis=grid, color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(length=0, colors=INK)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(PALE)
 
 
 def pareto_front(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:
@@ -220,13 +210,7 @@ def drawing() -> Iterator[None]:
 
 
 def study_of(scores: Sequence[float], mode: Mode, parameters: dict[str, list[Any]]) -> optuna.Study:
-    """A study in memory whose trials are complete, also those that were stopped early.
-
-    Args:
-        scores: one for each trial.
-        mode: whether more of it is better.
-        parameters: by name the value of each trial, as from `plain_parameters`.
-    """
+    """A study in memory whose trials, with values from `plain_parameters`, are complete, also those stopped early."""
     study = optuna.create_study(direction=DIRECTION[mode])
     distributions = {name: distribution(values) for name, values in parameters.items()}
     for place, score in enumerate(scores):

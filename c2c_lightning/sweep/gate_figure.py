@@ -37,8 +37,7 @@ def draw_gates(trials: Sequence[Trial], metric: str, mode: Mode) -> Figure:
 
     Args:
         trials: that ended with a score, the best first.
-        metric: by whose scores they are coloured.
-        mode: whether more of it is better.
+        metric, mode: what they are judged and coloured by.
 
     Raises:
         NothingToShow: no trial maps a layer.

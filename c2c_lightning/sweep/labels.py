@@ -30,8 +30,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     for key, own in parts.items():
         ends = (own[-count:] for count in range(1, len(own) + 1))
         alone = (end for end in ends if sum(other[-len(end) :] == end for other in parts.values()) == 1)
-        end = next(alone, None)
-        short[key] = key if end is None else ".".join(end)
+        short[key] = ".".join(next(alone, [key]))
     return short
 
 
@@ -49,6 +48,11 @@ def short_value(value: Any) -> str:
         case Sequence():
             return _short_list(value)
     return str(value)
+
+
+def described(values: Mapping[str, Any], sign: str = "=") -> str:
+    """Values by dotted key in few words."""
+    return ", ".join(f"{name}{sign}{short_value(values[key])}" for key, name in short_keys(values).items())
 
 
 def shown_score(value: float | None, metric: str) -> str:
@@ -79,9 +83,7 @@ def unit(metric: str) -> str:
 
 def title(trial: Trial) -> str:
     """A trial's name in MLflow: its number and its values."""
-    short = short_keys(trial.values)
-    said = ", ".join(f"{short[key]}={short_value(value)}" for key, value in trial.values.items())
-    return f"{trial.name} {said}"[:200]
+    return f"{trial.name} {described(trial.values)}"[:200]
 
 
 def cut(text: str, length: int) -> str:
@@ -93,14 +95,7 @@ def plain_parameters(trials: Sequence[Trial], list_members: bool = False) -> dic
     """What trials differ in, as numbers and short texts.
 
     A key with so many lists that hardly any comes twice says little as a category: it becomes how long the lists
-    are, or else what is in them.
-
-    Args:
-        trials: at least two.
-        list_members: whether such a key becomes a parameter for each of its lists' members.
-
-    Returns:
-        By short name the value of each trial.
+    are, or with `list_members` a parameter for each of their members. Returned are by short name each trial's values.
     """
     parameters: dict[str, list[Any]] = {}
     for key, name in short_keys(varying_keys(trials)).items():

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from c2c_lightning.sweep.labels import short_keys, short_value, shown_score, shown_time, varying_keys
+from c2c_lightning.sweep.labels import described, short_keys, short_value, shown_score, shown_time, varying_keys
 from c2c_lightning.sweep.results import ranking
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trials import ENDED, JUDGED, Trial
@@ -28,8 +28,7 @@ class LiveTable(Live):
     """Keeps the table on a terminal up to date; in a log writes what happens, and the table at the end.
 
     Args:
-        metric: what trials are judged by.
-        mode: whether more of it is better.
+        metric, mode: what trials are judged by.
         total: how many trials there will be, if that is known.
         console: where to write; None for standard output.
     """
@@ -41,11 +40,7 @@ class LiveTable(Live):
         self._written: dict[int, tuple[str, int]] = {}  # trial: state and number of validations
 
     def show(self, trials: Sequence[Trial]) -> None:
-        """Shows how trials stand now; to be called every few seconds.
-
-        Args:
-            trials: all of the sweep that are known, by number.
-        """
+        """Shows how all known trials stand now; to be called every few seconds."""
         if self.console.is_terminal:
             room = max(3, self.console.height - LINES_AROUND)
             table = trial_table(trials, self.metric, self.mode, room, self.total, time.time())
@@ -64,8 +59,7 @@ class LiveTable(Live):
         self._written[trial.number] = trial.state, len(trial.progress)
         lines = []
         if trial.state == "running" and state != "running":
-            values = (f"{short} {short_value(trial.values[key])}" for key, short in short_keys(trial.values).items())
-            lines.append(f"running with {', '.join(values)}")
+            lines.append(f"running with {described(trial.values, ' ')}")
         for row in trial.progress[rows:]:
             score = shown_score(row["metrics"].get(self.metric), self.metric)
             lines.append(f"step {row['step']}/{row['max_steps']}, {self.metric} {score}")
@@ -89,8 +83,7 @@ def trial_table(
 
     Args:
         trials: by number.
-        metric: what they are judged by.
-        mode: whether more of it is better.
+        metric, mode: what they are judged by.
         max_rows: how many rows there is room for, each on one line; None for all, with what is long wrapped.
         total: how many trials there will be, if that is known.
         now: in seconds since 1970, by which the time left is counted; None to count from the last validations.

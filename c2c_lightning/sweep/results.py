@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from c2c_lightning.drawing.forest import ACCENT, INK, Estimate, Row, draw_forest
 from c2c_lightning.evaluation.report.formatting import points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import TRIAL_FILE
-from c2c_lightning.sweep.labels import NOTHING, cut, is_share, short_keys, short_value, shown_score, shown_time
+from c2c_lightning.sweep.labels import NOTHING, cut, described, is_share, short_value, shown_score, shown_time
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.space import label
 from c2c_lightning.sweep.trials import JUDGED, Trial
@@ -32,11 +32,6 @@ def ranking(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:
 
     Finished ones come before those that were stopped early, whose scores are of fewer steps. Of equals the one
     with fewer open layers is first, then the one that was begun first.
-
-    Args:
-        trials: in any order and state.
-        metric: what to judge by, at the last validation.
-        mode: whether more of it is better.
     """
     sign = -1 if mode == "max" else 1
     scored = [trial for trial in trials if trial.state in JUDGED and trial.score(metric) is not None]
@@ -75,11 +70,6 @@ def write_best(trial: Trial, metric: str, folder: Path) -> Path:
     """Writes `best.yaml`: the configuration that a trial was trained with, ready for `fit --config best.yaml`.
 
     It is a copy of the trial's own, and not merged anew: a base file may have been edited since.
-
-    Args:
-        trial: the best.
-        metric: what it was judged by.
-        folder: of the sweep.
     """
     score = shown_score(trial.score(metric), metric)
     says = f"# The best of sweep {folder.name}: trial {trial.name}, {metric} {score} at step {trial.step}.\n"
@@ -104,7 +94,8 @@ def over_seeds(trials: Sequence[Trial], metric: str) -> pd.DataFrame:
     for trial in trials:
         if trial.state == "finished" and trial.score(metric) is not None and SEED in trial.values:
             values = {key: value for key, value in trial.values.items() if key != SEED}
-            where = {"values": repr({key: label(value) for key, value in values.items()}), "point": spelled(values)}
+            point = short_value(*values.values()) if len(values) == 1 else described(values)
+            where = {"values": repr({key: label(value) for key, value in values.items()}), "point": point}
             scores = {name: trial.score(name) for name in (metric, C2C, *CONTROLS, PARAMETERS)}
             rows.append({**where, SEED: trial.values[SEED], "seconds": trial.seconds, **scores})
     if not rows:
@@ -129,7 +120,8 @@ def interval(name: str, values: Sequence[float]) -> dict[str, float]:
     """Mean and ends of the t-interval; of less than two values, or of one that is not known, NaN."""
     mean = low = high = np.nan
     if len(values) > 1:
-        mean, half = np.mean(values), stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        mean = np.mean(np.asarray(values))  # pandas' own would pass over what is not known
+        half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
         low, high = mean - half, mean + half
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
@@ -199,11 +191,3 @@ def shown_difference(row: dict[str, Any], name: str, metric: str) -> str:
     if not is_share(metric):
         return shown_interval(row, name, metric)
     return points_with_interval(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
-
-
-def spelled(values: Mapping[str, Any]) -> str:
-    """Where in the space a trial is, in few words."""
-    short = {key: short_value(value) for key, value in values.items()}
-    if len(short) == 1:
-        return next(iter(short.values()))
-    return ", ".join(f"{name}={short[key]}" for key, name in short_keys(values).items())

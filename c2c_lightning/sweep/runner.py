@@ -93,11 +93,9 @@ def _fits(machine: dict[str, float], resources: Resources) -> int:
 
 
 class RayJob:
-    """A group of trials, trained by a Ray actor of its own on a machine that has room; see `scheduling.Job`.
+    """Trials in these folders, trained by a Ray actor of their own on a machine that has room.
 
-    Args:
-        folders: of the trials.
-        resources: of the training process.
+    `begun` is done when it has a machine; `ended` when it has ended, with the folders of the trials that it trained.
     """
 
     def __init__(self, folders: Sequence[Path], resources: Resources):
@@ -128,11 +126,6 @@ class Runner:
 
     def train(self, folders: Sequence[str], working_folder: str, cpus: float) -> list[str]:
         """Trains the trials in these folders, or those of them that can be trained together.
-
-        Args:
-            folders: of the trials.
-            working_folder: that the process runs in.
-            cpus: that it may use.
 
         Returns:
             The folders of the trials that the process trained; the others have a result, or wait for another process.

@@ -9,7 +9,7 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -41,30 +41,14 @@ class Group:
 
     trials: list[Trial]
     job: RayJob
-    running: bool = False
 
 
 class Scheduler:
-    """Runs what is left of a sweep.
+    """Runs what is left of a sweep, whose trials are resumed, in so many training processes at once."""
 
-    Args:
-        trials: of the sweep, resumed.
-        tracker: of its MLflow runs.
-        table: what the user sees.
-        processes: training processes at once.
-        start: begins a job for a group of trials.
-    """
-
-    def __init__(
-        self,
-        trials: Trials,
-        tracker: SweepTracker,
-        table: LiveTable,
-        processes: int,
-        start: Callable[[Sequence[Trial]], RayJob],
-    ):
+    def __init__(self, trials: Trials, tracker: SweepTracker, table: LiveTable, processes: int):
         self.sweep, self.trials, self.tracker, self.table = trials.sweep, trials, tracker, table
-        self.processes, self.start = processes, start
+        self.processes = processes
         self.together = self.sweep.together if self.sweep.engine == "shared" else 1
         self.asha: Halving | None = None
         if self.sweep.asha is not None:
@@ -112,6 +96,9 @@ class Scheduler:
             self.waiting = [(other, trial) for other, trial in self.waiting if trial not in trials]
             self.groups.append(Group(trials, self.start(trials)))
 
+    def start(self, trials: Sequence[Trial]) -> RayJob:
+        return RayJob([trial.folder for trial in trials], self.sweep.resources)
+
     def add(self, trial: Trial) -> None:
         """Puts a trial among those that wait."""
         key = trial.name
@@ -123,11 +110,9 @@ class Scheduler:
         """Notes what has become of a group's trials since the last time."""
         # Asked before the last rows are read, or one that came in between would be missed.
         ended = group.job.ended.done()
-        if not group.running and group.job.begun.done():
-            group.running = True
-            for trial in group.trials:
-                self.note(trial, "running")
         for trial in group.trials:
+            if trial.state == "waiting" and group.job.begun.done():
+                self.note(trial, "running")
             if trial.state == "running":
                 self.judge(trial, group)
         if ended:
@@ -227,8 +212,7 @@ class Halving:
 
     Args:
         asha: where the rungs are.
-        metric: what trials are compared by.
-        mode: `max` or `min`.
+        metric, mode: what trials are compared by.
         trials: of the sweep so far; those that have not ended will report again.
     """
 

@@ -42,12 +42,7 @@ def tracked(folder: Path, sweep: Sweep) -> Iterator[SweepTracker]:
 
 
 class SweepTracker(MLflowTracker):
-    """The sweep's run: opens the store before any trial does, and says in it what became of each.
-
-    Args:
-        folder: of the sweep; whose run is resumed if it has one.
-        sweep: what it is about.
-    """
+    """The sweep's run: opens the store before any trial does, and says in it what became of each."""
 
     def __init__(self, folder: Path, sweep: Sweep):
         super().__init__(sweep.experiment, folder.name, **noted_tracking(folder))

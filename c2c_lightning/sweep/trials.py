@@ -68,33 +68,19 @@ class Row(TypedDict):
 
 @dataclass
 class Trial:
-    """One point of the search space.
+    """One point of the search space."""
 
-    Attributes:
-        number: counted from 0 in the order in which trials were begun.
-        values: sampled value by dotted configuration key.
-        folder: of its run.
-        state: `stopped` is early, by the stopping rule.
-        reason: why it was stopped or failed, or waits again.
-        starts: when it was begun and when resumed, in seconds since 1970.
-        ended: when it ended, in seconds since 1970.
-        stopped_at: step of the validation by which it was stopped; it may have been trained a little longer.
-        alone: it was in a group that crashed, and is trained by itself from then on.
-        run_id: of its MLflow run; None while there is none.
-        progress: a row for each validation.
-    """
-
-    number: int
-    values: dict[str, Any]
-    folder: Path
-    state: State = "waiting"
-    reason: str = ""
-    starts: list[float] = field(default_factory=list)
-    ended: float | None = None
-    stopped_at: int | None = None
-    alone: bool = False
-    run_id: str | None = None
-    progress: list[Row] = field(default_factory=list)
+    number: int  # counted from 0 in the order in which trials were begun
+    values: dict[str, Any]  # sampled ones by dotted configuration key
+    folder: Path  # of its run
+    state: State = "waiting"  # `stopped` is early, by the stopping rule
+    reason: str = ""  # why it was stopped or failed, or waits again
+    starts: list[float] = field(default_factory=list)  # when it was begun and when resumed, in seconds since 1970
+    ended: float | None = None  # in seconds since 1970
+    stopped_at: int | None = None  # step of the validation that stopped it; it may have been trained a little longer
+    alone: bool = False  # it was in a group that crashed, and is trained by itself from then on
+    run_id: str | None = None  # of its MLflow run
+    progress: list[Row] = field(default_factory=list)  # a row for each validation
 
     @property
     def name(self) -> str:
@@ -158,14 +144,7 @@ class Trial:
 
 
 class Trials:
-    """The trials of a sweep, read from its study.
-
-    Args:
-        folder: of the sweep.
-        sweep: its settings.
-
-    Attributes:
-        known: by number those that have been begun.
+    """The trials of a sweep, read from the study in its folder; `known` are by number those that have been begun.
 
     Raises:
         UserError: the study, or what a trial has reported, is damaged or of an earlier version.
@@ -234,11 +213,7 @@ class Trials:
     def note(self, trial: Trial, state: State, reason: str = "", stopped_at: int | None = None) -> Trial:
         """Writes down how a trial stands, and reads what it has reported, which is the last time if it has ended.
 
-        Args:
-            trial: that is known.
-            state: that it has now.
-            reason: for the state.
-            stopped_at: step of the validation by which the trial was stopped; later ones do not count.
+        Validations after `stopped_at`, the step of the one by which it was stopped, do not count.
         """
         trial.state, trial.reason, trial.stopped_at = state, reason, stopped_at
         if state == "running":

@@ -76,7 +76,8 @@ class Swept:
         self.trials.resume()
         self.jobs: list[Job] = []
         table = LiveTable(METRIC, "min")
-        self.scheduler = Scheduler(self.trials, tracker, table, processes, self.start)
+        self.scheduler = Scheduler(self.trials, tracker, table, processes)
+        self.scheduler.start = self.start
 
     def start(self, trials: Sequence[Trial]) -> Job:
         self.jobs.append(Job(trials))

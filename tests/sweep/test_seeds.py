@@ -70,3 +70,16 @@ def test_tables_and_figure_are_written_for_a_sweep_over_seeds_and_for_no_other(t
     other = [trial(0, 0.5), trial(1, 0.6)]
     assert write_over_seeds(over_seeds(other, METRIC), METRIC, tmp_path) == []
     assert draw_over_seeds(over_seeds(other, METRIC), METRIC, tmp_path) == {}
+
+
+def test_a_sweep_over_nothing_but_seeds_has_one_row():
+    trials = [trial(seed, score, values={"seed_everything": seed}) for seed, score in C2C.items()]
+    assert list(over_seeds(trials, METRIC)["seeds"]) == [3]
+
+
+def test_a_gain_that_is_unknown_under_one_seed_is_unknown():
+    trials = sweep(**{"val/accuracy/receiver": 0.08, "val/accuracy/wrong_question": 0.10})
+    trials[0].progress[-1]["metrics"] |= {"val/accuracy/receiver": None}
+    gains = over_seeds(trials, METRIC)["gain"]
+    assert np.isnan(gains[0])
+    assert gains[1] == pytest.approx(0.80)
