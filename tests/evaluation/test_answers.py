@@ -22,7 +22,7 @@ def answer(name: str, **values) -> Answer:
 
 
 def test_answers_come_back_as_they_were(tmp_path):
-    file = AnswerFile(tmp_path / "nano" / "c2c.jsonl")
+    file = AnswerFile(tmp_path, "nano", "c2c")
     assert file.read() == {}
     file.append([answer("a"), answer("b", extracted="x", letters=None)])
     file.append([answer("c")])
@@ -30,7 +30,7 @@ def test_answers_come_back_as_they_were(tmp_path):
 
 
 def test_an_answer_that_was_cut_off_is_dropped_and_does_not_spoil_the_next(tmp_path):
-    file = AnswerFile(tmp_path / "c2c.jsonl")
+    file = AnswerFile(tmp_path, "nano", "c2c")
     file.append([answer("a"), answer("b")])
     whole = file.path.read_bytes()
     last = len(whole) - whole.index(b"\n") - 1

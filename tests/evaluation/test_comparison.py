@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.answers import answer_file
+from c2c_lightning.evaluation.asking.answers import AnswerFile
 from c2c_lightning.evaluation.report.comparison import compare_runs, load_evaluations
 from c2c_lightning.evaluation.report.findings import findings
 from c2c_lightning.evaluation.report.statistics import compare
@@ -36,7 +36,7 @@ def evaluation(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / RESULTS_FILE).write_text(json.dumps(content))
         if answers:
-            answer_file(tmp_path / folder, benchmark.name, "c2c").append(of.answers["c2c"])
+            AnswerFile(tmp_path / folder, benchmark.name, "c2c").append(of.answers["c2c"])
         return content["benchmarks"][benchmark.name], scores["c2c"]
 
     return write

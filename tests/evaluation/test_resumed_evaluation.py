@@ -86,13 +86,13 @@ def test_two_evaluations_do_not_write_to_one_folder(few, fuser):
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b"no answer\n", "c2c.jsonl:22 is damaged"),
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b"[" * 9000 + b"\n", "c2c.jsonl:22 is damaged"),
-        ("answers/nano/c2c.jsonl", lambda whole: whole + b'{"id": "x"}\n', "c2c.jsonl:22 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"no answer\n", "c2c.jsonl, line 22 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b"[" * 9000 + b"\n", "c2c.jsonl, line 22 is damaged"),
+        ("answers/nano/c2c.jsonl", lambda whole: whole + b'{"id": "x"}\n', "c2c.jsonl, line 22 is damaged"),
         (
             "answers/nano/c2c.jsonl",
             lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": [1]', whole),
-            "c2c.jsonl:1 is damaged: id",
+            "c2c.jsonl, line 1 is damaged: id",
         ),
         ("answers/nano/c2c.jsonl", lambda whole: whole.replace(b'"score": 1.0', b'"score": "A"'), "damaged: score"),
         ("answers/nano/c2c.jsonl", lambda whole: re.sub(rb'"id": "[^"]*"', b'"id": "?"', whole), "no such question"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.data import NanoData
-from c2c_lightning.evaluation.asking.answers import Answer, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.models import Batch
 from c2c_lightning.models.loading import PROJECT
@@ -77,7 +77,7 @@ class Evaluated:
         return self.results["benchmarks"][benchmark]
 
     def answers(self, method: str, benchmark: str = "nano") -> dict[str, Answer]:
-        return answer_file(self.folder, benchmark, method).read()
+        return AnswerFile(self.folder, benchmark, method).read()
 
     def methods(self, benchmark: str = "nano") -> list[str]:
         return sorted(path.stem for path in (self.folder / "answers" / benchmark).glob("*.jsonl"))

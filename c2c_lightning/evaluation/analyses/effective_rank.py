@@ -90,15 +90,11 @@ def draw(ranks: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
 
 
 class EffectiveRanks(Metric):
-    """Sums X^T X, whose eigenvalues are the squares of X's singular values, over all batches and ranks.
-
-    Args:
-        sizes: layers and features of every cache, by name.
-    """
+    """Sums X^T X, whose eigenvalues are the squares of X's singular values, over all batches and ranks."""
 
     full_state_update = False
 
-    def __init__(self, sizes: dict[str, tuple[int, int]]):
+    def __init__(self, sizes: dict[str, tuple[int, int]]):  # of every cache its layers and features
         super().__init__()
         self.names = list(sizes)
         for name, (layers, features) in sizes.items():

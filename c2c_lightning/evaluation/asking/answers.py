@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from c2c_lightning.files import check_json, cut_unfinished_line, read_bytes, write_whole
+from c2c_lightning.files import cut_unfinished_line, read_json_lines, write_whole
 
 ANSWERS = "answers"
 
@@ -41,10 +41,10 @@ class Answer:
 
 
 class AnswerFile:
-    """The answers of one method to one benchmark; the file need not exist yet."""
+    """The answers of one method to one benchmark in an evaluation's folder; the file need not exist yet."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, folder: Path, benchmark: str, method: str):
+        self.path = folder / ANSWERS / benchmark / f"{method}.jsonl"
 
     def read(self) -> dict[str, Answer]:
         """The whole answers so far, by question id.
@@ -52,12 +52,11 @@ class AnswerFile:
         Raises:
             UserError: a line is damaged, and which, or the file cannot be read.
         """
+        if not self.path.exists():
+            return {}
+        remedy = "Remove the line, and the question is asked again."
         answers: dict[str, Answer] = {}
-        content = read_bytes(self.path, "answers") if self.path.exists() else b""
-        lines = content.split(b"\n")[:-1]  # what follows the last line break is cut off
-        for number, line in enumerate(lines, start=1):
-            remedy = "Remove the line, and the question is asked again."
-            answer = check_json(line, Answer, f"answer {self.path}:{number}", remedy)
+        for answer in read_json_lines(self.path, Answer, "answers", remedy):
             answers.setdefault(answer.id, answer)
         return answers
 
@@ -84,8 +83,3 @@ class AnswerFile:
 
 def to_line(answer: Answer) -> str:
     return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
-
-
-def answer_file(folder: Path, benchmark: str, method: str) -> AnswerFile:
-    """Where an evaluation's folder has the answers of a method to a benchmark."""
-    return AnswerFile(folder / ANSWERS / benchmark / f"{method}.jsonl")

@@ -14,11 +14,7 @@ Span = tuple[str, Mark, Mark]
 
 
 class StageClock:
-    """Times named stages without making the device wait for the host.
-
-    Args:
-        device: where the stages run.
-    """
+    """Times named stages, which run on a device, without making it wait for the host."""
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric, Metric
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.evaluation.asking.controls import CONTROLS
 from c2c_lightning.evaluation.asking.methods import (
     C2C,
@@ -30,13 +30,13 @@ from c2c_lightning.evaluation.asking.methods import (
     Routing,
     Sharer,
 )
-from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches, save_measured
-from c2c_lightning.evaluation.asking.questions import Questions, is_measured, too_long
+from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches
+from c2c_lightning.evaluation.asking.questions import Questions, is_measured, repeated, too_long
 from c2c_lightning.evaluation.asking.settings import questions_digest
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
-from c2c_lightning.files import read_bytes, write_whole
+from c2c_lightning.files import read_bytes, whole, write_whole
 from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
@@ -82,10 +82,9 @@ class Evaluation(L.LightningModule):
                     f"method {type(method).__name__} has no name for files: give its class a `name` of letters, digits, "
                     "'_', '-' and '.', and a `description`."
                 )
-        names = [method.name for method in self.compared]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"model.methods and model.controls have {name!r} twice: leave one out.")
+        twice = repeated(method.name for method in self.compared)
+        if twice:
+            raise UserError(f"model.methods and model.controls have {twice!r} twice: leave one out.")
         self.communicator: Communicator | None = None
         self.accuracy: dict[str, MeanMetric] = {}
         self.asked: list[Method] = []
@@ -122,8 +121,14 @@ class Evaluation(L.LightningModule):
                 benchmark.leave_out(too_long(benchmark, self.communicator.models), "longer than a model can read")
 
     def on_test_start(self) -> None:
-        self._check_observers()
-        self.asked = self._all_methods()
+        twice = repeated(observer.name for observer in self.observers)
+        if twice:
+            raise UserError(f"trainer.callbacks has {twice} twice with the same arguments: leave one out.")
+        further = [method for analysis in self.analyses for method in analysis.methods(self.communicator)]
+        by_name: dict[str, Method] = {}
+        for method in (*self.compared, *further):  # the first of a name counts
+            by_name.setdefault(method.name, method)
+        self.asked = list(by_name.values())
         for method in self.asked:
             method.check(self.communicator.models)
         for analysis in self.analyses:
@@ -159,7 +164,10 @@ class Evaluation(L.LightningModule):
             measured = move_data_to_device(self.measuring.pop(observer.name).compute(), "cpu")
             observer.measured[questions.benchmark.name] = measured
             if self.trainer.is_global_zero:
-                save_measured(measured, self._measured_path(questions.benchmark, observer))
+                path = self._measured_path(questions.benchmark, observer)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole(path) as unfinished:
+                    torch.save(measured, unfinished)
 
     def on_test_epoch_end(self) -> None:
         values = {f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()}
@@ -175,12 +183,10 @@ class Evaluation(L.LightningModule):
             results.append(collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed))
         return results
 
-    def file(self, benchmark: Benchmark, method: Method) -> AnswerFile:
-        return answer_file(self.folder, benchmark.name, method.name)
-
     def _resume(self, benchmark: Benchmark, method: Answering) -> dict[str, Answer]:
         """The answers so far, as today's grader scores them."""
-        items, file = {item.id: item for item in benchmark.items()}, self.file(benchmark, method)
+        items = {item.id: item for item in benchmark.items()}
+        file = AnswerFile(self.folder, benchmark.name, method.name)
 
         def grade(answer: Answer) -> Answer:
             item = items.get(answer.id)
@@ -219,20 +225,6 @@ class Evaluation(L.LightningModule):
             raise UserError(refusal)
         return found
 
-    def _check_observers(self) -> None:
-        names = [observer.name for observer in self.observers]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(f"trainer.callbacks has {twice} twice with the same arguments: leave one out.")
-
-    def _all_methods(self) -> list[Method]:
-        """All methods that answer, those of the analyses included; the first of a name counts."""
-        further = [method for analysis in self.analyses for method in analysis.methods(self.communicator)]
-        by_name: dict[str, Method] = {}
-        for method in (*self.compared, *further):
-            by_name.setdefault(method.name, method)
-        return list(by_name.values())
-
     def _unmeasured(self, benchmark: Benchmark) -> list[Observer]:
         return [observer for observer in self.observers if benchmark.name not in observer.measured]
 
@@ -263,7 +255,7 @@ class Evaluation(L.LightningModule):
             gathered = self._gather(answers)
             if self.trainer.is_global_zero:
                 self.answers[key] |= {answer.id: answer for answer in gathered}
-                self.file(benchmark, method).append(gathered)
+                AnswerFile(self.folder, *key).append(gathered)
         questions.forget()
 
     def _count(self, key: str, scores: Sequence[float]) -> None:

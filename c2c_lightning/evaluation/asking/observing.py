@@ -19,7 +19,6 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.asking.methods import Asking
 from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.files import whole
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED
 
@@ -89,13 +88,6 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
         for handle in handles:
             handle.remove()
     return Caches(questions, batch, reading.receiver_stack(fusers.fused_layers), stacks, fused, weights)
-
-
-def save_measured(measured: dict[str, Tensor], path: Path) -> None:
-    """Keeps what was measured; the file is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as unfinished:
-        torch.save(measured, unfinished)
 
 
 def load_measured(path: Path) -> dict[str, Tensor] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -123,6 +124,12 @@ def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
     return ids
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """The most frequent name if it is there more than once."""
+    name, number = next(iter(Counter(names).most_common(1)), (None, 0))
+    return name if number > 1 else None
+
+
 class BenchmarkData(L.LightningDataModule):
     """Every benchmark's questions, twice: to be measured, and to be answered.
 
@@ -137,10 +144,9 @@ class BenchmarkData(L.LightningDataModule):
 
     def __init__(self, benchmarks: list[Benchmark], batch_size: int = 16, seed: int = 0):
         super().__init__()
-        names = [benchmark.name for benchmark in benchmarks]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = repeated(benchmark.name for benchmark in benchmarks)
         if not benchmarks or twice:
-            problem = f"has {twice[0]} twice: give one of them another name" if twice else "is empty: name one"
+            problem = f"has {twice} twice: give one of them another name" if twice else "is empty: name one"
             raise UserError(f"data.benchmarks {problem}.")
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}: it must be at least 1.")
@@ -189,8 +195,6 @@ class QuestionLoader:
         batches = []
         for i in range(0, len(places), self.global_batch):
             mine = places[i : i + self.global_batch][self.rank :: self.world_size]
-            questions = Questions(
-                self.benchmark, [items[k] for k in mine], [items[partners[k]] for k in mine], self.seed
-            )
-            batches.append(questions)
+            asked, others = [items[k] for k in mine], [items[partners[k]] for k in mine]
+            batches.append(Questions(self.benchmark, asked, others, self.seed))
         return batches

@@ -14,7 +14,7 @@ import pandas as pd
 from c2c_lightning.drawing.forest import INK, PALE, Row, draw_forest
 from c2c_lightning.drawing.style import shown
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.answers import Answer, answer_file
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings, Results
 from c2c_lightning.evaluation.report.formatting import NOTHING, compared, plain, points_with_interval, score, verdict
 from c2c_lightning.evaluation.report.page import Section, write_report
@@ -37,7 +37,7 @@ class FinishedEvaluation:
 
     def answers(self, benchmark: str) -> dict[str, Answer]:
         """C2C's answers by question id; empty if they are not kept."""
-        return answer_file(self.folder, benchmark, C2C).read()
+        return AnswerFile(self.folder, benchmark, C2C).read()
 
 
 def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:

@@ -61,10 +61,11 @@ def write_report(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     environment.filters |= {
-        "markdown": as_html,
+        "markdown": lambda text: Markup(markdown.render(text)),
         "plain": plain,
-        "embedded": embedded,
+        "embedded": lambda figure: f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}",
         "linked": lambda figure: quote(Path(os.path.relpath(figure, folder)).as_posix()),
         "cells": cells,
         "markdown_table": markdown_table,
@@ -74,17 +75,6 @@ def write_report(
         text = environment.get_template(f"report.{suffix}").render(title=title, facts=facts, parts=parts)
         write_whole(folder / f"{name}.{suffix}", text)
     return folder / f"{name}.html"
-
-
-def as_html(text: str) -> Markup:
-    """Markdown as HTML; HTML in it stays text."""
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    return Markup(markdown.render(text))
-
-
-def embedded(figure: Path) -> str:
-    """A PNG as a URL that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
@@ -134,16 +135,9 @@ def _bootstrapped_mean(values: np.ndarray, seed: int) -> Estimate:
     mean = float(values.mean())
     if (values == values[0]).all():  # a single item too, which scipy refuses
         return Estimate(mean, mean, mean)
-    interval = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=LEVEL,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high))
+    interval = bootstrap((values,), np.mean, confidence_level=LEVEL, method="percentile", **_resampling(seed))
+    low, high = interval.confidence_interval
+    return Estimate(mean, float(low), float(high))
 
 
 def _sign_flip_p(differences: np.ndarray, seed: int) -> float:
@@ -152,12 +146,9 @@ def _sign_flip_p(differences: np.ndarray, seed: int) -> float:
     if len(changed) < 2:  # both signs of one are as extreme; scipy refuses it
         return 1.0
     # scipy flips the signs of a single sample. It counts all flips if there are fewer than RESAMPLES.
-    result = permutation_test(
-        (changed,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        rng=np.random.default_rng(seed),
-    )
+    result = permutation_test((changed,), np.sum, permutation_type="samples", **_resampling(seed))
     return float(result.pvalue)
+
+
+def _resampling(seed: int) -> dict[str, Any]:
+    return {"n_resamples": RESAMPLES, "batch": BATCH, "rng": np.random.default_rng(seed)}
