@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pandas.api.typing import DataFrameGroupBy
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.forest import ACCENT, INK, PALE
@@ -45,19 +47,7 @@ Source: table 3 of the paper (arXiv 2510.03215): receiver 308 ms, sharer 346, te
 prefill 20 + 90, fusion 27, decode 308."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long one batch took, in seconds."""
-
-    total: float  # timed independently of the stages
-    first_token: float  # until the response's first token
-    tokens: int  # of the longest response in the batch
-    stages: dict[str, float]
-
-    @property
-    def per_token(self) -> float:
-        """Seconds for each further token; NaN if there was one only."""
-        return (self.total - self.first_token) / (self.tokens - 1) if self.tokens > 1 else np.nan
+COLUMNS = ("batch size", "method", "first token", "per further token", "total", "tokens", *STAGES)
 
 
 class Latency(Analysis):
@@ -90,7 +80,8 @@ class Latency(Analysis):
         if not methods:
             return None
         sizes = sorted({1, min(self.batch_size, len(results.items))})
-        timings = {size: self.measure(communicator, results, methods, size) for size in sizes}
+        rows = [row for size in sizes for row in self.measure(communicator, results, methods, size)]
+        timings = pd.DataFrame(rows, columns=COLUMNS).groupby(["batch size", "method"], sort=False)
         device = communicator.models.receiver.device
         text = TEXT.format(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
@@ -107,8 +98,8 @@ class Latency(Analysis):
 
     def measure(
         self, communicator: Communicator, results: BenchmarkResults, methods: Sequence[Answering], batch_size: int
-    ) -> dict[str, list[Timing]]:
-        """By method, the timings of every batch and repeat."""
+    ) -> list[dict[str, Any]]:
+        """A row of `COLUMNS` for every batch, repeat and method."""
         items = results.items[: self.questions]
         batches = [
             Questions(results.benchmark, items[i : i + batch_size], items[i : i + batch_size], results.seed)
@@ -117,17 +108,22 @@ class Latency(Analysis):
         for questions in (batches[0], batches[-1]):
             for method in methods:
                 time_one(method, communicator, questions)
-        timings: dict[str, list[Timing]] = {method.name: [] for method in methods}
+        rows = []
         for repeat in range(self.repeats):
             for k, questions in enumerate(batches):
                 first = (repeat + k) % len(methods)  # nobody is always the first
                 for method in (*methods[first:], *methods[:first]):
-                    timings[method.name].append(time_one(method, communicator, questions))
-        return timings
+                    timed = time_one(method, communicator, questions)
+                    rows.append({"batch size": batch_size, "method": shown(method.name)} | timed)
+        return rows
 
 
-def time_one(method: Answering, communicator: Communicator, questions: Questions) -> Timing:
-    """Has a method answer some questions, of which the models have read nothing yet, and times it."""
+def time_one(method: Answering, communicator: Communicator, questions: Questions) -> dict[str, float]:
+    """Seconds that a method takes to answer some questions, of which the models have read nothing yet.
+
+    The total is timed independently of the stages. `tokens` are of the longest response; `per further token` is NaN
+    where it has one only.
+    """
     questions.forget()
     asking, device = Asking.of(communicator, questions), communicator.models.receiver.device
     wait(device)
@@ -137,8 +133,14 @@ def time_one(method: Answering, communicator: Communicator, questions: Questions
     total = time.perf_counter() - begun
     stages = clock.seconds()
     tokenization = stages.pop("tokenization", 0.0)
-    first_token = clock.between(clock.begun, clock.marks["first token"])
-    return Timing(total - tokenization, first_token - tokenization, max(decoded.tokens), stages)
+    first_token, tokens = clock.between(clock.begun, clock.marks["first token"]), max(decoded.tokens)
+    return {
+        "first token": first_token - tokenization,
+        "per further token": (total - first_token) / (tokens - 1) if tokens > 1 else np.nan,
+        "total": total - tokenization,
+        "tokens": tokens,
+        **stages,
+    }
 
 
 def wait(device: torch.device) -> None:
@@ -147,52 +149,38 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def tables(timings: dict[int, dict[str, list[Timing]]]) -> dict[str, pd.DataFrame]:
+def tables(timings: DataFrameGroupBy) -> dict[str, pd.DataFrame]:
     """A row for each batch size and method: times, and the mean of each stage and of the total, timed by itself."""
-    times, stages = [], []
-    for size, by_method in timings.items():
-        for method, measured in by_method.items():
-            row = {"batch size": str(size), "method": shown(method)}
-            means, total = mean_stages(measured), np.mean([t.total for t in measured])
-            times.append(
-                row
-                | {
-                    "first token": quartiles([t.first_token for t in measured]),
-                    "per further token": quartiles([t.per_token for t in measured]),
-                    "total": quartiles([t.total for t in measured]),
-                    "tokens": f"{np.median([t.tokens for t in measured]):.0f}",
-                }
-            )
-            cells = {stage: f"{1000 * means[stage]:.1f}" if stage in means else "" for stage in STAGES}
-            stages.append(row | cells | {"sum": f"{1000 * sum(means.values()):.1f}", "total": f"{1000 * total:.1f}"})
-    return {"Latency in ms": pd.DataFrame(times), "Stages in ms": pd.DataFrame(stages)}
+    times = timings[["first token", "per further token", "total"]].agg(quartiles)
+    times["tokens"] = timings["tokens"].median().map("{:.0f}".format)
+    means = timings[[*STAGES, "total"]].mean()
+    means.insert(len(STAGES), "sum", means[[*STAGES]].sum(axis=1))
+    stages = (1000 * means).map("{:.1f}".format).where(means.notna(), "")
+    of_all = {"Latency in ms": times, "Stages in ms": stages}
+    return {caption: table.reset_index().astype(str) for caption, table in of_all.items()}
 
 
-def mean_stages(measured: Sequence[Timing]) -> dict[str, float]:
-    """Seconds of every stage that a method has."""
-    return {s: float(np.mean([t.stages[s] for t in measured])) for s in STAGES if s in measured[0].stages}
-
-
-def quartiles(seconds: Sequence[float]) -> str:
+def quartiles(seconds: pd.Series) -> str:
     """Median and quartiles in ms."""
-    known = [1000 * s for s in seconds if not np.isnan(s)]
-    if not known:
+    if seconds.isna().all():
         return NOTHING
-    low, middle, high = np.percentile(known, [25, 50, 75])
+    low, middle, high = 1000 * seconds.quantile([0.25, 0.5, 0.75])
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
 @styled
-def draw(timings: dict[int, dict[str, list[Timing]]]) -> Figure:
+def draw(timings: DataFrameGroupBy) -> Figure:
     """A panel for each batch size, a bar for each method, divided into its stages."""
-    figure = new_figure(1.2 + sum(0.7 + 0.42 * len(by_method) for by_method in timings.values()))
-    axes = figure.subplots(len(timings), squeeze=False)[:, 0]
-    for axis, (size, by_method) in zip(axes, timings.items()):
-        means = {shown(method): mean_stages(measured) for method, measured in by_method.items()}
-        left = np.zeros(len(means))
+    means = (1000 * timings[[*STAGES]].mean()).fillna(0.0)
+    sizes = means.index.unique("batch size")
+    figure = new_figure(1.2 + 0.7 * len(sizes) + 0.42 * len(means))
+    axes = figure.subplots(len(sizes), squeeze=False)[:, 0]
+    for axis, size in zip(axes, sizes):
+        of_size = means.loc[size]
+        left = np.zeros(len(of_size))
         for stage, face in STAGES.items():
-            width = np.array([1000 * of_method.get(stage, 0.0) for of_method in means.values()])
-            axis.barh(list(means), width, left=left, color=face, edgecolor="white", linewidth=0.5, label=stage)
+            width = of_size[stage].to_numpy()
+            axis.barh([*of_size.index], width, left=left, color=face, edgecolor="white", linewidth=0.5, label=stage)
             left += width
         for place, end in enumerate(left):
             axis.text(end, place, f" {end:.0f}" if end >= 10 else f" {end:.1f}", va="center")

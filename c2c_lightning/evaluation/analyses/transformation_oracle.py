@@ -153,15 +153,8 @@ def near_target(source: np.ndarray, target: np.ndarray, transformed: np.ndarray)
 class TokenSample(Metric):
     """A sample of tokens with a sharer token opposite, the same however questions are spread over ranks.
 
-    Every token draws a number that depends on its question, and the lowest ones are kept; so does every
-    question, for being held out.
-
-    Args:
-        sharer: whose tokens.
-        layers: of the receiver.
-        communicator: says which layers are fused, how many features they have, and the models' dtypes.
-        tokens: the size of the sample.
-        seed: of the draw.
+    Every token draws a number that depends on its question, and the lowest ones are kept, `tokens` of them; so does
+    every question, for being held out. `layers` are the receiver's.
     """
 
     full_state_update = False

@@ -28,16 +28,6 @@ from c2c_lightning.models import Reading
 END = 256
 
 
-def lacks_others(benchmark: Benchmark) -> str | None:
-    """The reason why nothing can be said, if there is no other question whose cache could be taken."""
-    return "the benchmark has one question only" if len(benchmark.items()) < 2 else None
-
-
-def lacks_choices(benchmark: Benchmark) -> str | None:
-    """The reason why nothing can be said, if there are open questions."""
-    return None if benchmark.has_choices else "the questions have no lettered choices"
-
-
 class WrongQuestion(C2C):
     """The receiver reads its own question, the sharer another one of the same benchmark.
 
@@ -47,9 +37,7 @@ class WrongQuestion(C2C):
     name = "wrong_question"
     description = "C2C with the sharer's cache of another question of the same benchmark"
     control = generic = True
-
-    def why_not(self, benchmark: Benchmark) -> str | None:
-        return lacks_others(benchmark)
+    needs_others = True
 
     def heard(self, asking: Asking) -> Reading:
         questions, reading = asking.questions, asking.reading
@@ -96,9 +84,7 @@ class ShuffledChoices(C2C):
     name = "shuffled_choices"
     description = "C2C on the same choices in another order"
     control = True
-
-    def why_not(self, benchmark: Benchmark) -> str | None:
-        return lacks_choices(benchmark)
+    needs_choices = True
 
     def ask(self, asking: Asking) -> list[Answer]:
         questions = asking.questions
@@ -124,10 +110,8 @@ class CalibratedReceiver(Derived):
     name = "calibrated_receiver"
     description = "the receiver alone, each letter's log-probability less its mean over the benchmark"
     control = generic = True
+    needs_choices = True
     needs = ("receiver",)
-
-    def why_not(self, benchmark: Benchmark) -> str | None:
-        return lacks_choices(benchmark)
 
     def derive(
         self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
@@ -157,9 +141,7 @@ class MeanUpdate(C2C, Observer):
     name = "mean_update"
     description = "C2C with the mean update of all other questions of the benchmark"
     control = generic = True
-
-    def why_not(self, benchmark: Benchmark) -> str | None:
-        return lacks_others(benchmark)
+    needs_others = True
 
     def metric(self, communicator: Communicator) -> Metric:
         fusers = communicator.fusers

@@ -36,9 +36,15 @@ class Method(ABC):
     description: str  # what it does, in one sentence that begins in lower case
     control: ClassVar[bool] = False  # it is there to keep C2C honest, and reported beside the other controls
     generic: ClassVar[bool] = False  # it is a control that knows nothing of the question from the sharer
+    needs_choices: ClassVar[bool] = False  # it says nothing about open questions
+    needs_others: ClassVar[bool] = False  # it takes something of the benchmark's other questions
 
     def why_not(self, benchmark: Benchmark) -> str | None:
         """Why it says nothing about this benchmark; None if it does."""
+        if self.needs_choices and not benchmark.has_choices:
+            return "the questions have no lettered choices"
+        if self.needs_others and len(benchmark.items()) < 2:
+            return "the benchmark has one question only"
         return None
 
     def check(self, models: FrozenModels) -> None:  # noqa: B027
@@ -90,15 +96,10 @@ class Asking:
         key: Hashable,
         tokenization: str = "tokenization",
     ) -> Prefill:
-        """Prefills a model with chats that it alone reads.
+        """Prefills a model with chats, one for each question, that it alone reads.
 
-        Args:
-            model: that reads them.
-            tokenizer: its tokenizer.
-            chats: gives one for each question.
-            stage: the name of the prefill.
-            key: the same for methods that have the model read the same texts for a question.
-            tokenization: the name of what precedes it.
+        The prefill is timed as `stage`, and what precedes it as `tokenization`. The `key` is the same for methods
+        that have the model read the same texts for a question.
         """
 
         def tokenize() -> BatchEncoding:

@@ -47,10 +47,7 @@ def write_report(
         title: of the page.
         facts: what holds for all of it, such as the models and the date.
         parts: by heading, such as a benchmark's name; several get a table of contents.
-        name: of the two files.
-
-    Returns:
-        The HTML file.
+        name: of the two files, of which the HTML is returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(

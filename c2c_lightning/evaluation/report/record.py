@@ -46,10 +46,7 @@ FIGURES, SETTINGS_FILE = "figures", "settings.sha256"
 class EvaluationRecord(L.Callback):
     """Keeps the record, and writes the report when every question is answered.
 
-    Args:
-        parser: of the configuration.
-        config: the configuration.
-        settings: digest of the settings that can change an answer (see `settings.py`).
+    `settings` is the digest of the settings that can change an answer (see `settings.py`).
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: str = ""):
