@@ -21,7 +21,7 @@ from c2c_lightning.evaluation.asking.text_to_text import TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.benchmarks.rows import Row
-from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 
 METHODS = (Receiver, Sharer, TextToText, Routing, C2C)
 CONTROLS = (WrongQuestion, ZeroUpdate, MeanUpdate, CalibratedReceiver, ShuffledChoices)

@@ -16,7 +16,7 @@ from c2c_lightning.evaluation.asking.methods import C2C
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.asking.text_to_text import TextToText
 from c2c_lightning.evaluation.benchmarks import NanoWorld
-from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from tests.evaluation.trained import CONFIG, FEW, Evaluated, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")

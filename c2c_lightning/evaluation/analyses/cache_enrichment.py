@@ -26,9 +26,9 @@ from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.models import Message
 from c2c_lightning.models.cache import branch, position_ids, prefill
 

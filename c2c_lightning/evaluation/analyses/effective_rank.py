@@ -18,8 +18,8 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import PART_NAMES
 
 TEXT = """\

@@ -23,9 +23,9 @@ from c2c_lightning.drawing.forest import INK, PALE
 from c2c_lightning.drawing.style import PART_COLOURS, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import NOTHING, percent
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import PART_NAMES, Fusers, Gate
 
 GATES_TEXT = """\

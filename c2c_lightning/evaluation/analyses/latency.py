@@ -22,9 +22,9 @@ from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import NOTHING
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 
 METHODS = ("receiver", "sharer", "text_to_text", "c2c", "c2c_after_text")
 STAGES = {  # and their colours

@@ -20,9 +20,9 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import C2C, Asking, cache_bytes
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED

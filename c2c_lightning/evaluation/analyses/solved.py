@@ -15,9 +15,9 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing.forest import INK, Estimate
 from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import percent, with_interval
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.evaluation.report.statistics import accuracy
 
 BY_SUBJECT = ("receiver", "sharer", "text_to_text", "c2c")

@@ -25,9 +25,9 @@ from c2c_lightning.drawing.style import colour, new_figure, save, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import percent
 from c2c_lightning.evaluation.report.page import Section
-from c2c_lightning.evaluation.report.results import BenchmarkResults
 from c2c_lightning.fuser import PART_NAMES
 from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
 

@@ -35,7 +35,7 @@ from c2c_lightning.evaluation.asking.questions import Questions, is_measured, re
 from c2c_lightning.evaluation.asking.settings import questions_digest
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
+from c2c_lightning.evaluation.report.findings import BenchmarkResults, collect
 from c2c_lightning.files import read_bytes, whole, write_whole
 from c2c_lightning.runs import make_folder
 

@@ -59,8 +59,10 @@ def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
     found = load_evaluations(runs)
     folder = Path(output)
     make_folder(folder, "output")
-    names = list(dict.fromkeys(name for each in found for name in each.benchmarks))
-    parts = {name: _benchmark(name, [each for each in found if name in each.benchmarks], folder) for name in names}
+    parts = {}
+    for name in dict.fromkeys(name for each in found for name in each.benchmarks):
+        asked = [each for each in found if name in each.benchmarks]
+        parts[name] = [_side_by_side(name, asked, folder), *([_paired(name, asked)] if len(asked) > 1 else [])]
     common, differing = _settings(found)
     parts["Settings"] = [differing]
     parts["How to read this"] = reading_guide([findings for each in found for findings in each.benchmarks.values()])
@@ -111,12 +113,6 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     told = runs if len(set(runs)) == len(runs) else list(folders)
     common = Path(os.path.commonpath([folder.parent for folder in told]))
     return [folder.relative_to(common).as_posix() for folder in told]
-
-
-def _benchmark(name: str, evaluations: Sequence[FinishedEvaluation], folder: Path) -> list[Section]:
-    """What the evaluations that asked a benchmark found on it."""
-    side_by_side = _side_by_side(name, evaluations, folder)
-    return [side_by_side, _paired(name, evaluations)] if len(evaluations) > 1 else [side_by_side]
 
 
 def _side_by_side(name: str, evaluations: Sequence[FinishedEvaluation], folder: Path) -> Section:

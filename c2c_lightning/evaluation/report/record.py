@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Container
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -152,7 +151,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     write_whole(folder / RESULTS_FILE, json_text(Results(title, facts, found)))
     tracker = find_tracker(trainer)
     if tracker is not None:
-        log_report(tracker, folder, found, parts, logged=module.accuracy)
+        log_report(tracker, module, found, parts)
         tracker.save_undelivered(folder)
     show(found, folder)
 
@@ -180,13 +179,10 @@ def describe(module: Evaluation) -> dict[str, str]:
 
 
 def log_report(
-    tracker: MLflowTracker,
-    folder: Path,
-    found: dict[str, Findings],
-    parts: dict[str, list[Section]],
-    logged: Container[str],
+    tracker: MLflowTracker, module: Evaluation, found: dict[str, Findings], parts: dict[str, list[Section]]
 ) -> None:
-    """Hands report, figures, tables, gains, and the accuracies that are not `logged` yet to MLflow."""
+    """Hands report, figures, tables, gains, and the accuracies that the module has not logged to MLflow."""
+    folder = module.folder
     for name in (RESULTS_FILE, "report.html", "report.md"):
         tracker.log_artifact(folder / name)
     tracker.log_artifact(folder / FIGURES, FIGURES)
@@ -197,7 +193,7 @@ def log_report(
     metrics = {}
     for name, of in found.items():
         means = {f"{name}/{method}": one.accuracy.value for method, one in of.methods.items()}
-        metrics |= {f"accuracy/{key}": mean for key, mean in means.items() if key not in logged}
+        metrics |= {f"accuracy/{key}": mean for key, mean in means.items() if key not in module.accuracy}
         for key, gain in (("question_specific_gain", of.question_specific_gain), ("raw_gain", of.raw_gain)):
             if gain:
                 metrics |= {f"{name}/{key}": gain.difference.value, f"{name}/{key}_p": gain.p}

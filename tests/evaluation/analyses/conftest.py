@@ -9,7 +9,7 @@ from c2c_lightning.evaluation.asking.methods import C2C, Receiver, Sharer
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.report.results import BenchmarkResults, collect
+from c2c_lightning.evaluation.report.findings import BenchmarkResults, collect
 from tests.evaluation.analyses.every_analysis import ANALYSES
 from tests.evaluation.asking import EXEMPLARS, MORE_TEXTS, PROMPTS, TEXTS, TOLD, ask
 from tests.models import tiny

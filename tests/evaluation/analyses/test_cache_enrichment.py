@@ -12,7 +12,7 @@ from c2c_lightning.evaluation.analyses import CacheEnrichment
 from c2c_lightning.evaluation.analyses.cache_enrichment import Enriched, EnrichedLayer, FewShot
 from c2c_lightning.evaluation.asking.methods import Receiver
 from c2c_lightning.evaluation.benchmarks import OwnQuestions
-from c2c_lightning.evaluation.report.results import BenchmarkResults
+from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from tests.evaluation.asking import EXEMPLARS, ask, part_of, reads, texts
 from tests.models import tiny
 
