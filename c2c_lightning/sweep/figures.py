@@ -19,8 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-from c2c_lightning.drawing.forest import ACCENT, FONTS, INK, WIDTH
-from c2c_lightning.drawing.style import new_figure, save, styled
+from c2c_lightning.drawing import ACCENT, FONTS, INK, WIDTH, new_figure, save, styled
 from c2c_lightning.sweep.gate_figure import NothingToShow, colours, draw_gates
 from c2c_lightning.sweep.labels import cut, plain_parameters, shown_scores, unit
 from c2c_lightning.sweep.results import ranking

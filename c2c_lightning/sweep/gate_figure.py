@@ -11,8 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from c2c_lightning.drawing.forest import INK, PALE
-from c2c_lightning.drawing.style import new_figure
+from c2c_lightning.drawing import INK, PALE, new_figure
 from c2c_lightning.sweep.labels import shown_scores, unit
 from c2c_lightning.sweep.settings import Mode
 from c2c_lightning.sweep.trials import Trial

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from c2c_lightning.drawing.forest import ACCENT, INK, Estimate, Row, draw_forest
+from c2c_lightning.drawing import ACCENT, INK, Estimate, Row, draw_forest
 from c2c_lightning.evaluation.report.formatting import points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import TRIAL_FILE

@@ -9,8 +9,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from c2c_lightning.drawing.forest import Estimate, Row, draw_forest
-from c2c_lightning.drawing.style import new_figure, save, shown, styled
+from c2c_lightning.drawing import Estimate, Row, draw_forest, new_figure, save, shown, styled
 from c2c_lightning.evaluation.report.findings import findings
 from c2c_lightning.evaluation.report.page import Section, write_report
 from c2c_lightning.evaluation.report.record import show

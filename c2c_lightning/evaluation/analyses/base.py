@@ -9,8 +9,7 @@ from pathlib import Path
 import lightning as L
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import Estimate
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing import Estimate, shown
 from c2c_lightning.evaluation.asking.methods import Method
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, NOTHING, p_value, points_with_interval

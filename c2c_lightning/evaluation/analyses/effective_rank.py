@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.style import colour, new_figure, save, styled
+from c2c_lightning.drawing import colour, new_figure, save, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.findings import BenchmarkResults

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from pandas.api.typing import DataFrameGroupBy
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import ACCENT, INK, PALE
-from c2c_lightning.drawing.style import colour, new_figure, save, shown, styled
+from c2c_lightning.drawing import ACCENT, INK, PALE, colour, new_figure, save, shown, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.clock import StageClock

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing import style
-from c2c_lightning.drawing.forest import ACCENT, Estimate
+from c2c_lightning.drawing import ACCENT, Estimate, style
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.asking.decoding import Prefill

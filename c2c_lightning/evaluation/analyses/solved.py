@@ -12,8 +12,7 @@ from matplotlib_venn.layout.venn2 import DefaultLayoutAlgorithm as Layout2
 from matplotlib_venn.layout.venn3 import DefaultLayoutAlgorithm as Layout3
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.forest import INK, Estimate
-from c2c_lightning.drawing.style import colour, margins, new_figure, save, score_axis, shown, styled
+from c2c_lightning.drawing import INK, Estimate, colour, margins, new_figure, save, score_axis, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.formatting import percent, with_interval

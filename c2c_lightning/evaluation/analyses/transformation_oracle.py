@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing.style import colour, new_figure, save, styled
+from c2c_lightning.drawing import colour, new_figure, save, styled
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer

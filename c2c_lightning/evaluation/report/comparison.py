@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from c2c_lightning.drawing.forest import INK, PALE, Row, draw_forest
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing import INK, PALE, Row, draw_forest, shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings, Results

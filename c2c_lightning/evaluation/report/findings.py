@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import StringConstraints
 
-from c2c_lightning.drawing.forest import Estimate
+from c2c_lightning.drawing import Estimate
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.methods import Derived, Method
 from c2c_lightning.evaluation.benchmarks import Benchmark

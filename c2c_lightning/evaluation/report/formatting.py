@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from c2c_lightning.drawing.forest import Estimate
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing import Estimate, shown
 from c2c_lightning.evaluation.report.statistics import ALPHA, Comparison
 
 NOTHING = "–"

@@ -28,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.report.findings import Findings, Results, findings

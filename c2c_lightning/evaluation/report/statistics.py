@@ -16,7 +16,7 @@ from scipy.stats import bootstrap, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from c2c_lightning.drawing.forest import Estimate
+from c2c_lightning.drawing import Estimate
 from c2c_lightning.errors import UserError
 
 LEVEL = 0.95  # of every interval

@@ -12,8 +12,7 @@ from pathlib import Path
 import pandas as pd
 from typing_extensions import TypedDict
 
-from c2c_lightning.drawing.forest import ACCENT, INK, PALE, Row, draw_forest
-from c2c_lightning.drawing.style import shown
+from c2c_lightning.drawing import ACCENT, INK, PALE, Row, draw_forest, shown
 from c2c_lightning.evaluation.report import formatting as written
 from c2c_lightning.evaluation.report.findings import (
     C2C,
