@@ -17,8 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing import INK, Estimate, style
+from c2c_lightning.drawing import INK, Estimate
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.asking.decoding import Prefill
@@ -86,7 +87,7 @@ class CacheEnrichment(Analysis):
         ]
         shots = min(self.shots, len(results.benchmark.exemplar_items()))
         caption = f"{measure.capitalize()} when the question's cache has read exemplars"
-        figure = style.save(draw(whole, single, measure), folder, "cache_enrichment")
+        figure = drawing.save(draw(whole, single, measure), folder, "cache_enrichment")
         text = TEXT.format(shots=shots, by_layer=BY_LAYER if single else "")
         return Section("Cache enrichment (oracle)", text, {caption: pd.DataFrame(rows)}, {caption: figure})
 
@@ -217,23 +218,23 @@ def conversation(benchmark: Benchmark, item: Item, shots: int, seed: int) -> lis
     return [message for i, message in enumerate(messages) if i == 0 or message["role"] != "system"]
 
 
-@style.styled
+@drawing.styled
 def draw(whole: dict[str, Estimate], single: dict[int, Estimate], measure: str) -> Figure:
     """Lines for direct, few-shot and enriched, and points for single layers; bars if there are no layers."""
-    figure = style.new_figure(4 if single else 2.4)
+    figure = drawing.new_figure(4 if single else 2.4)
     axis = figure.subplots()
     if single:
-        style.draw_references(axis, whole)
-        style.draw_series(axis, list(single), list(single.values()), "only this layer enriched", INK, "o")
+        drawing.draw_references(axis, whole)
+        drawing.draw_series(axis, list(single), list(single.values()), "only this layer enriched", INK, "o")
         axis.set_xlabel("receiver layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        style.score_axis(axis.yaxis, measure)
+        drawing.score_axis(axis.yaxis, measure)
         figure.legend(loc="outside lower center", ncols=4)
     else:
         values = list(whole.values())
-        colours = [style.colour(name) for name in whole]
-        axis.barh(list(whole), [e.value for e in values], xerr=style.margins(values), color=colours, capsize=3)
+        colours = [drawing.colour(name) for name in whole]
+        axis.barh(list(whole), [e.value for e in values], xerr=drawing.margins(values), color=colours, capsize=3)
         axis.invert_yaxis()
-        style.score_axis(axis.xaxis, measure)
+        drawing.score_axis(axis.xaxis, measure)
     axis.grid()
     return figure

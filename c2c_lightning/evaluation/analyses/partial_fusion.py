@@ -13,8 +13,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.drawing import ACCENT, Estimate, style
+from c2c_lightning.drawing import ACCENT, Estimate
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
 from c2c_lightning.evaluation.asking.decoding import Prefill
@@ -29,7 +30,7 @@ from c2c_lightning.models.batch import SharerPrompt
 
 End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")
-COLOURS = {"front": ACCENT, "back": style.CONTRAST}
+COLOURS = {"front": ACCENT, "back": drawing.CONTRAST}
 FRACTION_TEXT = """\
 Only a part of each prompt is fused: the first tokens (`front_25` for the first 25%) or the last \
 (`back_25`); the others keep the receiver's own cache, as a token does that has no sharer token opposite. \
@@ -88,7 +89,7 @@ class LayerAblation(Analysis):
         values = list(found.values())  # without a layer and with it only, by turns
         figure = draw_layers(layers, values[::2], values[1::2], estimates(results, ["c2c", "receiver"]), measure)
         caption = f"{measure.capitalize()} without and with only one layer"
-        figures = {caption: style.save(figure, folder, "layer_ablation")}
+        figures = {caption: drawing.save(figure, folder, "layer_ablation")}
         text = LAYERS_TEXT.format(measure=measure)
         return Section("Which layers matter", text, {caption: pd.DataFrame(rows)}, figures)
 
@@ -136,21 +137,23 @@ def closed_gates(fusers: Fusers, layers: Collection[int]) -> Iterator[None]:
                 gate.logit.copy_(logit_PLH)
 
 
-@style.styled
+@drawing.styled
 def draw_layers(
     layers: list[int], without: list[Estimate], only: list[Estimate], references: dict[str, Estimate], measure: str
 ) -> Figure:
     """Both mean scores of every layer, beside those of C2C and the receiver."""
-    figure = style.new_figure(4)
+    figure = drawing.new_figure(4)
     axis = figure.subplots()
-    style.draw_references(axis, references)
-    style.draw_series(
-        axis, [layer - 0.12 for layer in layers], without, "C2C without the layer", style.colour("c2c"), "o"
+    drawing.draw_references(axis, references)
+    drawing.draw_series(
+        axis, [layer - 0.12 for layer in layers], without, "C2C without the layer", drawing.colour("c2c"), "o"
     )
-    style.draw_series(axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", style.CONTRAST, "s")
+    drawing.draw_series(
+        axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", drawing.CONTRAST, "s"
+    )
     axis.set_xlabel("receiver layer")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    style.score_axis(axis.yaxis, measure)
+    drawing.score_axis(axis.yaxis, measure)
     axis.grid()
     figure.legend(loc="outside lower center", ncols=4)
     return figure
@@ -189,7 +192,7 @@ class FusedFraction(Analysis):
         for end in ENDS:
             table[f"from the {end}: {measure}"] = [with_interval(e, measure) for e in series[end].values()]
         caption = f"{measure.capitalize()} against the share of the prompt that is fused"
-        figure = style.save(draw_fraction(series, measure), folder, "fused_fraction")
+        figure = drawing.save(draw_fraction(series, measure), folder, "fused_fraction")
         return Section("How much of the prompt is fused", FRACTION_TEXT, {caption: table}, {caption: figure})
 
 
@@ -232,16 +235,16 @@ def opposite(sharer: SharerPrompt) -> Tensor:
     return torch.zeros_like(sharer.mask).scatter_add(1, sharer.positions.clamp(min=0), aligned_BN).clamp(max=1)
 
 
-@style.styled
+@drawing.styled
 def draw_fraction(series: dict[End, dict[int, Estimate]], measure: str) -> Figure:
     """A line for each end."""
-    figure = style.new_figure(3.8)
+    figure = drawing.new_figure(3.8)
     axis = figure.subplots()
     for end, marker, shift, line in zip(ENDS, "os", (-0.6, 0.6), ("-", "--")):
         places = [p + shift * (0 < p < 100) for p in series[end]]
-        style.draw_series(axis, places, list(series[end].values()), f"from the {end}", COLOURS[end], marker, line)
+        drawing.draw_series(axis, places, list(series[end].values()), f"from the {end}", COLOURS[end], marker, line)
     axis.set_xlabel("fused share of the prompt's tokens")
-    style.score_axis(axis.yaxis, measure)
+    drawing.score_axis(axis.yaxis, measure)
     axis.set_xticks(list(series["front"]), [f"{p}%" for p in series["front"]])
     axis.grid()
     axis.legend()
