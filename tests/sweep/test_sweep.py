@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 
 from c2c_lightning.cli.sweep import build, read_sweep
 from c2c_lightning.errors import UserError
+from c2c_lightning.runs import held
 from c2c_lightning.sweep.process import is_free
 from c2c_lightning.sweep.runner import cluster
+from c2c_lightning.sweep.settings import Sweep
 from tests.sweep.sweeps import Workspace
 from tests.training.runs import BASE
 
@@ -199,6 +202,16 @@ def test_a_sweep_whose_file_is_damaged_is_not_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_bytes(b"\x80\x81")
     with pytest.raises(SystemExit, match=r"error: the sweep file .*sweep\.yaml is no YAML"):
+        main(["sweep", "--resume", str(tmp_path)])
+
+
+def test_a_sweep_that_another_process_runs_is_not_resumed(tmp_path, monkeypatch):
+    from c2c_lightning.cli.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    begun = Sweep(base=BASE, space={"model.layers": {"grid": ["all"]}}, search="grid", trials=1)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asdict(begun)))
+    with held(tmp_path, "sweep"), pytest.raises(SystemExit, match=r"error: another sweep is writing to "):
         main(["sweep", "--resume", str(tmp_path)])
 
 
