@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
@@ -35,6 +36,11 @@ TRAINER_DEFAULTS = {
 }
 
 
+# What older configurations name, and what to write instead.
+GONE = {
+    "LongBenchE": "LongBenchE is now tasks of lm-evaluation-harness: give class_path HarnessTask with init_args "
+    "{task: longbench_e, metric: score}, as conf/eval/longbench.yaml does."
+}
 KINDS = (benchmarks.Benchmark, Analysis)
 
 
@@ -51,6 +57,12 @@ class EvaluationParser(Parser):
             if isinstance(known, type) and issubclass(known, KINDS) and not inspect.isabstract(known)
         ),
     )
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        for name, instead in GONE.items():
+            if name in str(ex or message):
+                sys.exit(f"error: {instead}")
+        super().error(message, ex)
 
 
 class EvaluationCLI(CheckedCLI):

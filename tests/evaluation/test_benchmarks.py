@@ -18,7 +18,6 @@ from c2c_lightning.evaluation.benchmarks import (
     ARCChallenge,
     Benchmark,
     CEval,
-    LongBenchE,
     MMLURedux,
     NanoWorld,
     OpenBookQA,
@@ -28,24 +27,6 @@ from c2c_lightning.evaluation.benchmarks.item import Item
 
 FILES = Path(__file__).parent / "benchmark_files"
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data"  # whole test sets, where a developer has them
-LIMITS = {
-    "qasper": 128,
-    "multifieldqa_en": 64,
-    "hotpotqa": 32,
-    "2wikimqa": 32,
-    "gov_report": 512,
-    "multi_news": 512,
-    "trec": 64,
-    "triviaqa": 32,
-    "samsum": 128,
-    "passage_count": 32,
-    "passage_retrieval_en": 32,
-    "lcc": 64,
-    "repobench-p": 64,
-}
-METRICS = (
-    ["f1"] * 4 + ["rouge_l"] * 2 + ["classification", "f1", "rouge_l", "count", "retrieval"] + ["code_similarity"] * 2
-)
 
 
 def every_benchmark() -> list[Benchmark]:
@@ -57,7 +38,6 @@ def every_benchmark() -> list[Benchmark]:
         CEval(str(FILES / "ceval")),
         GSM8K(str(FILES / "gsm8k.jsonl")),
         GSM8K(str(FILES / "gsm8k.jsonl"), name="gsm8k_steps", prompt="worked_steps", max_new_tokens=512),
-        LongBenchE(str(FILES / "longbench_e")),
         OwnQuestions(str(FILES / "own.jsonl")),
         OwnQuestions(str(FILES / "own.jsonl"), name="own_f1", grading="f1"),
         OwnQuestions(str(FILES / "own.jsonl"), name="own_choices", prompt="choices"),
@@ -262,31 +242,6 @@ def test_worked_steps_show_the_way_and_the_box():
     assert response == "She stacks 6*200=1200 plums.\n1200-3=1197 are left.\n\n\\boxed{1,197}"
 
 
-def test_longbench_e_has_the_published_limits_and_metrics():
-    benchmark = BENCHMARKS["longbench_e"]
-    assert {item.subject: benchmark.max_new_tokens_of(item) for item in benchmark.items()} == LIMITS
-    assert [benchmark.prompt.of(dataset).metric for dataset in LIMITS] == METRICS
-    assert LongBenchE(str(FILES / "longbench_e"), max_new_tokens=7).max_new_tokens_of(benchmark.items()[0]) == 7
-
-
-def test_longbench_e_scores_the_first_line_where_models_go_on_with_examples():
-    benchmark = BENCHMARKS["longbench_e"]
-    items = {item.subject: item for item in benchmark.items()}
-    assert benchmark.grade(items["triviaqa"], "a boat\nPassage:\nMore about boats and goats").score == 1
-    assert benchmark.grade(items["samsum"], "\nIda wants tea.\nDialogue: Ben: And so on").score == 1
-    assert benchmark.grade(items["hotpotqa"], "Vell\nor so").score < 1
-
-
-def test_longbench_e_cuts_the_middle_out_of_long_contexts_when_asked_to():
-    whole, cut = (
-        LongBenchE(str(FILES / "longbench_e" / "qasper_e.jsonl"), max_context_characters=n) for n in (None, 31)
-    )
-    context = whole.items()[0].context
-    assert len(context) > 100
-    assert cut.items()[0].context == context[:16] + context[-15:]
-    assert cut.items()[1].context == whole.items()[1].context
-
-
 def test_numbers_are_taken_as_the_text_that_they_are_written_as(tmp_path):
     records = [
         {"question": "2 + 2?", "choices": [3, 4.5, 4], "answer": 4},
@@ -334,19 +289,17 @@ def test_records_are_the_same_from_every_store(store, tmp_path):
     assert ARCChallenge(str(path)).items() == BENCHMARKS["arc_challenge"].items()
 
 
-def test_longbench_e_and_own_questions_come_from_parquet_with_empty_columns(tmp_path):
-    for name, cls in (("longbench_e/trec_e", LongBenchE), ("own", OwnQuestions)):
-        records = [json.loads(line) for line in (FILES / f"{name}.jsonl").read_text().splitlines()]
-        for record in records:  # a Parquet column is of one type
-            if isinstance(record.get("reference"), str):
-                record["reference"] = [record["reference"]]
-            if "answer" in record:
-                record["answer"] = str(record["answer"])
-        columns = {column: [record.get(column) for record in records] for record in records for column in record}
-        file = tmp_path / f"{Path(name).name}.parquet"
-        pq.write_table(pa.table(columns), file)
-        own, stored = cls(str(FILES / f"{name}.jsonl")), cls(str(file))
-        assert [item.answers for item in stored.items()] == [item.answers for item in own.items()]
+def test_own_questions_come_from_parquet_with_empty_columns(tmp_path):
+    records = [json.loads(line) for line in (FILES / "own.jsonl").read_text().splitlines()]
+    for record in records:  # a Parquet column is of one type
+        if isinstance(record.get("reference"), str):
+            record["reference"] = [record["reference"]]
+        if "answer" in record:
+            record["answer"] = str(record["answer"])
+    columns = {column: [record.get(column) for record in records] for record in records for column in record}
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    stored = OwnQuestions(str(tmp_path / "own.parquet"))
+    assert [item.answers for item in stored.items()] == [item.answers for item in BENCHMARKS["own"].items()]
 
 
 def test_limit_takes_the_first_of_the_whole():
@@ -356,8 +309,8 @@ def test_limit_takes_the_first_of_the_whole():
 
 
 def test_subjects_are_chosen_by_name():
-    benchmark = LongBenchE(str(FILES / "longbench_e"), subjects=["lcc", "trec"])
-    assert [item.subject for item in benchmark.items()] == ["lcc", "lcc", "trec", "trec"]
+    benchmark = MMLURedux(str(FILES / "mmlu_redux"), subjects=["baking"])
+    assert {item.subject for item in benchmark.items()} == {"baking"}
     with pytest.raises(UserError, match=r"mmlu_redux.subjects has 'bakin', .*\. Did you mean baking\?"):
         MMLURedux(str(FILES / "mmlu_redux"), subjects=["bakin"]).items()
 
@@ -386,7 +339,6 @@ def test_what_exemplars_leave_out_is_not_counted_with_the_questions(tmp_path):
 ARC = {"id": "x", "question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
 MMLU = {"question": "Why?", "choices": ["a", "b"], "answer": 0, "error_type": "ok", "correct_answer": None}
 OWN = {"question": "Why?", "choices": ["to", "fro"], "answer": "A"}
-LONG = {"input": "Why?", "context": "So.", "answers": ["x"], "dataset": "trec", "all_classes": ["y", "z"], "_id": "1"}
 
 
 @pytest.mark.parametrize(
@@ -421,14 +373,6 @@ LONG = {"input": "Why?", "context": "So.", "answers": ["x"], "dataset": "trec", 
         (OwnQuestions, {"question": {"a": "b"}}, " is damaged: question: Input should be a valid string"),
         (GSM8K, {"answer": "5"}, ": answer has no final number; write it after '####'"),
         (GSM8K, {"answer": "####"}, ": it has no answer; give one"),
-        (
-            LongBenchE,
-            {"dataset": "trek"},
-            ": dataset 'trek' is none that the prompt 'longbench_e' has. Did you mean trec?",
-        ),
-        (LongBenchE, {}, ": answers ['x'] are not among the 2 classes"),
-        (LongBenchE, {"all_classes": None}, ": answers ['x'] are not among the 0 classes"),
-        (LongBenchE, {"all_classes": 3}, " is damaged: all_classes: Input should be a valid list, not 3"),
         (OwnQuestions, {"answer": "C"}, ": answer 'C' is not among the choices ['to', 'fro']; give a letter"),
         (OwnQuestions, {"answer": 2}, ": answer 2 is not among the choices"),
         (OwnQuestions, {"choices": ["B", "A"]}, ": answer 'A' may mean A or B; give its place as a number"),
@@ -437,7 +381,7 @@ LONG = {"input": "Why?", "context": "So.", "answers": ["x"], "dataset": "trec", 
     ],
 )
 def test_a_wrong_record_is_one_error_with_its_file_row_and_remedy(cls, change, message, tmp_path):
-    record = {ARCChallenge: ARC, MMLURedux: MMLU, OwnQuestions: OWN, LongBenchE: LONG}.get(cls, {"question": "Why?"})
+    record = {ARCChallenge: ARC, MMLURedux: MMLU, OwnQuestions: OWN}.get(cls, {"question": "Why?"})
     record = {key: value for key, value in {**record, **change}.items() if value is not ...}
     file = write(tmp_path / "wrong.jsonl", record)
     with pytest.raises(UserError, match=re.escape(f"{file}:1{message}")) as error:
@@ -472,10 +416,12 @@ def test_no_questions_are_refused_with_what_was_left_out(tmp_path):
         (lambda: MMLURedux("nobody/no-data").items(), "mmlu_redux.path 'nobody/no-data' .* as a hub id: "),
         (lambda: GSM8K("x", name="a/b"), "name 'a/b' becomes part of file names"),
         (lambda: GSM8K("x", limit=0), "gsm8k.limit is 0: give at least 1"),
-        (lambda: GSM8K("x", answer_mode="letters"), "gsm8k.answer_mode is 'letters'"),
+        (
+            lambda: GSM8K("x", answer_mode="letters"),
+            "gsm8k.answer_mode is 'letters': give one of generate, logits, likelihood, likelihood_per_character",
+        ),
         (lambda: NanoWorld(answer_mode="logits").items(), "nano.answer_mode is 'logits', .* open questions"),
         (lambda: OwnQuestions("x", grading="maths"), "own.grading is 'maths': give one of exact, contains, f1, math"),
-        (lambda: LongBenchE("x", max_context_characters=1), "longbench_e.max_context_characters is 1"),
     ],
 )
 def test_what_cannot_be_is_refused_by_key_and_value(make, message):
@@ -483,7 +429,7 @@ def test_what_cannot_be_is_refused_by_key_and_value(make, message):
         make()
 
 
-@pytest.mark.parametrize("cls", [ARCChallenge, CEval, GSM8K, LongBenchE, MMLURedux, NanoWorld, OpenBookQA])
+@pytest.mark.parametrize("cls", [ARCChallenge, CEval, GSM8K, MMLURedux, NanoWorld, OpenBookQA])
 def test_every_benchmark_is_made_from_a_configuration_alone(cls):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--benchmark", type=Benchmark)

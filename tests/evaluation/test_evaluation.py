@@ -174,6 +174,7 @@ def fit_and_test(fit, monkeypatch, tmp_path):
         (["--model.methods=[{class_path: C2C}, {class_path: C2C}]"], "'c2c' twice"),
         (["--data.batch_size=0"], "data.batch_size is 0"),
         (["--data.benchmarks=[{class_path: NanoWrld}]"], "Did you mean NanoWorld?"),
+        (["--data.benchmarks=[{class_path: LongBenchE, init_args: {limit: 3}}]"], "give class_path HarnessTask"),
         (["--data.benchmarks=[{class_path: OwnQuestions, init_args: {path: no.jsonl}}]"], "'no.jsonl'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from torchmetrics.functional.text import squad
 
-from c2c_lightning.evaluation.benchmarks import grading, longbench
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.item import Grade
 
 
@@ -150,36 +150,3 @@ def test_values_are_compared_in_threads_too_and_without_warnings(caplog):
         thread.join()
     assert scores == [1.0]
     assert not caplog.messages
-
-
-def test_rouge_l_follows_the_longest_common_subsequence():
-    # "a goat won" is common: 3 of 4 words said, of 5 that there are.
-    expected = 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5)
-    assert longbench.rouge_l("A goat easily won.", ("a fast goat won it", "rain")).score == pytest.approx(expected)
-    assert longbench.rouge_l("", ("goat",)).score == 0
-
-
-def test_code_is_compared_by_its_first_line_that_is_no_comment():
-    answer = ("    gig.row()",)
-    assert longbench.code_similarity("```python\n# row it\ngig.row()\nmore()", answer) == Grade("gig.row()", 1.0)
-    # One letter of nine goes: 2 * 8 of 17 letters match.
-    assert longbench.code_similarity("gig.ro()", answer).score == pytest.approx(16 / 17)
-    assert longbench.code_similarity('site = "http://vell"', ('site = "http://vell"',)).score == 1
-    assert longbench.code_similarity("", answer) == Grade(None, 0.0)
-
-
-def test_a_class_is_right_alone_and_shares_with_others_named_beside_it():
-    classes = ("Number", "Number of oars", "Place")
-    assert longbench.classification("Number of oars", ("Number of oars",), classes).score == 1
-    assert longbench.classification("Number of oars or Place", ("Number of oars",), classes).score == 1 / 2
-    assert longbench.classification("Place", ("Number",), classes).score == 0
-    assert longbench.classification("Person", ("Number",), classes).score == 0
-
-
-def test_counts_and_paragraphs_are_the_share_of_numbers_that_are_right():
-    assert longbench.share_of_numbers("There are 12.", ("12",)).score == 1
-    assert longbench.share_of_numbers("12 of 30", ("12",)).score == 1 / 2
-    assert longbench.share_of_numbers("twelve", ("12",)).score == 0
-    assert longbench.share_of_numbers("Paragraph 5", ("Paragraph 5",)).score == 1
-    assert longbench.share_of_numbers("Paragraph 15", ("Paragraph 5",)).score == 0
-    assert longbench.share_of_numbers("5 or 6", ("Paragraph 5",)).score == 1 / 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +38,8 @@ class Answer:
     message: str = ""  # what the sharer wrote for the receiver; empty if nothing
     extracted: str | None = None  # what was read out of the response; None if nothing could be
     score: Annotated[float, Field(ge=0, le=1)] = 0.0  # of what was read out
+    choices: list[float] | None = None  # log-likelihood of each choice's text in nats, where that is what ranks them
+    metrics: dict[str, float] = field(default_factory=dict)  # the scores by name, where there are several
 
 
 class AnswerFile:

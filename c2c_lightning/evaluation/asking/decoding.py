@@ -1,21 +1,28 @@
-"""From a prefilled cache to responses: the models' own `generate`, and what is noted on the way.
+"""From a prefilled cache to responses: the models' own `generate`, or the likelihood of given ones.
 
-Dimensions: B questions, N prompt tokens, V vocabulary, C choices.
+Dimensions: B questions, N prompt tokens, R response tokens, T scored tokens, V vocabulary, C choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.models import Aligner, Message
+from c2c_lightning.models.alignment import MARK
+from c2c_lightning.models.batch import pad
+from c2c_lightning.models.cache import branch, logits_at, position_ids
 from c2c_lightning.models.decoding import GREEDY, end_ids, generate
+
+Continuation = tuple[list[int], int]  # ids of a response's beginning, and how many of them are given and not scored
 
 
 @dataclass
@@ -41,7 +48,8 @@ class Decoded:
     tokens: list[int]  # how many each has, the end of turn included
     truncated: list[bool]  # whether it was cut off by the limit
     confidence: list[float]  # mean log-probability of its tokens, in nats
-    letters: Tensor | None  # (B, C) log-probability that the response begins with each letter, if asked for
+    letters: Tensor | None = None  # (B, C) log-probability that the response begins with each letter, if asked for
+    choices: list[list[float]] | None = None  # log-likelihood of each choice's text, likewise
 
 
 class Recorder(LogitsProcessor):
@@ -62,7 +70,13 @@ class Recorder(LogitsProcessor):
 
 
 @torch.no_grad()
-def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: str = "") -> Decoded:
+def decode(
+    prefill: Prefill,
+    limits: Sequence[int],
+    clock: StageClock,
+    letters: str = "",
+    stops: Sequence[Sequence[str]] = (),
+) -> Decoded:
     """Greedy responses by transformers' `generate`.
 
     Args:
@@ -70,9 +84,12 @@ def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: 
         limits: how many tokens each response may have.
         clock: times the stage `decode` and marks the `first token`.
         letters: whose log-probability as the response's beginning to note.
+        stops: for each response the strings before which it ends; none for none at all.
     """
     model, tokenizer, width = prefill.model, prefill.tokenizer, prefill.ids.shape[1]
     recorder = Recorder(clock, [letter_token_ids(tokenizer, letter) for letter in letters])
+    stops = stops or [()] * len(limits)
+    stop_strings = sorted({stop for of_one in stops for stop in of_one})
     with clock("decode"):
         sequences = generate(
             model,
@@ -83,17 +100,20 @@ def decode(prefill: Prefill, limits: Sequence[int], clock: StageClock, letters: 
             prefill.position_ids,
             max_new_tokens=max(limits),
             logits_processor=LogitsProcessorList([recorder]),
-            **GREEDY,
+            **GREEDY | {"stop_strings": stop_strings or None},
         )
-    ends = set(end_ids(model, tokenizer))
+    # Behind a stop string there is padding.
+    ends = {*end_ids(model, tokenizer), *([tokenizer.pad_token_id] if stop_strings else [])}
     log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
     responses, tokens, truncated, confidence = [], [], [], []
-    for row, limit, log_probs in zip(sequences[:, width:].tolist(), limits, log_probs_BT):
+    for row, limit, log_probs, of_one in zip(sequences[:, width:].tolist(), limits, log_probs_BT, stops):
         end = next((i + 1 for i, token in enumerate(row[:limit]) if token in ends), None)
         used = row[: end or limit]
-        responses.append(tokenizer.decode(used, skip_special_tokens=True).strip())
+        said = tokenizer.decode(used, skip_special_tokens=True)
+        at = min((said.index(stop) for stop in of_one if stop in said), default=None)
+        responses.append(said[:at].strip())
         tokens.append(len(used))
-        truncated.append(end is None)
+        truncated.append(end is None and at is None)
         confidence.append(sum(log_probs[: len(used)]) / len(used))
     return Decoded(responses, tokens, truncated, confidence, recorder.letters)
 
@@ -106,3 +126,80 @@ def letter_token_ids(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
     """
     written = (tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}"))
     return tuple(sorted({ids[-1] for ids in written}))
+
+
+def beginnings(aligner: Aligner, tokenizer: Tokenizer, messages: list[Message]) -> Callable[[str, str], Continuation]:
+    """Gives the ids of responses to a conversation that begin with a text.
+
+    Args:
+        aligner: renders the conversation.
+        tokenizer: of the model that responds.
+        messages: up to the response.
+
+    Returns:
+        Takes the response's first words, which are given, and how it goes on, which is scored. No end of turn follows.
+        Where the given words and the rest merge in a token, that token is scored.
+    """
+    prompt, mark = aligner.render(tokenizer, messages), MARK.format(0)
+    full = aligner.render(tokenizer, [*messages, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+    # What the template puts between prompt and response, such as Llama 2's space.
+    lead = full[len(prompt) :].partition(mark)[0] if full.startswith(prompt) else ""
+    asked = tokenizer(prompt, add_special_tokens=False).input_ids
+
+    def ids(said: str) -> list[int]:
+        whole = tokenizer(prompt + lead + said, add_special_tokens=False).input_ids
+        if whole[: len(asked)] == asked:
+            return whole[len(asked) :]
+        return tokenizer(lead + said, add_special_tokens=False).input_ids  # prompt and response merge in a token
+
+    def begun(first_words: str, rest: str) -> Continuation:
+        if not first_words:  # between prompt and response stands the template, not the space that joins them in a text
+            rest = rest.lstrip() or rest
+        given, whole = ids(first_words), ids(first_words + rest)
+        return whole, next((i for i, (a, b) in enumerate(zip(given, whole)) if a != b), min(len(given), len(whole)))
+
+    return begun
+
+
+@torch.no_grad()
+def likelihoods(
+    prefill: Prefill, responses: Sequence[Sequence[Continuation]], clock: StageClock
+) -> list[list[tuple[float, bool]]]:
+    """How likely each of several responses to each prompt is.
+
+    The first ones of all prompts go through the model together, then the second ones, each time on a branch of the
+    cache: prompts are not read again, and no more rows than prompts are in memory.
+
+    Args:
+        prefill: where to start.
+        responses: for each prompt at least one.
+        clock: times the stage `decode` and marks the `first token`.
+
+    Returns:
+        For each prompt the responses' log-likelihoods in nats, and whether they are what greedy decoding would say.
+    """
+    model, start = prefill.model, prefill.mask
+    positions = position_ids(start) if prefill.position_ids is None else prefill.position_ids
+    found: list[list[tuple[float, bool]]] = [[] for _ in responses]
+    with clock("decode"):
+        for k in range(max(map(len, responses))):
+            chosen = [of_prompt[min(k, len(of_prompt) - 1)] for of_prompt in responses]
+            # One column at least: an empty response goes through the model like any other.
+            ids, mask = pad([ids for ids, _ in chosen], prefill.tokenizer.pad_token_id, left=False, least=1)
+            scored = (mask == 1) & (mask.cumsum(-1) > torch.tensor([num_given for _, num_given in chosen])[:, None])
+            ids, mask, at = ids.to(model.device), mask.to(model.device), tuple(scored.nonzero().T.to(model.device))
+            with logits_at(model, at):
+                logits_TV = model(
+                    input_ids=torch.cat([prefill.ids[:, -1:], ids[:, :-1]], dim=1),
+                    attention_mask=torch.cat([start, mask[:, :-1]], dim=1),
+                    position_ids=positions[:, -1:] + torch.arange(ids.shape[1], device=model.device),
+                    past_key_values=branch(prefill.cache),
+                    use_cache=True,
+                ).logits[0]
+            clock.mark("first token")
+            log_probs = -F.cross_entropy(logits_TV.float(), ids[at], reduction="none")
+            sizes, greedy = scored.sum(-1).tolist(), logits_TV.argmax(-1) == ids[at]
+            for row, (log_prob, is_greedy) in enumerate(zip(log_probs.cpu().split(sizes), greedy.cpu().split(sizes))):
+                if k < len(responses[row]):
+                    found[row].append((log_prob.sum().item(), bool(is_greedy.all())))
+    return found

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from torch import Tensor
 from transformers import BatchEncoding, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -18,12 +19,13 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
+from c2c_lightning.evaluation.asking.decoding import Continuation, Decoded, Prefill, beginnings, decode, likelihoods
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import FrozenModels, Message, Reading
+from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, prefill
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class Method(ABC):
 
     def why_not(self, benchmark: Benchmark) -> str | None:
         """Why it says nothing about this benchmark; None if it does."""
-        if self.needs_choices and not benchmark.has_choices:
+        if self.needs_choices and (benchmark.by_likelihood or not benchmark.has_choices):
             return "the questions have no lettered choices"
         if self.needs_others and len(benchmark.items()) < 2:
             return "the benchmark has one question only"
@@ -124,11 +126,13 @@ class Answering(Method):
     def respond(self, asking: Asking) -> tuple[Prefill, Decoded]:
         """The responses to some questions together, not graded yet: all that takes a model."""
         items, benchmark = asking.questions.items, asking.questions.benchmark
-        letters = max((item.letters for item in items), key=len)
-        by_letter = benchmark.answer_mode == "logits"
-        limits = [1 if by_letter else benchmark.max_new_tokens_of(item) for item in items]
         start = self.prefill(asking)
-        return start, decode(start, limits, asking.clock, letters)
+        if benchmark.by_likelihood:
+            return start, rank(start, asking)
+        begin(start, asking)
+        limits = [1 if benchmark.answer_mode == "logits" else benchmark.max_new_tokens_of(item) for item in items]
+        letters = max((item.letters for item in items), key=len)
+        return start, decode(start, limits, asking.clock, letters, [benchmark.stops(item) for item in items])
 
     def answer(self, asking: Asking) -> list[Answer]:
         """Answers some questions together."""
@@ -153,6 +157,7 @@ class Answering(Method):
                 response=item.letters[scores.index(max(scores))] if by_letter else decoded.responses[i],
                 confidence=decoded.confidence[i],
                 letters=scores,
+                choices=decoded.choices and decoded.choices[i],
                 truncated=decoded.truncated[i] and not by_letter,
                 prefill_seconds=sum(seconds.values()) / len(items),
                 decode_seconds=decode_seconds,
@@ -166,8 +171,11 @@ class Answering(Method):
 
     def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:
         """An answer with what is extracted from its response, and the score of that; no model is asked."""
-        grade = benchmark.grade(item, answer.response)
-        return replace(answer, extracted=grade.extracted, score=grade.score)
+        if answer.choices is None:
+            grade = benchmark.grade(item, answer.response)
+        else:
+            grade = benchmark.grade_choices(item, answer.choices)
+        return replace(answer, extracted=grade.extracted, score=grade.score, metrics=dict(grade.metrics))
 
 
 class Receiver(Answering):
@@ -300,6 +308,40 @@ def both_asked(receiver: Answer, sharer: Answer, by_sharer: bool) -> Answer:
         receiver_tokens=receiver.receiver_tokens,
         sharer_tokens=sharer.sharer_tokens,
     )
+
+
+def rank(start: Prefill, asking: Asking) -> Decoded:
+    """The likeliest choice of each question; confidence is its log-probability among the choices."""
+    items, benchmark, aligner = asking.questions.items, asking.questions.benchmark, asking.reading.models.aligner
+
+    def tokenize() -> list[list[Continuation]]:
+        continued = []
+        for item in items:
+            begun = beginnings(aligner, start.tokenizer, benchmark.messages(item))
+            continued.append([begun(benchmark.first_words(item), text) for text in benchmark.continuations(item)])
+        return continued
+
+    continued = asking.once("tokenization", ("choices", start.tokenizer), tokenize)
+    choices = [[value for value, _ in each] for each in likelihoods(start, continued, asking.clock)]
+    responses = [item.choices[int(np.argmax(each))] for item, each in zip(items, choices)]
+    nothing = [0] * len(items)
+    confidence = [float(log_softmax(each).max()) for each in choices]
+    return Decoded(responses, nothing, [False] * len(items), confidence, choices=choices)
+
+
+def begin(start: Prefill, asking: Asking) -> None:
+    """Adds the first words that the benchmark gives to the prompts that are still to be read."""
+    items, benchmark, aligner = asking.questions.items, asking.questions.benchmark, asking.reading.models.aligner
+    words = [benchmark.first_words(item) for item in items]
+    if not any(words):
+        return
+    messages = map(benchmark.messages, items)
+    given = [beginnings(aligner, start.tokenizer, chat)(first, "")[0] for chat, first in zip(messages, words)]
+    # On the left, so that all end together; what is masked in the middle of a prompt is not attended to.
+    ids, mask = (each.to(start.ids.device) for each in pad(given, start.tokenizer.pad_token_id, left=True))
+    if start.position_ids is not None:
+        start.position_ids = torch.cat([start.position_ids, start.position_ids[:, -1:] + mask.cumsum(-1)], dim=1)
+    start.ids, start.mask = torch.cat([start.ids, ids], dim=1), torch.cat([start.mask, mask], dim=1)
 
 
 def of_receiver(reading: Reading, cache: DynamicCache, handed_over: Sequence[int] = ()) -> Prefill:

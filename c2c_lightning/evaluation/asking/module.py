@@ -190,8 +190,9 @@ class Evaluation(L.LightningModule):
 
         def grade(answer: Answer) -> Answer:
             item = items.get(answer.id)
-            if item is None or len(answer.letters or ()) != len(item.letters):
-                reason = "no such question" if item is None else f"another number of letters than {len(item.letters)}"
+            kept = answer.choices if benchmark.by_likelihood else answer.letters
+            if item is None or len(kept or ()) != len(item.choices):
+                reason = "no such question" if item is None else f"another number of letters than {len(item.choices)}"
                 raise UserError(
                     f"{file.path} has an answer to {answer.id!r}, but {benchmark.name} has {reason}: remove its line."
                 )

@@ -3,7 +3,7 @@
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
 from c2c_lightning.evaluation.benchmarks.choices import ARCChallenge, CEval, MMLURedux, OpenBookQA
 from c2c_lightning.evaluation.benchmarks.gsm8k import GSM8K
-from c2c_lightning.evaluation.benchmarks.longbench import LongBenchE
+from c2c_lightning.evaluation.benchmarks.harness_task import HarnessTask
 from c2c_lightning.evaluation.benchmarks.nano import NanoWorld
 from c2c_lightning.evaluation.benchmarks.own import OwnQuestions
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt
@@ -14,7 +14,7 @@ __all__ = [
     "Benchmark",
     "BySubject",
     "CEval",
-    "LongBenchE",
+    "HarnessTask",
     "MMLURedux",
     "NanoWorld",
     "OpenBookQA",

@@ -1,7 +1,7 @@
 """What every benchmark does: read its records, check them, put them into a prompt, grade the responses.
 
 A benchmark is one small class that says which columns a record has and how it becomes an `Item`; a user's own class
-works the same (`choices.py` has four of them).
+works the same (`choices.py` has some).
 """
 
 from __future__ import annotations
@@ -12,38 +12,62 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
+import datasets
+import numpy as np
+
+from c2c_lightning.data.readers import stem
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.data.source import Source
-from c2c_lightning.errors import UserError, meant
+from c2c_lightning.errors import UserError, first_line, meant
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.item import Grade, Item, check_item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
-from c2c_lightning.evaluation.benchmarks.rows import Row, is_local, read_rows, subset_names
 from c2c_lightning.files import checked
 from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
 
+AnswerMode = Literal["generate", "logits", "likelihood", "likelihood_per_character"]
 # Names become parts of file names, also those that come from a file of results.
 NAME = r"^\w[\w.-]*$"
+
+
+class Row(NamedTuple):
+    """A record and where it stands.
+
+    Attributes:
+        stem: of its file, or the hub subset's name.
+        number: in that file or subset, from 0.
+        source: file and line, for messages.
+        record: usually a dict of its columns; MalformedRecord where a line is not JSON.
+    """
+
+    stem: str
+    number: int
+    source: str
+    record: Any
 
 
 class Benchmark(ABC):
     """Questions with known answers, and the prompt that asks them.
 
     Args:
-        path: JSONL or Parquet files, folders of them, folders that `datasets` saved, or hub ids.
-        split: of a hub dataset or a saved dataset of several splits.
-        name: in file names and metrics; None for the class's name.
-        prompt: a shipped prompt's name or a path to a YAML file (see `prompt.py`).
-        answer_mode: whether the response is generated, or is the choice's letter of the highest probability.
+        path: files, folders of them, folders that `datasets` saved, or hub ids; None for the published data set.
+        split: of a hub dataset or a saved dataset of several splits; None for the one that is published with answers.
+        name: in file names and metrics; None for the benchmark's own.
+        prompt: a shipped prompt's name or a path to a YAML file (see `prompt.py`); None for the benchmark's own, and
+            where choices are ranked by their likelihood for the question alone.
+        answer_mode: `generate` for the response that is decoded greedily; `logits` for the choice whose letter is its
+            likeliest beginning; `likelihood` for the choice whose text is the likeliest response, and
+            `likelihood_per_character` for the one that is so per character (`acc` and `acc_norm` of the field).
         max_new_tokens: of a response.
         limit: only the first so many questions.
         exemplars: where the exemplars of few-shot prompts come from; None for the `exemplar_split` of a hub
             dataset, and none for files.
-        subset: of a hub dataset that has several.
+        subset: of a hub dataset that has several; None for the benchmark's own.
 
     Raises:
         UserError: one of them cannot be; the records are read and checked by `items`.
@@ -53,30 +77,47 @@ class Benchmark(ABC):
     columns: ClassVar[type | None] = None
     # Where the exemplars of the hub dataset are; None if it has none.
     exemplar_split: ClassVar[str | None] = None
+    # What None stands for.
+    default_path: ClassVar[str | None] = None
+    default_split: ClassVar[str] = "test"
+    default_subset: ClassVar[str | None] = None
+    default_name: ClassVar[str | None] = None
+    default_prompt: ClassVar[str] = "choices"
 
     def __init__(
         self,
-        path: str | list[str],
-        split: str = "test",
+        path: str | list[str] | None = None,
+        split: str | None = None,
         name: str | None = None,
-        prompt: str = "choices",
-        answer_mode: Literal["generate", "logits"] = "generate",
+        prompt: str | None = None,
+        answer_mode: AnswerMode = "generate",
         max_new_tokens: int = 64,
         limit: int | None = None,
         exemplars: str | list[str] | None = None,
         subset: str | None = None,
     ):
-        self.name = name or type(self).__name__.lower()
+        self.name = name or self.default_name or type(self).__name__.lower()
         if not re.fullmatch(NAME, self.name):
             raise UserError(f"name {self.name!r} becomes part of file names: use letters, digits, '_', '-' and '.'.")
-        if answer_mode not in ("generate", "logits"):
-            raise UserError(f"{self.name}.answer_mode is {answer_mode!r}: give 'generate' or 'logits'.")
+        if answer_mode not in get_args(AnswerMode):
+            raise UserError(
+                f"{self.name}.answer_mode is {answer_mode!r}: give one of {', '.join(get_args(AnswerMode))}."
+            )
         for key, value in (("max_new_tokens", max_new_tokens), ("limit", limit)):
             if value is not None and value < 1:
                 raise UserError(f"{self.name}.{key} is {value}: give at least 1.")
-        self.path, self.split, self.subset, self.limit = path, split, subset, limit
-        self.prompt = Prompt.load(prompt, f"{self.name}.prompt")
-        self.answer_mode, self.max_new_tokens, self.exemplars = answer_mode, max_new_tokens, exemplars
+        self.path = self.default_path if path is None else path
+        if self.path is None:
+            raise UserError(f"{self.name}.path is missing: name files, folders or hub ids.")
+        self.split, self.subset = split or self.default_split, subset or self.default_subset
+        self.answer_mode, self.max_new_tokens, self.limit, self.exemplars = (
+            answer_mode,
+            max_new_tokens,
+            limit,
+            exemplars,
+        )
+        own = "question" if self.by_likelihood else self.default_prompt
+        self.prompt = Prompt.load(prompt or own, f"{self.name}.prompt")
         self.dropped: dict[str, int] = {}
         self._tally: dict[str, int] = {}
 
@@ -101,17 +142,22 @@ class Benchmark(ABC):
         Raises:
             UserError: the records cannot be read, or one of them is wrong, or there are none.
         """
-        if self.answer_mode == "logits" and not self.has_choices:
+        if self.answer_mode != "generate" and not self.has_choices:
             raise UserError(
-                f"{self.name}.answer_mode is 'logits', which ranks the letters of choices, but there are open "
-                "questions: use 'generate'."
+                f"{self.name}.answer_mode is {self.answer_mode!r}, which ranks choices, but there are open questions: "
+                "use 'generate'."
             )
         return self._items
 
     @property
     def has_choices(self) -> bool:
-        """Whether every question has lettered choices."""
+        """Whether every question has choices."""
         return all(item.choices for item in self._items)
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether choices are ranked by the likelihood of their texts, and nothing is generated."""
+        return self.answer_mode.startswith("likelihood")
 
     def leave_out(self, ids: set[str], reason: str) -> None:
         """Drops questions that were read but cannot be asked, and counts them as `dropped`.
@@ -133,7 +179,7 @@ class Benchmark(ABC):
 
     def question_text(self, item: Item) -> str:
         """The question with its context and its lettered choices, without any instruction."""
-        choices = self.prompt.of(item.subject).choices(item.letters, item.choices)
+        choices = "" if self.by_likelihood else self.prompt.of(item.subject).choices(item.letters, item.choices)
         return "\n\n".join(filter(None, (item.context, item.question, choices)))
 
     def messages(self, item: Item) -> list[Message]:
@@ -157,11 +203,31 @@ class Benchmark(ABC):
         text = item.choices[item.letters.index(answer)] if item.choices else answer
         return {"answer": answer, "text": text, "solution": ""}
 
+    def first_words(self, item: Item) -> str:
+        """What every response to this item begins with; it is given, and no part of what is graded."""
+        return ""
+
+    def continuations(self, item: Item) -> tuple[str, ...]:
+        """What is ranked by its likelihood: how the response goes on with each choice."""
+        return item.choices
+
+    def stops(self, item: Item) -> list[str]:
+        """Where a response ends, beside the end of turn; a response does not have them in it."""
+        return []
+
     def grade(self, item: Item, response: str) -> Grade:
         """How right a response is: by its letter where there are choices, otherwise by its exact text."""
         if item.choices:
             return grading.letter(response, item.answers, item.letters)
         return grading.exact(response, item.answers)
+
+    def grade_choices(self, item: Item, log_likelihoods: list[float]) -> Grade:
+        """How right the likeliest choice is, by its whole text and per character; the answer mode says which counts."""
+        per_character = np.array(log_likelihoods) / [max(len(text), 1) for text in item.choices]
+        chosen = {"acc": item.letters[np.argmax(log_likelihoods)], "acc_norm": item.letters[np.argmax(per_character)]}
+        metrics = {name: float(letter in item.answers) for name, letter in chosen.items()}
+        counts = "acc" if self.answer_mode == "likelihood" else "acc_norm"
+        return Grade(chosen[counts], metrics[counts], metrics)
 
     def max_new_tokens_of(self, item: Item) -> int:
         """How long the response to this item may be, in tokens."""
@@ -193,7 +259,12 @@ class Benchmark(ABC):
 
     def read(self, source: Source) -> Iterator[Row]:
         """The records of files and hub datasets."""
-        return read_rows(source, self.subsets)
+        for part in source.parts():
+            local = is_local(part.path)
+            for subset in [part.subset] if local else self.subsets(part.path):
+                name = stem(part.path) if local or not subset else subset
+                for number, (place, record) in enumerate(replace(part, subset=subset).rows()):
+                    yield Row(name, number, place, record)
 
     def subsets(self, hub_id: str) -> list[str | None]:
         """The subsets of a hub dataset that are read, in their order."""
@@ -242,11 +313,11 @@ class Benchmark(ABC):
         return list(items.values())
 
     def _item(self, row: Row) -> Item | None:
-        if isinstance(row.record, MalformedRecord):
-            raise row.record
-        if not isinstance(row.record, dict):
-            raise MalformedRecord(f"it is a {type(row.record).__name__}; make it an object with named columns")
         record = row.record
+        if isinstance(record, MalformedRecord):
+            raise record
+        if not isinstance(record, dict):
+            raise MalformedRecord(f"it is a {type(record).__name__}; make it an object with named columns")
         if self.columns:
             # Columns that only some records have are None in the others once they were Parquet.
             given = {name: value for name, value in record.items() if value is not None}
@@ -268,15 +339,12 @@ class BySubject(Benchmark):
     finds it under `subject`.
 
     Args:
-        path: files, folders or hub ids, as for every benchmark.
+        path: as for every benchmark.
         subjects: read only these; None for all.
         **kwargs: as for every benchmark.
     """
 
-    # Where a record names its own subject.
-    subject_column: ClassVar[str] = "subject"
-
-    def __init__(self, path: str | list[str], subjects: list[str] | None = None, **kwargs: Any):
+    def __init__(self, path: str | list[str] | None = None, subjects: list[str] | None = None, **kwargs: Any):
         super().__init__(path, **kwargs)
         if subjects == []:
             raise UserError(f"{self.name}.subjects is empty: name one, or give null for all.")
@@ -284,9 +352,9 @@ class BySubject(Benchmark):
 
     def read(self, source: Source) -> Iterator[Row]:
         seen = set()
-        for row in read_rows(source, self.subsets):
+        for row in super().read(source):
             if isinstance(row.record, dict):
-                subject = self.subject_of(str(row.record.get(self.subject_column) or row.stem))
+                subject = self.subject_of(str(row.record.get("subject") or row.stem))
                 seen.add(subject)
                 if self.subjects is not None and subject not in self.subjects:
                     continue
@@ -297,13 +365,14 @@ class BySubject(Benchmark):
     def subsets(self, hub_id: str) -> list[str | None]:
         if self.subset:
             return [self.subset]
-        names = [name for name in subset_names(hub_id, f"{self.name}.path") if self.is_subject(name)]
-        self._check_subjects({self.subject_of(name) for name in names})
+        try:
+            names = datasets.get_dataset_config_names(hub_id)
+        except (OSError, ValueError) as error:  # whatever the hub client raises is one of them
+            raise UserError(
+                f"{self.name}.path {hub_id!r} is no file or folder here, and as a hub id: {first_line(error)}"
+            ) from error
+        self._check_subjects(set(map(self.subject_of, names)))
         return [name for name in names if self.subjects is None or self.subject_of(name) in self.subjects]
-
-    def is_subject(self, subset: str) -> bool:
-        """Whether a subset of the hub dataset belongs to the benchmark."""
-        return True
 
     def subject_of(self, name: str) -> str:
         """The subject's name, from that of its file or subset."""
@@ -314,3 +383,7 @@ class BySubject(Benchmark):
             if subject not in known:
                 hint = meant(subject, known, f"There are {', '.join(sorted(known))}.")
                 raise UserError(f"{self.name}.subjects has {subject!r}, which the records have not. {hint}")
+
+
+def is_local(path: str) -> bool:
+    return Path(path).expanduser().exists()

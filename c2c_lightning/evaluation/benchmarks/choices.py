@@ -57,23 +57,11 @@ class LabelledRecord:
 class ARCChallenge(Benchmark):
     """Grade-school science questions that retrieval and word counts get wrong (arXiv 1803.05457), 3 to 5 choices.
 
-    Args:
-        path: a hub id, or files with its columns.
-        name: in file names and metrics.
-        subset: of the hub dataset; ARC-Easy is the other one.
-        **kwargs: as for every benchmark.
+    ARC-Easy is the other `subset` of the hub dataset.
     """
 
     columns, exemplar_split = LabelledRecord, "train"
-
-    def __init__(
-        self,
-        path: str | list[str] = "allenai/ai2_arc",
-        name: str = "arc_challenge",
-        subset: str = "ARC-Challenge",
-        **kwargs: Any,
-    ):
-        super().__init__(path, name=name, subset=subset, **kwargs)
+    default_path, default_subset, default_name = "allenai/ai2_arc", "ARC-Challenge", "arc_challenge"
 
     def to_item(self, record: LabelledRecord, source: str) -> Item:
         choices, letter = record.choices.answer(record.answerKey)
@@ -81,23 +69,9 @@ class ARCChallenge(Benchmark):
 
 
 class OpenBookQA(ARCChallenge):
-    """Elementary science questions that need a fact and common sense (arXiv 1809.02789), asked without the book.
+    """Elementary science questions that need a fact and common sense (arXiv 1809.02789), asked without the book."""
 
-    Args:
-        path: a hub id, or files with its columns.
-        name: in file names and metrics.
-        subset: of the hub dataset.
-        **kwargs: as for every benchmark.
-    """
-
-    def __init__(
-        self,
-        path: str | list[str] = "allenai/openbookqa",
-        name: str = "openbookqa",
-        subset: str = "main",
-        **kwargs: Any,
-    ):
-        super().__init__(path, name, subset, **kwargs)
+    default_path, default_subset, default_name = "allenai/openbookqa", "main", "openbookqa"
 
 
 @dataclass
@@ -113,29 +87,11 @@ class CEvalRecord:
 
 
 class CEval(BySubject):
-    """Chinese examinations in 52 subjects (arXiv 2305.08322); the test split's answers are not public, so `val`.
-
-    Args:
-        path: a hub id, or files with its columns.
-        split: of the hub dataset.
-        name: in file names and metrics.
-        prompt: a shipped prompt's name or a path to a YAML file.
-        subjects: read only these; None for all.
-        **kwargs: as for every benchmark.
-    """
+    """Chinese examinations in 52 subjects (arXiv 2305.08322); the test split's answers are not public, so `val`."""
 
     columns, exemplar_split = CEvalRecord, "dev"
-
-    def __init__(
-        self,
-        path: str | list[str] = "ceval/ceval-exam",
-        split: str = "val",
-        name: str = "ceval",
-        prompt: str = "choices_chinese",
-        subjects: list[str] | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(path, subjects, split=split, name=name, prompt=prompt, **kwargs)
+    default_path, default_split, default_name = "ceval/ceval-exam", "val", "ceval"
+    default_prompt = "choices_chinese"
 
     def to_item(self, record: CEvalRecord, source: str) -> Item:
         # Numbers begin anew in every subject.
@@ -160,24 +116,10 @@ class MMLURedux(BySubject):
 
     Questions without a correct answer are left out, as in the C2C paper. Where the hand check found a wrong or a
     second right answer, its correction counts; one that cannot be read leaves the question out.
-
-    Args:
-        path: a hub id, or files with its columns.
-        name: in file names and metrics.
-        subjects: read only these; None for all.
-        **kwargs: as for every benchmark.
     """
 
     columns = MMLURecord
-
-    def __init__(
-        self,
-        path: str | list[str] = "edinburgh-dawg/mmlu-redux-2.0",
-        name: str = "mmlu_redux",
-        subjects: list[str] | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(path, subjects, name=name, **kwargs)
+    default_path, default_name = "edinburgh-dawg/mmlu-redux-2.0", "mmlu_redux"
 
     def to_item(self, record: MMLURecord, source: str) -> Item | None:
         # It was typed by hand: "OK", "Wrong Groundtruth".

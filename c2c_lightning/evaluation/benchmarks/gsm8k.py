@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.evaluation.benchmarks import grading
@@ -31,26 +30,11 @@ class GSM8K(Benchmark):
 
     The prompt `number` asks for the number alone, which fits the paper's 64 tokens; `worked_steps` asks for the
     way to it and needs a higher `max_new_tokens`.
-
-    Args:
-        path: a hub id, or files with its columns.
-        name: in file names and metrics.
-        prompt: a shipped prompt's name or a path to a YAML file.
-        subset: of the hub dataset.
-        **kwargs: as for every benchmark.
     """
 
     columns, exemplar_split = GSM8KRecord, "train"
-
-    def __init__(
-        self,
-        path: str | list[str] = "openai/gsm8k",
-        name: str = "gsm8k",
-        prompt: str = "number",
-        subset: str = "main",
-        **kwargs: Any,
-    ):
-        super().__init__(path, name=name, prompt=prompt, subset=subset, **kwargs)
+    default_path, default_subset, default_name = "openai/gsm8k", "main", "gsm8k"
+    default_prompt = "number"
 
     def to_item(self, record: GSM8KRecord, source: str) -> SolvedItem:
         solution, mark, answer = record.answer.rpartition("####")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -43,10 +44,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Grade:
-    """What was read out of a response, None if nothing could be, and its score in [0, 1]."""
+    """What was read out of a response, None if nothing could be, and its score in [0, 1]; where there are several, by name."""
 
     extracted: str | None
     score: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_choices(choices: tuple[str, ...]) -> None:

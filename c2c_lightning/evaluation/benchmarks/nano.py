@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from c2c_lightning.evaluation.benchmarks.base import Benchmark
+from c2c_lightning.evaluation.benchmarks.base import Benchmark, Row
 from c2c_lightning.evaluation.benchmarks.item import Item
-from c2c_lightning.evaluation.benchmarks.rows import Row
 from c2c_lightning.nano import world
 
 

@@ -39,23 +39,19 @@ class OwnQuestions(Benchmark):
 
     Args:
         path: files, folders or hub ids.
-        name: in file names and metrics.
-        prompt: a shipped prompt's name or a path to a YAML file.
         grading: of open questions: the answer alone, the answer within the response, words in common, or by value.
         **kwargs: as for every benchmark.
     """
 
-    columns = OwnRecord
+    columns, default_name, default_prompt = OwnRecord, "own", "own"
 
     def __init__(
         self,
         path: str | list[str],
-        name: str = "own",
-        prompt: str = "own",
         grading: Literal["exact", "contains", "f1", "math"] = "exact",
         **kwargs: Any,
     ):
-        super().__init__(path, name=name, prompt=prompt, **kwargs)
+        super().__init__(path, **kwargs)
         if grading not in GRADINGS:
             raise UserError(f"{self.name}.grading is {grading!r}: give one of {', '.join(GRADINGS)}.")
         self.grading = grading

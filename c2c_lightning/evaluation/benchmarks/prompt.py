@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from pydantic import StrictBool, StrictInt
+from pydantic import StrictInt
 
 from c2c_lightning.errors import UserError, meant
 from c2c_lightning.files import checked, read_yaml
@@ -37,10 +37,6 @@ class Prompt:
         response: the right answer as the message asks for it, with {answer} (letter or reference), {text} (of the
             right choice) and {solution} (worked steps).
         choice: the line of one choice, with {letter} and {text}.
-        question: stands in where a record has no question of its own.
-        max_new_tokens: how long answers may be, for LongBench-E.
-        metric: how they are scored, likewise.
-        first_line: whether only the response's first line counts, likewise.
         subjects: the same keys for single subjects, where they differ.
     """
 
@@ -49,10 +45,6 @@ class Prompt:
     message: str
     response: str
     choice: str = "{letter}. {text}"
-    question: str = ""
-    max_new_tokens: StrictInt | None = None
-    metric: str | None = None
-    first_line: StrictBool = False
     subjects: Mapping[str, Prompt] = field(default_factory=dict)
 
     @classmethod

@@ -62,18 +62,14 @@ def lm_eval_command(
         if file.is_dir():
             raise UserError(f"output {output!r} is a folder: give a file, such as {file / 'results.json'}.")
         make_folder(file.parent, "output")
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.utils import handle_non_serializable, make_table
+    from c2c_lightning.evaluation.harness.tasks import find_tasks  # says what to install where the harness is not
 
-        from c2c_lightning.evaluation.harness.model import NAME
-        from c2c_lightning.evaluation.harness.tasks import Tasks
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "lm_eval":
-            raise
-        raise UserError('lm-eval needs the harness: pip install "c2c-lightning[harness]"') from error
+    manager = find_tasks(include_path)
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable, make_table
 
-    manager = Tasks(include_path)
+    from c2c_lightning.evaluation.harness.model import NAME
+
     names = tasks.split(",") if isinstance(tasks, str) else tasks
     results = simple_evaluate(
         model=NAME,

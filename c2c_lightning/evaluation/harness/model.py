@@ -1,19 +1,19 @@
 """A fuser as a model of the lm-evaluation-harness: importing this file registers it under NAME.
 
 C2C needs conversations, because receiver and sharer each read through their own chat template: a task's
-context is what the user says, and what is scored or generated is the assistant's response.
-
-Dimensions: B requests, R response tokens, T scored tokens, V vocabulary.
+context is what the user says, and what is scored or generated is the assistant's response. With
+`--apply_chat_template` the harness makes conversations (exemplars as turns, a system prompt, a response's first
+words), but its tasks hand texts on: there the conversation travels as JSON.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections import defaultdict
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
+from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.decoding import Continuation, beginnings, likelihoods
+from c2c_lightning.evaluation.asking.methods import of_receiver
 from c2c_lightning.models import Message, Reading
-from c2c_lightning.models.batch import pad
 
 NAME = "c2c"
-Request = tuple[tuple[str, str], list[int], list[int]]  # context and continuation, as texts and as ids
+BEGINNING = '{"c2c_messages": '
 
 
 @register_model(NAME)
@@ -78,8 +79,10 @@ class C2CLM(TemplateLM):
         ).to(self._device)
         aligner = self.communicator.models.aligner
         self.tokenizer = aligner.receiver
-        # The choices of a question come one after the other, and need its context read only once.
-        self._read = lru_cache(maxsize=8)(lambda context: ReadPrompt.read(context, aligner))
+        # The choices of a question come one after the other, and need its context rendered only once.
+        self._beginnings = lru_cache(maxsize=8)(
+            lambda context: beginnings(aligner, aligner.receiver, conversation(context)[0])
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -102,10 +105,29 @@ class C2CLM(TemplateLM):
         return {"fuse": self.fuse, **self.communicator.config()}
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-probability in nats of each continuation as the beginning of the response, and whether it is greedy."""
-        arguments = tqdm([request.args for request in requests], desc="Tokenizing inputs", disable=disable_tqdm)
-        encoded = [((context, said), *self._encode_pair(context, said)) for context, said in arguments]
-        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        """Log-probability in nats of each continuation as the beginning of the response, and whether it is greedy.
+
+        Contexts are read together, the longest first: what does not fit into memory fails at once. Each is read and
+        fused once, however many continuations it has.
+        """
+        of_context = defaultdict(list)
+        for i, request in enumerate(requests):
+            of_context[request.args[0]].append(i)
+        contexts = sorted(of_context, key=len, reverse=True)
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        bar = tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm)
+        for k in range(0, len(contexts), self.batch_size):
+            chunk = contexts[k : k + self.batch_size]
+            found = self._score([(c, [requests[i].args[1] for i in of_context[c]]) for c in chunk])
+            for i, score in ((i, s) for c, of_one in zip(chunk, found) for i, s in zip(of_context[c], of_one)):
+                self.cache_hook.add_partial("loglikelihood", requests[i].args, score)
+                scores[i] = score
+                bar.update()
+        bar.close()
+        return scores
+
+    def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        raise NotImplementedError("requests are texts, since each model has tokens of its own")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise UserError(
@@ -133,50 +155,16 @@ class C2CLM(TemplateLM):
         bar.close()
         return ordered.get_original(responses)
 
-    def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        # By prompt, longest first: what does not fit into memory fails at once, and choices stay together.
-        ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[0][0]))
-        bar = tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm)
-        scores = []
-        for chunk in ordered.get_batched(n=self.batch_size):
-            for (texts, _, _), score in zip(chunk, self._score(chunk)):
-                self.cache_hook.add_partial("loglikelihood", texts, score)
-                scores.append(score)
-                bar.update()
-        bar.close()
-        return ordered.get_original(scores)
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The receiver's ids of all that is given, prompt and first words, and of what is to be scored."""
-        read = self._read(context)
-        given, added = read.continued(continuation)
-        return read.prompt.receiver_ids + given, added
-
     @torch.no_grad()
-    def _score(self, requests: list[Request]) -> list[tuple[float, bool]]:
-        """Scores a batch; each prompt is read and fused once, however many continuations it has."""
-        contexts = list(dict.fromkeys(context for (context, _), _, _ in requests))
-        reading = self._read_all(contexts)
-        prompts, cache = reading.batch, self.communicator.prefill(reading, self.fuse)
-        rows = torch.tensor([contexts.index(context) for (context, _), _, _ in requests], device=self.device)
-        cache.batch_select_indices(rows)
-        batch = replace(prompts, prompt_ids=prompts.prompt_ids[rows], prompt_mask=prompts.prompt_mask[rows])
+    def _score(self, asked: list[tuple[str, list[str]]]) -> list[list[tuple[float, bool]]]:
+        """Scores the continuations of a batch of contexts."""
+        reading = self._read_all([context for context, _ in asked])
+        start = of_receiver(reading, self.communicator.prefill(reading, self.fuse))
+        continued = [[self._continued(context, said) for said in each] for context, each in asked]
+        return likelihoods(start, continued, StageClock(self.device))
 
-        lengths = batch.prompt_mask.sum(-1).tolist()
-        responses = [[*given, *said][length:] for (_, given, said), length in zip(requests, lengths)]
-        num_given = torch.tensor([len(r) - len(said) for r, (_, _, said) in zip(responses, requests)])
-        # One column at least: an empty continuation goes through the receiver like any other.
-        padded = pad(responses, self.tokenizer.pad_token_id, left=False, least=1)
-        ids, mask = (each.to(self.device) for each in padded)
-        batch = replace(batch, response_ids=ids, response_mask=mask)
-        scored = (batch.response_mask == 1) & (batch.response_mask.cumsum(-1) > num_given.to(self.device)[:, None])
-
-        at = scored.nonzero(as_tuple=True)
-        logits_TV = self.communicator.models.response_logits(cache, batch, at)
-        log_probs = -F.cross_entropy(logits_TV.float(), batch.response_ids[at], reduction="none")
-        greedy = logits_TV.argmax(-1) == batch.response_ids[at]
-        sizes = scored.sum(-1).tolist()
-        return [(p.sum().item(), bool(g.all())) for p, g in zip(log_probs.split(sizes), greedy.split(sizes))]
+    def _continued(self, context: str, said: str) -> Continuation:
+        return self._beginnings(context)(conversation(context)[1], said)
 
     @torch.no_grad()
     def _generate(self, contexts: list[str], gen_kwargs: dict[str, Any]) -> list[str]:
@@ -196,7 +184,22 @@ class C2CLM(TemplateLM):
         return [postprocess_generated_text(text, until, think_end_token=None) for text in texts]
 
     def _first_ids(self, context: str) -> list[int]:
-        return self._read(context).first_ids if conversation(context)[1] else []
+        return self._continued(context, "")[0] if conversation(context)[1] else []
 
     def _read_all(self, contexts: list[str]) -> Reading:
         return self.communicator.read([conversation(context)[0] for context in contexts])
+
+
+def to_context(messages: list[Message]) -> str:
+    """A conversation as a context; `conversation` reads it again."""
+    return BEGINNING + json.dumps(messages, ensure_ascii=False) + "}"
+
+
+def conversation(context: str) -> tuple[list[Message], str]:
+    """The messages up to the response, and the response's first words if the task gives them."""
+    if not context.startswith(BEGINNING):
+        return [{"role": "user", "content": context}], ""
+    (messages,) = json.loads(context).values()
+    if messages[-1]["role"] != "assistant":
+        return messages, ""
+    return messages[:-1], messages[-1]["content"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
-
 from c2c_lightning.errors import UserError, first_line, meant
+
+try:
+    from lm_eval.tasks import TaskManager
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "lm_eval":
+        raise
+    raise UserError('lm-eval needs the harness: pip install "c2c-lightning[harness]"') from error
 
 
 class Tasks(TaskManager):
@@ -49,3 +55,26 @@ class Tasks(TaskManager):
             return super().load(task_list)
         except Exception as error:  # of YAML, of the hub client, of `datasets`, of the task's own functions
             raise UserError(f"tasks {task_list}: cannot be loaded: {first_line(error)}") from error
+
+
+find_tasks = lru_cache(Tasks)  # it takes seconds
+
+
+def load_tasks(task: str, include_path: str | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """A task by name, or all those of a tag or group.
+
+    Args:
+        task: a name or pattern.
+        include_path: as `Tasks` takes it.
+        changes: keys of a single task's configuration that stand in for its own.
+
+    Raises:
+        UserError: there is no such task, it cannot be loaded, or several are to be changed.
+    """
+    tasks = find_tasks(include_path)
+    names = tasks.match([task])
+    if not changes:
+        return tasks.load(names)["tasks"]
+    if len(names) > 1 or names[0] not in tasks.all_subtasks:
+        raise UserError(f"task {task!r} stands for several tasks, but the files are of one: name one of them.")
+    return tasks.load({"group": "changed", "task": [{"task": names[0], **changes}]})["tasks"]

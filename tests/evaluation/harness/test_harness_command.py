@@ -23,13 +23,13 @@ def tasks() -> Tasks:
 
 
 def test_the_command_prints_a_table_and_writes_its_results(fuser, communicator, tasks, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("c2c_lightning.evaluation.harness.tasks.Tasks", lambda path: tasks)
+    monkeypatch.setattr("c2c_lightning.evaluation.harness.tasks.find_tasks", lambda path: tasks)
     output = tmp_path / "new" / "results.json"
     auto_cli(
         lm_eval_command,
         as_positional=False,
         args=[
-            *("--fuser", fuser, "--tasks", "nano_*,nano_choices", "--include_path", str(TASKS), "--limit", "5"),
+            *("--fuser", fuser, "--tasks", "nano_ans*,nano_choices", "--include_path", str(TASKS), "--limit", "5"),
             *("--batch_size", "3", "--output", str(output), "--apply_chat_template", "true", "--device", "cpu"),
         ],
     )
@@ -55,7 +55,7 @@ def test_a_task_that_cannot_be_had_is_named(tasks, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tasks is empty"):
         tasks.match([])
     file = str(TASKS / "nano_choices.yaml")
-    assert tasks.match([file, "nano_*", "nano_choices"]) == [file, "nano_answers", "nano_choices"]
+    assert tasks.match([file, "nano_ans*", "nano_choices"]) == [file, "nano_answers", "nano_choices"]
     for number, damage in enumerate((b"task: x\n  bad: [\n\x00", b"\xff\xfe", b"[1, 2]", b"task: 3", b"")):
         damaged = tmp_path / f"damaged_{number}.yaml"
         damaged.write_bytes(damage)

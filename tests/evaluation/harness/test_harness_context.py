@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from c2c_lightning.evaluation.harness.context import ReadPrompt, conversation, to_context
+from c2c_lightning.evaluation.asking.decoding import beginnings
+from c2c_lightning.evaluation.harness.model import conversation, to_context
 from c2c_lightning.models import load_aligner
 from tests.evaluation.harness.some_requests import PAIR, user
 
@@ -25,11 +26,9 @@ def test_what_a_template_puts_before_a_response_is_kept():
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
         "{% else %} {{ m.content | trim }} </s>{% endif %}{% endfor %}"
     )
-    read = ReadPrompt.read("Where?", aligner)
-    given, added = read.continued(" Norway")
-    assert aligner.receiver.decode(read.prompt.receiver_ids + given + added) == "[INST] Where? [/INST] Norway"
-    whole = aligner.response_ids(
-        [*user("Where?"), {"role": "assistant", "content": "Norway"}], aligner.prompt(user("Where?"))
-    )
-    assert given + added == whole[: len(given + added)]
-    assert len(whole) > len(given + added)  # the space after it, and the end of turn
+    prompt = aligner.prompt(user("Where?"))
+    said, _ = beginnings(aligner, aligner.receiver, user("Where?"))("", " Norway")
+    assert aligner.receiver.decode(prompt.receiver_ids + said) == "[INST] Where? [/INST] Norway"
+    whole = aligner.response_ids([*user("Where?"), {"role": "assistant", "content": "Norway"}], prompt)
+    assert said == whole[: len(said)]
+    assert len(whole) > len(said)  # the space after it, and the end of turn

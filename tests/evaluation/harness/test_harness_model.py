@@ -10,8 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.harness.context import conversation, to_context
-from c2c_lightning.evaluation.harness.model import C2CLM
+from c2c_lightning.evaluation.harness.model import C2CLM, conversation, to_context
 from tests.evaluation.harness.some_requests import (
     CONTEXTS,
     CONTINUATIONS,
