@@ -35,7 +35,7 @@ Action = Callable[[MlflowClient], Any]
 class MLflowTracker(MLFlowLogger):
     """Lightning's MLflow logger, with a store that works out of the box and may be out of reach.
 
-    Nothing is opened before `begin`, so that a run that is refused leaves no trace. Whatever a store or its server
+    Nothing is made before `begin`, so that a run that is refused leaves no trace. Whatever a store or its server
     answers, the run goes on: what was not taken is kept and tried again every minute. Artifacts wait apart from all
     else, so one that cannot be stored holds up nothing. Metrics that were not delivered by the end of the run are left
     in `untracked_metrics.jsonl` in its folder.
@@ -65,16 +65,14 @@ class MLflowTracker(MLFlowLogger):
         # Of every error, also those that we warn of in one line, MLflow would log a page.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
-        is_file = uri.startswith("sqlite:///")
-        artifacts = Path("mlartifacts").resolve().as_uri() if is_file else None
-        # A new file that two processes open at once is broken for good.
-        lock = FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if is_file else contextlib.nullcontext()
-        try:
-            with lock:
-                super().__init__(experiment, run_name, uri, tags, run_id=run_id, artifact_location=artifacts)
-        except Exception as error:  # also ImportError, of a database's driver
-            raise UserError(f"MLflow cannot use the tracking URI {uri!r}: {first_line(error)}") from error
-        self.tracking_uri = uri
+        self.tracking_uri = self._tracking_uri = uri
+        self._file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        self._experiment_name, self._run_name, self._run_id, self.tags = experiment, run_name, run_id, tags
+        self._initialized = self._connected = False
+        # MLflow makes the file at once, and a run that is refused afterwards must leave none.
+        can_wait = self._file and not self._file.exists()
+        if not (can_wait and self._file.parent.is_dir() and os.access(self._file.parent, os.W_OK)):
+            self._connect()
         self._actions: list[Action] = []
         self._metrics: list[Metric] = []
         self._refused: list[Metric] = []  # invalid in themselves
@@ -92,6 +90,7 @@ class MLflowTracker(MLFlowLogger):
         """
         if self._begun:
             return
+        self._connect()
         self._begun, self._folder = True, folder
         if folder is not None:
             atexit.register(self.finalize, "failed")  # if nothing has said how it ended
@@ -242,6 +241,20 @@ class MLflowTracker(MLFlowLogger):
                 rank_zero_warn(f"MLflow at {self.tracking_uri} cannot store {name!r} now: {first_line(error)}")
         if failures:
             self._artifacts_silent_until = time.monotonic() + RETRY_SECONDS
+
+    def _connect(self) -> None:
+        if self._connected:
+            return
+        artifacts = Path("mlartifacts").resolve().as_uri() if self._file else None
+        # A new file that two processes open at once is broken for good.
+        lock = FileLock(f"{self._file}.lock") if self._file else contextlib.nullcontext()
+        settings = self._experiment_name, self._run_name, self.tracking_uri, self.tags
+        try:
+            with lock:
+                super().__init__(*settings, run_id=self._run_id, artifact_location=artifacts)
+        except Exception as error:  # also ImportError, of a database's driver
+            raise UserError(f"MLflow cannot use the tracking URI {self.tracking_uri!r}: {first_line(error)}") from error
+        self._connected = True
 
     def _open(self) -> MlflowClient:
         """The client, once the run is there; raises if the store is out of reach."""

@@ -149,7 +149,7 @@ def test_a_misspelt_command_gets_the_one_that_was_meant():
 )
 def test_wrong_input_gets_one_message_and_leaves_nothing(arguments, says, workspace):
     assert says in message("fit", BASE, *arguments)
-    assert not [file for file in workspace.glob("runs/*") if file.name != ".lock"]
+    assert not [file for file in workspace.rglob("*") if file.name not in ("runs", ".lock")]
 
 
 @pytest.mark.parametrize(
