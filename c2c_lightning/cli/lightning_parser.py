@@ -71,14 +71,24 @@ def check_trainer(trainer: Namespace, trains: bool) -> None:
     for key, value in vars(trainer).items():
         if isinstance(value, int) and abs(value) > 2**53:
             raise UserError(f"trainer.{key} has {len(str(abs(value)))} digits: nothing is counted that far.")
+    for key, least in (("log_every_n_steps", 0), ("num_sanity_val_steps", -1), ("max_steps", -1), ("max_epochs", -1)):
+        if (trainer[key] or 0) < least:
+            raise UserError(f"trainer.{key} is {trainer[key]}: it must be at least {least}.")
+    for key in ("steps", "epochs"):
+        least, most = trainer[f"min_{key}"], trainer[f"max_{key}"]
+        if least is not None and most is not None and -1 < most < least:
+            raise UserError(
+                f"trainer.min_{key} is {least}, but trainer.max_{key} is {most}: lower one, or raise the other."
+            )
     interval = trainer.val_check_interval
     if isinstance(interval, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", interval):
         raise UserError(f"trainer.val_check_interval is {interval!r}: give a number of batches, or DD:HH:MM:SS.")
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 <= clip < math.inf:
         raise UserError(f"trainer.gradient_clip_val is {clip}: give a positive number, or null for no clipping.")
-    if trains and trainer.limit_train_batches == 0:
-        raise UserError("trainer.limit_train_batches is 0, so nothing would be trained: leave it out, or raise it.")
+    for key in ("limit_train_batches", "max_steps", "max_epochs"):
+        if trains and trainer[key] == 0:
+            raise UserError(f"trainer.{key} is 0, so nothing would be trained: leave it out, or raise it.")
 
 
 def check_devices(trainer: Namespace) -> None:

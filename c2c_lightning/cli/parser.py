@@ -144,9 +144,9 @@ def keys_of(file: Path) -> list[str]:
     """The keys of a configuration file; none of what is no file, which the parser will say."""
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return [str(key) for key in flatten(config)] if isinstance(config, dict) else []
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
-    return [str(key) for key in flatten(config)] if isinstance(config, dict) else []
 
 
 def arguments(package: str, file: str, name: str) -> set[str]:
