@@ -7,7 +7,7 @@ from c2c_lightning import Communicator
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
 from c2c_lightning.training import FSDP2 as FSDP2Strategy
-from c2c_lightning.training import CheckpointWriter
+from c2c_lightning.training.checkpoints import CheckpointWriter
 from tests.disk import full_disk
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, STEPS, assert_same_fuser, launch
 from tests.training.runs import same
