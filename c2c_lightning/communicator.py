@@ -16,7 +16,7 @@ from c2c_lightning.files import checked
 from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.models import Batch, FrozenModels, Message, Reading, load_aligner, load_models
+from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
 
 
 class Said(TypedDict):
@@ -138,5 +138,5 @@ class Communicator(nn.Module):
         config = located(config, name)
         fusers = make_fusers(config, state, name, trust_remote_code)  # refuses before models are read
         models = config["receiver"], config["sharers"]
-        aligner = load_aligner(*models, config["alignment"], config["template_kwargs"])
+        aligner = load_aligner(*models, config["alignment"], config["template_kwargs"], ChatConfig(**config["chat"]))
         return cls(FrozenModels(*load_models(*models, dtype), aligner), fusers).eval()

@@ -15,7 +15,7 @@ from c2c_lightning.sweep.space import Space
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
-CONFIGS = sorted((PROJECT / "conf").glob("*.yaml"))
+CONFIGS = [*sorted((PROJECT / "conf").glob("*.yaml")), *sorted((PROJECT / "conf" / "real").rglob("*.yaml"))]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
 EVALUATIONS = sorted((PROJECT / "conf" / "eval").glob("*.yaml"))
 
@@ -28,7 +28,8 @@ def at_home(monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path):
-    sharers = yaml.safe_load(path.read_text())["model"]["sharers"]
+    written = yaml.safe_load(path.read_text())
+    sharers = written["model"]["sharers"]
     built = fit_cli.C2CCLI(
         **fit_cli.WIRING,
         run=False,
@@ -39,6 +40,7 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
             "--model.fuser.init_args.hidden=16",
             "--trainer.accelerator=cpu",
             "--trainer.devices=1",
+            *([] if "data" in written else ["--data=NanoData"]),
         ],
     )
     assert isinstance(built.model, C2CModule)

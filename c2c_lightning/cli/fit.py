@@ -21,7 +21,7 @@ from c2c_lightning.cli import lightning_parser
 from c2c_lightning.cli.lightning_parser import CheckedCLI
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
-from c2c_lightning.models import check_models
+from c2c_lightning.models import ChatConfig, check_models
 from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, held, make_folder, new_folder
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training.acceleration import keep_freed_memory
@@ -105,7 +105,8 @@ class C2CCLI(CheckedCLI):
         if trainer.max_steps == -1 and trainer.max_epochs is None:
             trainer.max_epochs = 1
         model = config.model
-        check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, model.dtype)
+        chat = ChatConfig(**vars(model.chat))
+        check_models(model.receiver, model.sharers, model.alignment, model.template_kwargs, chat, model.dtype)
 
     def new_folder(self) -> Path:
         """A folder of the run's own, which the first rank makes; the others learn of it when they have met."""

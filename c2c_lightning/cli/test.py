@@ -25,7 +25,7 @@ from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
 from c2c_lightning.formats.config import located
 from c2c_lightning.formats.fuser_folder import named, read_fuser
-from c2c_lightning.models import check_models
+from c2c_lightning.models import ChatConfig, check_models
 from c2c_lightning.runs import RUNS, run_of
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 
@@ -92,7 +92,7 @@ class EvaluationCLI(CheckedCLI):
         model.fuser = named(model.fuser)
         saved = located(read_fuser(model.fuser, model.receiver, model.sharers)[0], model.fuser)
         names = {key: saved[key] for key in ("receiver", "sharers", "alignment", "template_kwargs")}
-        check_models(**names, dtype=config.model.dtype)
+        check_models(**names, chat=ChatConfig(**saved["chat"]), dtype=config.model.dtype)
         settings = yaml.safe_load(self._subcommand_parsers[self.subcommand].dump(config, skip_none=False))
         self.save_config_kwargs["settings"] = digest(settings)
         if config.trainer.default_root_dir is None:

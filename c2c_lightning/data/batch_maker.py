@@ -69,6 +69,8 @@ class BatchMaker:
         prompts, responses = zip(*read)
         batch = collate(prompts, responses, self.aligner.pad_ids)
         batch.references = references if self.exact_answers else None
+        if with_fewer_turns := sum(prompt.merged is not None for prompt in prompts):
+            skipped["merged"] = with_fewer_turns
         batch.skipped = dict(skipped)
         if others and None not in others:
             batch.partners = collate(others, pad_ids=self.aligner.pad_ids)

@@ -116,6 +116,8 @@ class InstructionData(L.LightningDataModule):
         self.exact_answers, self.aligner = exact_answers, aligner
         self.seed = (torch.initial_seed() if seed is None else seed) % 2**32
         self.left_out = {"too_long": 0, "refused": 0}
+        if aligner is not None and aligner.chat.turns == "merge":
+            self.left_out["merged"] = 0  # read all the same, with fewer turns
 
     def train_examples(self) -> Sequence[Example] | Callable[[], Iterable[Example]]:
         """What to train on: a sequence, or (streaming) a function that yields it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -22,7 +22,7 @@ from c2c_lightning.errors import UserError, first_line, meant
 from c2c_lightning.files import checked
 from c2c_lightning.fuser import Fuser, FuserFactory, Fusers, GateConfig, KVShape, LayerMap, Layers
 from c2c_lightning.fuser.stacked import matrices, transposed
-from c2c_lightning.models import Alignment
+from c2c_lightning.models import Alignment, ChatConfig
 from c2c_lightning.models.loading import kv_shape, load_config, locate
 
 FORMAT = 2  # format 1, and the published one, has matrices as (out, in); see fuser/stacked.py
@@ -47,6 +47,7 @@ class FuserConfig(TypedDict):
     sharers: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     alignment: Alignment
     template_kwargs: dict[str, Any] | None
+    chat: NotRequired[dict[str, Any]]
     layer_map: LayerMap
     layers: Layers
     gate: dict[str, Any]
@@ -54,13 +55,15 @@ class FuserConfig(TypedDict):
 
 
 def check_config(said: Any, where: str) -> dict[str, Any]:
-    """A `FuserConfig`, checked, with its format; its gate without defaults for what it does not say."""
+    """A `FuserConfig`, checked, with its format and its chat; its gate without defaults for what it does not say."""
     config = checked(said, FuserConfig, where)
     known = [field.name for field in fields(GateConfig)]
     for name in config["gate"].keys() - set(known):
         raise UserError(f"{where}: its gate has a {name!r}, which no gate has. {meant(name, known)}".rstrip())
     gate = checked(config["gate"], GateConfig, f"{where}: its gate")
-    return {"format": 1} | config | {"gate": {name: getattr(gate, name) for name in config["gate"]}}
+    chat = checked(config.get("chat", {}), ChatConfig, f"{where}: its chat")
+    kept = {"gate": {name: getattr(gate, name) for name in config["gate"]}, "chat": asdict(chat)}
+    return {"format": 1} | config | kept
 
 
 def renamed_models(config: dict[str, Any], receiver: str | None, sharers: Sequence[str] | None) -> dict[str, Any]:

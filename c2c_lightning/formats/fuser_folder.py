@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from c2c_lightning.formats.config import FORMAT, check_config, located, renamed_
 from c2c_lightning.formats.published import read_published, write_published
 from c2c_lightning.formats.published_files import WEIGHTS_FOLDER, is_published
 from c2c_lightning.fuser.ridge import STATISTICS
+from c2c_lightning.models import ChatConfig
 from c2c_lightning.models.loading import locate
 from c2c_lightning.runs import FUSER, RUNS, begun, checkpoints
 
@@ -153,6 +155,8 @@ def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """The same for the same fuser, wherever it and its models lie and in whatever form."""
     keys = ("format", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
     counted = {key: config[key] for key in keys}
+    if config["chat"] != asdict(ChatConfig()):  # fusers of before had no other
+        counted["chat"] = config["chat"]
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
     for tensor_name in sorted(state):
         digest.update(tensor_name.encode())

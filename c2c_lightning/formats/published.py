@@ -37,10 +37,11 @@ from c2c_lightning.formats.published_files import (
 from c2c_lightning.fuser import C2CFuser, Gate, GateConfig, KVShape, map_layers
 from c2c_lightning.fuser.c2c import Dtype
 from c2c_lightning.fuser.stacked import matrices, transposed
+from c2c_lightning.models import ChatConfig
 from c2c_lightning.models.loading import kv_shape, load_config
 
 PUBLISHED = "published"  # the key in our config.json
-OWN_KEYS = ("alignment", "template_kwargs", "gate")
+OWN_KEYS = ("alignment", "template_kwargs", "chat", "gate")
 CLASS_PATH, ITS_FIRST = "c2c_lightning.fuser.C2CFuser", "c2c_lightning.fuser.c2c.C2CFuser"
 PARTS = ("key", "value")
 TEMPERATURE, LOGIT = "gate_temperature", "0.gate.logit"
@@ -120,6 +121,7 @@ def read_published(
         "sharers": [sharer],
         "alignment": "published",
         "template_kwargs": {"enable_thinking": False},
+        "chat": asdict(ChatConfig()),
         "layer_map": layer_map,
         "layers": "all",
         "gate": asdict(GateConfig(noise="gumbel", init=0.0, temperature=(first, last), anneal_steps=steps)),

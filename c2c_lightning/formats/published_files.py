@@ -63,6 +63,7 @@ class Models(TypedDict, total=False):
 class OwnSection(TypedDict, total=False):
     alignment: Alignment
     template_kwargs: dict[str, Any] | None
+    chat: dict[str, Any]
     gate: dict[str, Any]
     evaluate_in: Dtype | None
 

@@ -2,6 +2,7 @@
 
 from c2c_lightning.models.alignment import AlignedPrompt, Aligner, Alignment, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
+from c2c_lightning.models.chat import ChatConfig
 from c2c_lightning.models.loading import check_models, load_aligner, load_models
 from c2c_lightning.models.prompt_store import PromptStore
 from c2c_lightning.models.reading import FrozenModels, Reading
@@ -11,6 +12,7 @@ __all__ = [
     "Aligner",
     "Alignment",
     "Batch",
+    "ChatConfig",
     "FrozenModels",
     "Message",
     "PromptStore",

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.models.chat import ChatConfig, Message, merged, pinned
 
-Message = dict[str, str]
 Alignment = Literal["spans", "published"]
 UNALIGNED = -1
 CHARACTER = 840  # divisible by 1 to 8, the number of tokens that a character may be spread over
@@ -70,6 +71,7 @@ class AlignedPrompt:
     # For each sharer N - 1 indices into its ids (the last prompt token is not fused), or UNALIGNED.
     positions: list[np.ndarray]
     text: str  # the prompt as the receiver's template renders it
+    merged: list[Message] | None = None  # the messages as they were read, if turns had to be merged
 
 
 class Aligner:
@@ -80,6 +82,7 @@ class Aligner:
         sharers: the sharers' tokenizers.
         alignment: `spans` or `published`.
         template_kwargs: handed to every chat template.
+        chat: what is done with turns that a template refuses, and which day it is; the tokenizers have its templates.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Aligner:
         sharers: list[Tokenizer],
         alignment: Alignment = "spans",
         template_kwargs: dict[str, Any] | None = None,
+        chat: ChatConfig | None = None,
     ):
         if alignment not in ("spans", "published"):
             raise UserError(f"model.alignment is {alignment!r}: give spans or published.")
@@ -97,8 +101,18 @@ class Aligner:
                 f"model.template_kwargs has {taken[0]}, which is not the chat template's to decide: leave it out."
             )
         self.receiver, self.sharers, self.alignment = receiver, sharers, alignment
+        self._templates = [tokenizer.chat_template for tokenizer in (receiver, *sharers)]
+        self.chat = ChatConfig() if chat is None else chat
+        if self.chat.date is not None:
+            self.pin(self.chat.date)
         # Qwen3's template opens an empty think block with it; templates that do not know it ignore it.
         self.template_kwargs = {"enable_thinking": False} if template_kwargs is None else template_kwargs
+
+    def pin(self, day: str) -> None:
+        """Sets the day that chat templates take for today."""
+        self.chat = replace(self.chat, date=day)
+        for tokenizer, template in zip((self.receiver, *self.sharers), self._templates):
+            tokenizer.chat_template = pinned(template, day)
 
     @property
     def pad_ids(self) -> list[int]:
@@ -106,7 +120,20 @@ class Aligner:
         return [tokenizer.pad_token_id for tokenizer in (self.receiver, *self.sharers)]
 
     def prompt(self, messages: list[Message]) -> AlignedPrompt:
-        """Aligns a conversation that ends before the response."""
+        """Aligns a conversation that ends before the response.
+
+        Raises:
+            UserError: a chat template refuses it, also with turns merged if they may be; or says it otherwise.
+        """
+        try:
+            return self._aligned(messages)
+        except UserError:
+            for fewer in merged(messages) if self.chat.turns == "merge" else ():
+                with suppress(UserError):
+                    return replace(self._aligned(fewer), merged=fewer)
+            raise
+
+    def _aligned(self, messages: list[Message]) -> AlignedPrompt:
         text, spans = self._locate_contents(self.receiver, messages)
         receiver = read(self.receiver, text, spans)
         sharer_ids, positions = [], []
@@ -130,7 +157,7 @@ class Aligner:
                 thinks where the prompt says that there is nothing to think; or an end of turn stands in it.
         """
         tokenizer = self.receiver
-        text, num_said = self._response(messages, prompt)
+        text, num_said = self._response([*(prompt.merged or messages[:-1]), messages[-1]], prompt)
         ids, ends = self.ids_after(prompt, text)
         special = set(tokenizer.all_special_ids)
         end = next((i for i, (token, at) in enumerate(zip(ids, ends)) if at > num_said and token in special), None)
@@ -155,9 +182,11 @@ class Aligner:
         opened = thoughts is not None and asked.endswith("<think>")
         if opened:
             said = said[thoughts.start(1) :].lstrip()
-        full = self.render(self.receiver, messages, add_generation_prompt=False)
+        full = self._rendered(self.receiver, messages, add_generation_prompt=False)
         marked = [*messages[:-1], {**messages[-1], "content": MARK.format(0)}]
-        head, found, tail = self.render(self.receiver, marked, add_generation_prompt=False).rpartition(MARK.format(0))
+        head, found, tail = self._rendered(self.receiver, marked, add_generation_prompt=False).rpartition(
+            MARK.format(0)
+        )
         text = full[len(prompt.text) :]
         # White space may change around thoughts, and nothing else.
         whole = "".join(said.split()) in "".join(text.split())
@@ -187,8 +216,17 @@ class Aligner:
         """A conversation as text, as the tokenizer's chat template has it.
 
         Raises:
-            UserError: the template refuses the conversation.
+            UserError: the template refuses the conversation, also with turns merged if they may be.
         """
+        try:
+            return self._rendered(tokenizer, messages, add_generation_prompt)
+        except UserError:
+            for fewer in merged(messages) if self.chat.turns == "merge" else ():
+                with suppress(UserError):
+                    return self._rendered(tokenizer, fewer, add_generation_prompt)
+            raise
+
+    def _rendered(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
             return tokenizer.apply_chat_template(
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs
@@ -199,12 +237,12 @@ class Aligner:
 
     def _locate_contents(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
         """The prompt's text, and where in it each message's content stands."""
-        text = self.render(tokenizer, messages, add_generation_prompt=True)
+        text = self._rendered(tokenizer, messages, add_generation_prompt=True)
         # The template rendered around marks shows where contents go, also when a content's words stand
         # in the template itself. A blank content stays as it is, for a template may pass over it.
         marks = {i: MARK.format(i) for i, message in enumerate(messages) if message["content"].strip()}
         marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
-        frame = self.render(tokenizer, marked, add_generation_prompt=True)
+        frame = self._rendered(tokenizer, marked, add_generation_prompt=True)
         first, *others = re.split(MARK.format(r"(\d+)"), frame)
         found, frame_after = [int(i) for i in others[::2]], others[1::2]
         if found != list(marks):

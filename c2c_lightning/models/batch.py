@@ -43,7 +43,7 @@ class Batch:
     references: list[str] | None = None  # the responses as text, where the data says that exact answers are meaningful
     epoch: int = 0  # which pass over the data this batch belongs to
     index: int = 0  # its place in that pass, counted over all ranks
-    skipped: dict[str, int] = field(default_factory=dict)  # records that are missing from it, counted by reason
+    skipped: dict[str, int] = field(default_factory=dict)  # records that are missing from it, or merged, by reason
     # For each conversation the prompt of another one, from elsewhere in the validation set, whose caches the control
     # `wrong_question` fuses: of another record and with another prompt, and, where there is such a one, without a
     # sentence in common. Without responses. Set in validation where `references` are; None where the data have no

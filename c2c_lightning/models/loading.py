@@ -26,6 +26,7 @@ from transformers.quantizers import AutoHfQuantizer
 from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Alignment
+from c2c_lightning.models.chat import ChatConfig, plain
 from c2c_lightning.models.checks import check_template, check_tokens, check_weights
 from c2c_lightning.models.gguf import gguf_folder
 
@@ -72,12 +73,15 @@ def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(name: str | os.PathLike[str], template_kwargs: dict[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str | os.PathLike[str], template_kwargs: dict[str, Any] | None = None, template: str | None = None
+) -> Tokenizer:
     """The model's tokenizer, with a chat template and a padding token.
 
     Args:
         name: folder or hub id.
         template_kwargs: with which its chat template will be called; None for the defaults.
+        template: in place of the model's own: `plain`, or a template's text.
 
     Raises:
         UserError: there is no tokenizer, it has no end of turn, it cannot tell which characters a token came from, or
@@ -87,10 +91,12 @@ def load_tokenizer(name: str | os.PathLike[str], template_kwargs: dict[str, Any]
     if folder.is_dir() and not any(folder.glob("*tok*")) and not any(folder.glob("vocab*")):
         raise UserError(f"model {str(name)!r} has no tokenizer in its folder (tokenizer.json).")
     tokenizer = _load(AutoTokenizer, name, "tokenizer.json, tokenizer_config.json")
+    if template is not None:
+        tokenizer.chat_template = plain(tokenizer) if template == "plain" else template
     if not tokenizer.chat_template:
         raise UserError(
-            f"model {str(name)!r} has no chat template, so nobody can say how it reads a conversation. "
-            "Add chat_template.jinja to its folder, or use its instruction-tuned version."
+            f"model {str(name)!r} has no chat template, so nobody can say how it reads a conversation. Give one as "
+            "model.chat.receiver or in model.chat.sharers (a file, or plain), or use its instruction-tuned version."
         )
     if not tokenizer.is_fast:
         raise UserError(
@@ -127,10 +133,13 @@ def load_aligner(
     sharers: Sequence[str],
     alignment: Alignment = "spans",
     template_kwargs: dict[str, Any] | None = None,
+    chat: ChatConfig | None = None,
 ) -> Aligner:
     """The aligner of models named by folder or hub id; reads their tokenizers only."""
-    tokenizers = [load_tokenizer(name, template_kwargs) for name in (receiver, *sharers)]
-    return Aligner(tokenizers[0], tokenizers[1:], alignment, template_kwargs)
+    chat = (chat or ChatConfig()).read(len(sharers))
+    templates = chat.of(len(sharers))
+    tokenizers = [load_tokenizer(name, template_kwargs, t) for name, t in zip((receiver, *sharers), templates)]
+    return Aligner(tokenizers[0], tokenizers[1:], alignment, template_kwargs, chat.kept(tokenizers))
 
 
 def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> PreTrainedModel:
@@ -169,6 +178,7 @@ def check_models(
     sharers: Sequence[str],
     alignment: Alignment = "spans",
     template_kwargs: dict[str, Any] | None = None,
+    chat: ChatConfig | None = None,
     dtype: str = "auto",
 ) -> None:
     """Refuses models that cannot be used, with one message, before a run has a folder.
@@ -180,7 +190,7 @@ def check_models(
     """
     for name in (receiver, *sharers):
         kv_shape(load_config(name))  # what tokenizers say of a config that cannot be read helps nobody
-    aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
+    aligner = load_aligner(receiver, sharers, alignment, template_kwargs, chat)
     for name, tokenizer in zip((receiver, *sharers), (aligner.receiver, *aligner.sharers)):
         if (name, dtype) not in _checked:
             model = load_model(name, dtype)

@@ -6,7 +6,7 @@ Dimensions: L layers, B batch, H kv heads, N prompt tokens but the last, D head_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +133,7 @@ class FrozenModels(nn.Module):
             "sharers": [sharer.name_or_path for sharer in self.sharers],
             "alignment": self.aligner.alignment,
             "template_kwargs": self.aligner.template_kwargs,
+            "chat": asdict(self.aligner.chat),
         }
 
 

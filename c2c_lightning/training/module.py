@@ -17,7 +17,7 @@ from torch import Tensor
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig, LayerMap, Layers, fuse_all
-from c2c_lightning.models import Batch, FrozenModels, PromptStore, load_aligner, load_models
+from c2c_lightning.models import Batch, ChatConfig, FrozenModels, PromptStore, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.training.acceleration import Compiled, compile_parts
 from c2c_lightning.training.exact_answers import ExactAnswers
@@ -43,6 +43,7 @@ class C2CModule(L.LightningModule):
         optimizer: learning rates and their schedule.
         dtype: of the frozen models; `auto` for the one they were saved in. Fusers are always fp32.
         template_kwargs: handed to every chat template.
+        chat: chat templates other than the models' own, what is done with turns that one refuses, and today's date.
         prompt_store: folder and budget of what the frozen models make of prompts, for data that are seen more than
             once; null to compute it every time.
         compile: what torch.compile makes faster: `fusers`, or `all` for the frozen models' layers too.
@@ -61,6 +62,7 @@ class C2CModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         dtype: str = "auto",
         template_kwargs: dict[str, Any] | None = None,
+        chat: ChatConfig = ChatConfig(),  # noqa: B008
         prompt_store: PromptStore | None = None,
         compile: Compiled = "none",
         recompute_fusers: bool = False,
@@ -70,7 +72,8 @@ class C2CModule(L.LightningModule):
             raise UserError("model.sharers is empty: name at least one model whose cache is to be read.")
         self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
         self.prompt_store, self.compiled, self.recompute_fusers = prompt_store, compile, recompute_fusers
-        self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs)
+        self.date = chat.date
+        self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs, chat)
         self.runs = [Run(optimizer, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate)]
         self.failed: dict[Path, UserError] = {}  # of several runs those that were stopped, by folder
         self.exact_answers = ExactAnswers(len(sharers))
@@ -285,6 +288,10 @@ class C2CModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fitting = self.trainer.state.fn == "fit"
+        if self.date is None:  # prompts stay those of the day on which the run began
+            kept = own(checkpoint, self.runs[0].label).get("c2c", {}).get("chat", {})
+            if kept.get("date"):
+                self.aligner.pin(kept["date"])
         for run in self.runs:
             run.load(own(checkpoint, run.label), self.dtype_name, fitting)
         if self.trainer.world_size == 1:

@@ -14,7 +14,7 @@ from some_data import LONG, pairs, write_jsonl
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.data import InstructionData
-from c2c_lightning.models import Aligner
+from c2c_lightning.models import Aligner, ChatConfig
 from tests.training.runs import BASE
 
 
@@ -123,6 +123,16 @@ def test_a_record_that_a_chat_template_refuses_is_left_out_and_counted(tmp_path,
     assert sorted(a for batch in batches for a in batch.references) == sorted(f"answer {i}" for i in range(20))
     assert f"skipped {file}:21: " in caplog.text
     assert "System role not supported" in caplog.text
+
+
+def test_a_record_whose_turns_have_to_be_merged_is_used_and_counted(tmp_path, strict_aligner):
+    merging = Aligner(strict_aligner.receiver, strict_aligner.sharers, chat=ChatConfig(turns="merge"))
+    file = write_jsonl(tmp_path / "data.jsonl", [*pairs(20), SYSTEM])
+    data = InstructionData(file, val_fraction=0, exact_answers=True, aligner=merging)
+    batches = list(data.train_dataloader())
+    assert sum(batch.skipped.get("merged", 0) for batch in batches) == 1
+    assert sum(len(batch.references) for batch in batches) == 21
+    assert data.left_out == {"too_long": 0, "refused": 0, "merged": 0}
 
 
 def test_data_that_a_chat_template_refuses_altogether_stop_at_once(tmp_path, strict_aligner):

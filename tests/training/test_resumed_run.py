@@ -7,8 +7,11 @@ import signal
 import pytest
 import torch
 
+from c2c_lightning.communicator import Communicator
 from c2c_lightning.runs import held
-from tests.training.runs import newest, same
+from tests.training.runs import PROJECT, newest, same
+
+ASKED = [{"role": "user", "content": "Where?"}]
 
 STEPS = ["--trainer.max_steps=10", "--trainer.val_check_interval=4", "--model.fuser.init_args.dropout=0.1"]
 ACCUMULATED = ["--trainer.accumulate_grad_batches=2"]
@@ -48,6 +51,20 @@ def test_a_resumed_run_ends_with_the_same_fuser_to_the_bit(fit, tmp_path, short_
     assert resumed.tracked.info.status == "FINISHED"
     assert resumed.checkpoint()["global_step"] == whole.checkpoint()["global_step"] == 10
     assert same(resumed.checkpoint(), whole.checkpoint())
+
+
+def test_a_resumed_run_reads_prompts_of_the_day_on_which_it_began(fit, tmp_path):
+    receiver = shutil.copytree(PROJECT / "c2c_lightning" / "nano" / "receiver", tmp_path / "receiver")
+    template = receiver / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}\n" + template.read_text())
+    arguments = [f"--model.receiver={receiver}", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
+    cut = ["--trainer.callbacks+=tests.training.runs.RaiseSignal", "--trainer.callbacks.step=1"]
+    cut.append("--trainer.callbacks.number=15")
+    with pytest.raises(SystemExit):
+        fit(*arguments, *cut, "--model.chat.date=2025-02-07", workspace=tmp_path)
+    run = fit(*arguments, "--ckpt_path=last", workspace=tmp_path)
+    assert run.checkpoint()["c2c"]["chat"]["date"] == "2025-02-07"
+    assert Communicator.from_pretrained(run.folder).models.aligner.prompt(ASKED).text.startswith("07 Feb 2025\n")
 
 
 def test_a_run_that_was_cut_off_after_its_last_step_is_ended_by_a_resume(fit, tmp_path):
