@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.evaluation.asking.settings import digest
-from c2c_lightning.evaluation.benchmarks import NanoWorld
+from c2c_lightning.evaluation.benchmarks import NanoWorld, grading
 from c2c_lightning.evaluation.benchmarks.item import Grade
+from c2c_lightning.evaluation.report.comparison import compare_runs
 from c2c_lightning.models.loading import PROJECT
-from tests.evaluation.trained import FEW, arguments, command, environment, evaluate, same_findings
+from tests.evaluation.trained import FEW, Evaluated, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -131,6 +132,29 @@ def test_kept_responses_are_graded_again_by_a_mended_grader(few, fuser, tmp_path
     assert same_findings(few, evaluate(fuser, folder, *FEW))
 
 
+def test_a_report_grades_again_where_the_grader_changed_and_needs_no_model(few, tmp_path, monkeypatch, caplog):
+    folder, output = tmp_path / "graded", str(tmp_path / "comparison")
+    shutil.copytree(few.folder, folder)
+    again = Evaluated(folder)
+    compare_runs(str(folder), output)
+    assert again.results == few.results  # the same grader
+    with monkeypatch.context() as patch:
+        patch.setattr("c2c_lightning.communicator.load_models", lambda *_: pytest.fail("a model was loaded"))
+        patch.setattr(NanoWorld, "grade", lambda benchmark, item, response: Grade("mended", 0.0))
+        patch.setattr(grading, "version", lambda: "another")
+        compare_runs(str(folder), output)
+        assert {method["accuracy"]["value"] for method in again.findings()["methods"].values()} == {0}
+        assert {answer.extracted for answer in again.answers("c2c").values()} == {"mended"}
+        assert again.results["grader"] == "another"
+    compare_runs(str(folder), output)
+    assert again.results == few.results
+    (folder / "questions-nano.sha256").write_text("of others")
+    monkeypatch.setattr(grading, "version", lambda: "another")
+    compare_runs(str(folder), output)
+    assert again.results == few.results
+    assert "cannot be graded again: nano has other questions" in caplog.text
+
+
 def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
     before = few.results["benchmarks"]
     monkeypatch.setattr(
@@ -143,7 +167,7 @@ def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
     ("file", "old", "new"),
     [
         ("own.jsonl", "Who", "Which"),
-        ("prompt.yaml", "max_new_tokens: 8", "max_new_tokens: 4"),
+        ("prompt.yaml", "version: 1", "version: 2"),
         ("prompt.yaml", 'response: "{answer}"', 'response: "It is {answer}"'),
         ("exemplars.jsonl", "Somebody", "Everybody"),
     ],
@@ -153,7 +177,7 @@ def test_answers_to_other_questions_prompts_or_exemplars_are_not_taken_for_these
     (tmp_path / "own.jsonl").write_text("\n".join(rows))
     (tmp_path / "exemplars.jsonl").write_text('{"question": "Whose?", "reference": "Somebody"}')
     (tmp_path / "prompt.yaml").write_text(
-        'name: mine\nversion: 1\nmessage: "{question}"\nresponse: "{answer}"\nmax_new_tokens: 8\n'
+        'name: mine\nversion: 1\nmessage: "{question}"\nresponse: "{answer}"\n'
     )
     init_args = "{path: own.jsonl, prompt: prompt.yaml, exemplars: exemplars.jsonl}"
     args = [FEW[0], f"--data.benchmarks=[{{class_path: OwnQuestions, init_args: {init_args}}}]"]

@@ -16,6 +16,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.files import cut_unfinished_line, read_json_lines, write_whole
 
 ANSWERS = "answers"
@@ -39,6 +41,7 @@ class Answer:
     extracted: str | None = None  # what was read out of the response; None if nothing could be
     score: Annotated[float, Field(ge=0, le=1)] = 0.0  # of what was read out
     choices: list[float] | None = None  # log-likelihood of each choice's text in nats, where that is what ranks them
+    margin: float | None = None  # how near a token came to another one, in roundings of its logit
     metrics: dict[str, float] = field(default_factory=dict)  # the scores by name, where there are several
 
 
@@ -62,10 +65,22 @@ class AnswerFile:
             answers.setdefault(answer.id, answer)
         return answers
 
-    def resume(self, grade: Callable[[Answer], Answer]) -> dict[str, Answer]:
-        """The whole answers so far, graded again, and a file that the next ones can be appended to."""
-        before = self.read()
-        answers = {name: grade(answer) for name, answer in before.items()}
+    def resume(self, benchmark: Benchmark, grade: Callable[..., Answer]) -> dict[str, Answer]:
+        """The whole answers so far, graded again, and a file that the next ones can be appended to.
+
+        Raises:
+            UserError: it has an answer to something that the benchmark does not ask.
+        """
+        before, items = self.read(), {item.id: item for item in benchmark.items()}
+        answers = {}
+        for id, answer in before.items():
+            item, ranked = items.get(id), answer.choices if benchmark.by_likelihood else answer.letters
+            if item is None or len(ranked or ()) != len(item.choices):
+                reason = "no such question" if item is None else f"another number of letters than {len(item.choices)}"
+                raise UserError(
+                    f"{self.path} has an answer to {id!r}, but {benchmark.name} has {reason}: remove its line."
+                )
+            answers[id] = grade(answer, item=item)
         if answers != before:
             write_whole(self.path, "".join(map(to_line, answers.values())))
         elif self.path.exists():

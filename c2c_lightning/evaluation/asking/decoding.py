@@ -22,6 +22,8 @@ from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, logits_at, position_ids
 from c2c_lightning.models.decoding import GREEDY, end_ids, generate
 
+# Two logits that are this many roundings apart or fewer may change places with the batch size.
+ROUNDING = 64
 Continuation = tuple[list[int], int]  # ids of a response's beginning, and how many of them are given and not scored
 
 
@@ -49,15 +51,17 @@ class Decoded:
     truncated: list[bool]  # whether it was cut off by the limit
     confidence: list[float]  # mean log-probability of its tokens, in nats
     letters: Tensor | None = None  # (B, C) log-probability that the response begins with each letter, if asked for
+    margins: list[float] | None = None  # how near each came to another token, in roundings of its logit
     choices: list[list[float]] | None = None  # log-likelihood of each choice's text, likewise
 
 
 class Recorder(LogitsProcessor):
     """Notes confidence and letters while `generate` goes on, and changes nothing."""
 
-    def __init__(self, clock: StageClock, letter_ids: Sequence[Sequence[int]]):
-        self.clock, self.letter_ids = clock, letter_ids
+    def __init__(self, clock: StageClock, letter_ids: Sequence[Sequence[int]], rounding: float):
+        self.clock, self.letter_ids, self.rounding = clock, letter_ids, rounding
         self.log_probs: list[Tensor] = []
+        self.margins: list[Tensor] = []
         self.letters: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -66,6 +70,8 @@ class Recorder(LogitsProcessor):
         if self.letter_ids and self.letters is None:
             self.letters = torch.stack([log_probs_BV[:, ids].logsumexp(-1) for ids in self.letter_ids], dim=-1)
         self.log_probs.append(log_probs_BV.amax(-1))
+        first, second = scores.float().topk(2).values.unbind(-1)
+        self.margins.append((first - second) / (first.abs() * self.rounding).clamp(min=1e-30))
         return scores
 
 
@@ -87,7 +93,9 @@ def decode(
         stops: for each response the strings before which it ends; none for none at all.
     """
     model, tokenizer, width = prefill.model, prefill.tokenizer, prefill.ids.shape[1]
-    recorder = Recorder(clock, [letter_token_ids(tokenizer, letter) for letter in letters])
+    recorder = Recorder(
+        clock, [letter_token_ids(tokenizer, letter) for letter in letters], torch.finfo(model.dtype).eps
+    )
     stops = stops or [()] * len(limits)
     stop_strings = sorted({stop for of_one in stops for stop in of_one})
     with clock("decode"):
@@ -105,8 +113,11 @@ def decode(
     # Behind a stop string there is padding.
     ends = {*end_ids(model, tokenizer), *([tokenizer.pad_token_id] if stop_strings else [])}
     log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
-    responses, tokens, truncated, confidence = [], [], [], []
-    for row, limit, log_probs, of_one in zip(sequences[:, width:].tolist(), limits, log_probs_BT, stops):
+    margins_BT = torch.stack(recorder.margins, dim=1).tolist()
+    responses, tokens, truncated, confidence, margins = [], [], [], [], []
+    for row, limit, log_probs, close, of_one in zip(
+        sequences[:, width:].tolist(), limits, log_probs_BT, margins_BT, stops
+    ):
         end = next((i + 1 for i, token in enumerate(row[:limit]) if token in ends), None)
         used = row[: end or limit]
         said = tokenizer.decode(used, skip_special_tokens=True)
@@ -115,7 +126,8 @@ def decode(
         tokens.append(len(used))
         truncated.append(end is None and at is None)
         confidence.append(sum(log_probs[: len(used)]) / len(used))
-    return Decoded(responses, tokens, truncated, confidence, recorder.letters)
+        margins.append(min(close[: len(used)]))
+    return Decoded(responses, tokens, truncated, confidence, recorder.letters, margins)
 
 
 @lru_cache(maxsize=1024)

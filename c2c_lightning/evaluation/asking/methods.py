@@ -158,6 +158,7 @@ class Answering(Method):
                 confidence=decoded.confidence[i],
                 letters=scores,
                 choices=decoded.choices and decoded.choices[i],
+                **({"margin": decoded.margins[i]} if decoded.margins else {}),
                 truncated=decoded.truncated[i] and not by_letter,
                 prefill_seconds=sum(seconds.values()) / len(items),
                 decode_seconds=decode_seconds,

@@ -42,6 +42,7 @@ from c2c_lightning.runs import make_folder
 T = TypeVar("T")
 METHODS = (Receiver, Sharer, TextToText, Routing, OracleRouting, C2C, C2CAfterText)
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
+TOO_LONG = "longer than a model can read"
 KEPT_BYTES = 2**28  # of caches that stay from being measured to being answered
 
 
@@ -118,7 +119,7 @@ class Evaluation(L.LightningModule):
         if self.communicator is None:
             self.communicator = self.load()
             for benchmark in self.benchmarks:
-                benchmark.leave_out(too_long(benchmark, self.communicator.models), "longer than a model can read")
+                benchmark.leave_out(too_long(benchmark, self.communicator.models), TOO_LONG)
 
     def on_test_start(self) -> None:
         twice = repeated(observer.name for observer in self.observers)
@@ -185,20 +186,8 @@ class Evaluation(L.LightningModule):
 
     def _resume(self, benchmark: Benchmark, method: Answering) -> dict[str, Answer]:
         """The answers so far, as today's grader scores them."""
-        items = {item.id: item for item in benchmark.items()}
-        file = AnswerFile(self.folder, benchmark.name, method.name)
-
-        def grade(answer: Answer) -> Answer:
-            item = items.get(answer.id)
-            kept = answer.choices if benchmark.by_likelihood else answer.letters
-            if item is None or len(kept or ()) != len(item.choices):
-                reason = "no such question" if item is None else f"another number of letters than {len(item.choices)}"
-                raise UserError(
-                    f"{file.path} has an answer to {answer.id!r}, but {benchmark.name} has {reason}: remove its line."
-                )
-            return method.graded(answer, benchmark, item, self.trainer.datamodule.seed)
-
-        return file.resume(grade)
+        grade = partial(method.graded, benchmark=benchmark, seed=self.trainer.datamodule.seed)
+        return AnswerFile(self.folder, benchmark.name, method.name).resume(benchmark, grade)
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""

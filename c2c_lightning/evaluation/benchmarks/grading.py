@@ -6,6 +6,7 @@ Every function takes the response and the references, any of which will do, and 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.extraction import extract_letter, without_thinking
 from c2c_lightning.evaluation.benchmarks.item import Grade
+from c2c_lightning.files import json_digest
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,14 @@ UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 SECONDS = 5.0  # of computing for one response; whatever ends at all takes milliseconds
+
+
+@cache
+def version() -> str:
+    """The same as long as responses are graded the same: of this folder's code, and of the libraries that grade."""
+    libraries = [each for each in importlib.metadata.distributions() if each.name in ("math-verify", "lm_eval")]
+    code = [file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))]
+    return json_digest([code, sorted((each.name, each.version) for each in libraries)])[:16]
 
 
 def letter(response: str, answers: Sequence[str], letters: str) -> Grade:

@@ -17,6 +17,7 @@ from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings, Results
 from c2c_lightning.evaluation.report.formatting import NOTHING, compared, plain, points_with_interval, score, verdict
 from c2c_lightning.evaluation.report.page import Section, write_report
+from c2c_lightning.evaluation.report.regrading import up_to_date
 from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.evaluation.report.wording import reading_guide
 from c2c_lightning.files import read_json
@@ -94,7 +95,7 @@ def load_evaluations(given: Sequence[str]) -> list[FinishedEvaluation]:
     found = []
     for folder, label in zip(folders, _labels(list(folders))):
         remedy = "It may be of another version: evaluate again, the answers are kept."
-        results = read_json(folder / RESULTS_FILE, Results, "runs:", remedy)
+        results = up_to_date(folder, read_json(folder / RESULTS_FILE, Results, "runs:", remedy))
         found.append(FinishedEvaluation(label, folder, results.facts, results.benchmarks))
     return found
 

@@ -15,6 +15,7 @@ from pydantic import StringConstraints
 
 from c2c_lightning.drawing import Estimate
 from c2c_lightning.evaluation.asking.answers import Answer
+from c2c_lightning.evaluation.asking.decoding import ROUNDING
 from c2c_lightning.evaluation.asking.methods import Derived, Method
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.base import NAME
@@ -107,6 +108,8 @@ class MethodFound:
     receiver_tokens: float
     sharer_tokens: float
     handed_over_bytes: float
+    close: int = 0  # answers with a token that rounding may have decided
+    metrics: dict[str, float] = field(default_factory=dict)  # means of the scores by name, where there are several
 
 
 @dataclass
@@ -144,6 +147,7 @@ class Results:
     title: str
     facts: dict[str, str]
     benchmarks: dict[BenchmarkName, Findings]
+    grader: str = ""  # version of what graded the responses
 
 
 def findings(results: BenchmarkResults) -> Findings:
@@ -182,6 +186,7 @@ def findings(results: BenchmarkResults) -> Findings:
 
 def _method(results: BenchmarkResults, name: str) -> MethodFound:
     method, answers = results.methods[name], results.answers[name]
+    named = [metric for metric in answers[0].metrics if all(metric in answer.metrics for answer in answers)]
 
     def mean(attribute: str) -> float:
         return float(np.mean([getattr(answer, attribute) for answer in answers]))
@@ -198,6 +203,8 @@ def _method(results: BenchmarkResults, name: str) -> MethodFound:
         receiver_tokens=mean("receiver_tokens"),
         sharer_tokens=mean("sharer_tokens"),
         handed_over_bytes=mean("handed_over"),
+        metrics={metric: float(np.mean([answer.metrics[metric] for answer in answers])) for metric in named},
+        close=sum(answer.margin is not None and answer.margin < ROUNDING for answer in answers),
     )
 
 

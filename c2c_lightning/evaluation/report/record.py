@@ -31,6 +31,7 @@ from rich.table import Table
 from c2c_lightning.drawing import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
+from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.report.findings import Findings, Results, findings
 from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
 from c2c_lightning.evaluation.report.page import Section, write_report
@@ -148,7 +149,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     parts["How to read this"] = reading_guide(list(found.values()))
     title = f"What cache communication gave: {facts['pair']}"
     write_report(folder, title, facts, parts)
-    write_whole(folder / RESULTS_FILE, json_text(Results(title, facts, found)))
+    write_whole(folder / RESULTS_FILE, json_text(Results(title, facts, found, grading.version())))
     tracker = find_tracker(trainer)
     if tracker is not None:
         log_report(tracker, module, found, parts)

@@ -120,6 +120,8 @@ def _scores(found: Findings, figures: Path) -> Section:
             "95% interval": written.score_interval(m.accuracy, measure),
             "unread": written.percent(m.unread),
             "truncated": written.percent(m.truncated),
+            "close": f"{m.close:,}",
+            **({name: f"{value:.3f}" for name, value in m.metrics.items()} if len(m.metrics) > 1 else {}),
             "what it is": m.description + (" (generic)" if m.generic else ""),
         }
         rows["Controls" if m.control else "Methods"].append(row)
