@@ -176,9 +176,7 @@ def test_answers_to_other_questions_prompts_or_exemplars_are_not_taken_for_these
     rows = ('{"question": "Who?", "reference": "Nobody"}', '{"question": "Where?", "reference": "Nowhere"}')
     (tmp_path / "own.jsonl").write_text("\n".join(rows))
     (tmp_path / "exemplars.jsonl").write_text('{"question": "Whose?", "reference": "Somebody"}')
-    (tmp_path / "prompt.yaml").write_text(
-        'name: mine\nversion: 1\nmessage: "{question}"\nresponse: "{answer}"\n'
-    )
+    (tmp_path / "prompt.yaml").write_text('name: mine\nversion: 1\nmessage: "{question}"\nresponse: "{answer}"\n')
     init_args = "{path: own.jsonl, prompt: prompt.yaml, exemplars: exemplars.jsonl}"
     args = [FEW[0], f"--data.benchmarks=[{{class_path: OwnQuestions, init_args: {init_args}}}]"]
     evaluate(fuser, tmp_path / "evaluation", *args)
