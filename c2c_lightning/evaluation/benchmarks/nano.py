@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, Row
 from c2c_lightning.evaluation.benchmarks.item import Item
@@ -14,22 +14,15 @@ class NanoWorld(Benchmark):
     """The 400 held-out questions of the built-in pair, answered with a word; needs no files.
 
     Args:
-        name: in file names and metrics.
-        prompt: a shipped prompt's name or a path to a YAML file; the built-in pair knows no instructions.
-        answer_mode: the questions are open, so responses are generated.
         max_new_tokens: of a response; answers are words of a few tokens.
         limit: only the first so many questions.
+        **kwargs: as for every benchmark; there are no files to name.
     """
 
-    def __init__(
-        self,
-        name: str = "nano",
-        prompt: str = "plain",
-        answer_mode: Literal["generate", "logits"] = "generate",
-        max_new_tokens: int = 16,
-        limit: int | None = None,
-    ):
-        super().__init__([], "", name, prompt, answer_mode, max_new_tokens, limit)
+    default_name, default_prompt = "nano", "plain"  # the built-in pair knows no instructions
+
+    def __init__(self, max_new_tokens: int = 16, limit: int | None = None, **kwargs: Any):
+        super().__init__([], max_new_tokens=max_new_tokens, limit=limit, **kwargs)
 
     def rows(self) -> Iterator[Row]:
         return _rows(world.facts()[1])
