@@ -6,7 +6,6 @@ alike: SQuAD's articles, AI2's questions with a stem.
 
 from __future__ import annotations
 
-import ast
 import codecs
 import csv
 import io
@@ -139,17 +138,6 @@ def hub_columns(record: Any) -> Any:
     if isinstance(answers, dict) and "text" in answers and "reference" not in record:
         record = {**record, "reference": list(dict.fromkeys(answers["text"] or ()))}
     return record
-
-
-def unwritten(value: Any) -> Any:
-    """A list or object that stands as text in a table's cell, as JSON or as Python prints it; anything else as it is."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(value.strip())
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    return value
 
 
 def _checked_row(row: dict[Any, Any]) -> dict[str, str | None] | MalformedRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import reprlib
 from collections.abc import Iterator
@@ -16,9 +18,32 @@ log = logging.getLogger(__name__)
 SHORT = reprlib.Repr()  # of values that may be long, or nested so deep that repr() cannot
 SHORT.maxstring, SHORT.maxlist = 100, 20
 
-ROLES = {role: role for role in ("system", "user", "assistant")}
-ROLES |= {"human": "user", "gpt": "assistant", "model": "assistant"}
-PAIRS = (("question", "answer"), ("prompt", "response"), ("prompt", "completion"), ("input", "output"))
+ROLES = {
+    **{role: "system" for role in ("system", "developer")},
+    **{role: "user" for role in ("user", "human")},
+    **{role: "assistant" for role in ("assistant", "gpt", "model", "function_call", "tool_call")},
+    **{role: "tool" for role in ("tool", "function", "observation", "ipython")},
+}
+CALLS = ("function_call", "tool_call")  # roles and types of parts whose text is a call
+CHATS = ("messages", "conversations")
+# Columns of the user's text and of the assistant's; one that may stand before the user's, and one that may follow it.
+PAIRS = (
+    ("instruction", "output", None, "input"),
+    ("question", "answer", "context", None),
+    ("question", "reference", "context", None),
+    ("prompt", "response", None, None),
+    ("prompt", "completion", None, None),
+    ("input", "output", None, None),
+    ("instruction", "response", None, "context"),
+)
+# What parts of a content are, by their type; where the text of a part stands.
+PARTS = {
+    **{kind: "content" for kind in ("text", "input_text", "output_text")},
+    **{kind: "reasoning_content" for kind in ("reasoning", "thinking")},
+    **{kind: "tool_calls" for kind in CALLS},
+}
+BESIDE_TEXT = ("tools", "tool_calls")
+TEXTS = ("text", "value", "content", "thinking", "reasoning")
 Supervise = Literal["last", "every"]
 
 
@@ -44,15 +69,18 @@ class Example:
     @property
     def lengths(self) -> tuple[int, int]:
         """Characters of the prompt and of the response."""
-        return sum(len(message["content"]) for message in self.prompt), len(self.response)
+        return sum(map(_characters, self.prompt)), _characters(self.messages[-1])
 
 
 def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Message]:
-    """A record as chat messages.
+    """A record as chat messages, as chat templates take them.
+
+    An assistant's message may have `tool_calls` beside its text, and `weight: 0` if it is not to be learned; thoughts
+    stand in its text. The first message has the conversation's `tools`.
 
     Args:
-        record: OpenAI `messages`, ShareGPT `conversations`, Alpaca `instruction`/`input`/`output`, or
-            a pair of prompt and response columns.
+        record: OpenAI `messages`, ShareGPT `conversations`, or one of `PAIRS`, whose parts are texts or messages; with
+            it `tools`, `system` and `history`, if there are any.
         columns: names of the two columns of a pair; None to recognise them.
 
     Raises:
@@ -64,68 +92,171 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         missing = [column for column in columns if column not in record]
         if missing:
             raise MalformedRecord(f"no column {missing[0]!r} among {SHORT.repr(sorted(record))}")
-        return _pair(record[columns[0]], record[columns[1]])
-    for key in ("messages", "conversations"):
+        return _chat(_pair(record[columns[0]], record[columns[1]]), "prompt and response")
+    key, turns = _turns(record)
+    messages = _chat(turns, key)
+    if system := record.get("system", record.get("system_prompt")):
+        said = _message("system", system)
+        messages = messages if messages[0] == said else [said, *messages]
+    if tools := _tools(record.get("tools")):
+        messages[0] = {**messages[0], "tools": tools}
+    return messages
+
+
+def to_examples(messages: list[Message], source: str, supervise: Supervise) -> Iterator[Example]:
+    """The assistant's last turn, or every one of its turns, each after all that went before it; none of weight 0."""
+    turns = [i for i, message in enumerate(messages) if _is_learned(message)]
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    for i in turns if supervise == "every" else turns[-1:]:
+        yield Example(messages[: i + 1], source)
+
+
+def _turns(record: dict[str, Any]) -> tuple[str, Any]:
+    """The record's conversation, and what it is called."""
+    for key in CHATS:
         if key in record:
-            return _chat(record[key], key, record.get("system"))
-    if "instruction" in record and "output" in record:
-        instruction, extra = record["instruction"], record.get("input")
-        for part in (instruction, extra or ""):
-            if not isinstance(part, str):
-                raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
-        return _pair(f"{instruction}\n\n{extra}" if extra else instruction, record["output"], record.get("system"))
-    for prompt, response in PAIRS:
+            return key, unwritten(record[key])
+    for prompt, response, before, after in PAIRS:
         if prompt in record and response in record:
-            return _pair(record[prompt], record[response])
+            asked, said = record[prompt], record[response]
+            parts = [record.get(before), asked, record.get(after)] if isinstance(asked, str) else [asked]
+            for part in parts:
+                if part and not isinstance(part, str) and parts != [part]:
+                    raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
+            if response == "reference" and isinstance(said, list):
+                said = said[0] if said else None  # any of them is right
+            asked = "\n\n".join(part for part in parts if part) if isinstance(asked, str) else asked
+            turns = _pair(asked, said)
+            for exchange in reversed(unwritten(record.get("history")) or []):
+                if not isinstance(exchange, list) or len(exchange) != 2:
+                    raise MalformedRecord(f"history has {SHORT.repr(exchange)}, no pair of texts")
+                turns = [*_pair(*exchange), *turns]
+            return "prompt and response", turns
     columns_there = SHORT.repr(sorted(record))
     raise MalformedRecord(
         f"columns {columns_there} are no known format; name them with data.prompt_column and data.response_column"
     )
 
 
-def to_examples(messages: list[Message], source: str, supervise: Supervise) -> Iterator[Example]:
-    """The assistant's last turn, or every one of its turns, each after all that went before it."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    for i in turns if supervise == "every" else turns[-1:]:
-        yield Example(messages[: i + 1], source)
+def _pair(prompt: Any, response: Any) -> list[Any]:
+    """The turns of two texts, or lists of turns."""
+    sides = (("user", prompt), ("assistant", response))
+    return [turn for role, said in sides for turn in (said if _is_chat(said) else [{"role": role, "content": said}])]
 
 
-def _pair(prompt: Any, response: Any, system: Any = None) -> list[Message]:
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return _chat(turns, "prompt and response", system)
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
-def _chat(turns: Any, key: str, system: Any = None) -> list[Message]:
+def _chat(turns: Any, key: str) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise MalformedRecord(f"{key} is not a list of turns")
-    if system:
-        turns = [{"role": "system", "content": system}, *turns]
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise MalformedRecord(f"a turn of {key} is a {type(turn).__name__}, not an object")
         speaker = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise MalformedRecord(f"a turn of {key} is by {SHORT.repr(speaker)}, none of {sorted(ROLES)}")
-        if not isinstance(content, str) or not (content.strip() or speaker == "system"):
-            raise MalformedRecord(f"the {ROLES[speaker]}'s text is {SHORT.repr(content)}")
-        thoughts = turn.get("reasoning_content")
-        if turn.get("tool_calls") or not isinstance(thoughts, str | None):
-            raise MalformedRecord(f"the {ROLES[speaker]}'s message is more than text (tool_calls, reasoning_content)")
-        if thoughts and thoughts.strip() and not THOUGHTS.match(content):  # as templates write them into the text
-            content = f"<think>\n{thoughts.strip()}\n</think>\n\n{content.lstrip()}"
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
-            raise MalformedRecord(f"the {ROLES[speaker]}'s text is not Unicode: {error}") from error
-        messages.append({"role": ROLES[speaker], "content": content})
-    first = messages[1:2] if messages[0]["role"] == "system" else messages[:1]
-    if not first or first[0]["role"] != "user":
+        messages.append(_message(speaker, turn.get("content", turn.get("value")), turn))
+    first = next((message["role"] for message in messages if message["role"] != "system"), None)
+    if first != "user":
         raise MalformedRecord("it does not begin with the user")
     if all(message["role"] != "assistant" for message in messages):
         raise MalformedRecord("the assistant says nothing")
+    if not any(map(_is_learned, messages)):
+        raise MalformedRecord("every turn of the assistant has weight 0")
     return messages
+
+
+def _message(speaker: str, content: Any, turn: dict[str, Any] | None = None) -> Message:
+    """A turn as chat templates take it: a text, and calls if there are any."""
+    role, turn = ROLES[speaker], dict(turn or {})
+    if isinstance(content, list):
+        parts = _parts(content, role)
+        content = parts.pop("content")
+        turn |= parts
+    elif speaker in CALLS and (calls := _calls(content)):
+        content, turn["tool_calls"] = "", calls
+    calls, thoughts = turn.get("tool_calls"), turn.get("reasoning_content")
+    if (calls or thoughts) and (role != "assistant" or not isinstance(thoughts, str | None)):
+        raise MalformedRecord(f"the {role}'s message has calls or thoughts (tool_calls, reasoning_content)")
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str) or not (content.strip() or role in ("system", "tool") or calls):
+        raise MalformedRecord(f"the {role}'s text is {SHORT.repr(content)}")
+    if thoughts and thoughts.strip() and not THOUGHTS.match(content):  # as templates write them into the text
+        content = f"<think>\n{thoughts.strip()}\n</think>\n\n{content.lstrip()}"
+    message: Message = {"role": role, "content": content}
+    if calls:
+        message["tool_calls"] = _calls(calls)
+    if role == "tool":
+        message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
+    if turn.get("weight") == 0:
+        message["weight"] = 0
+    try:
+        json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        raise MalformedRecord(f"the {role}'s text is not Unicode: {error}") from error
+    return message
+
+
+def _parts(parts: list[Any], role: str) -> dict[str, Any]:
+    """What a content that is a list of parts has: text, thoughts and calls."""
+    found: dict[str, Any] = {"content": ""}
+    for part in parts:
+        kind = PARTS.get(str(part.get("type"))) if isinstance(part, dict) else "content"
+        said = next((part[key] for key in TEXTS if key in part), None) if isinstance(part, dict) else part
+        calls = _calls(said) if kind == "tool_calls" else []
+        if kind is None or not isinstance(said, str) or (kind == "tool_calls" and not calls):
+            raise MalformedRecord(f"the {role}'s text has {SHORT.repr(part)} as a part")
+        found[kind] = found.get(kind, [] if calls else "") + (calls or said)
+    return found
+
+
+def _calls(given: Any) -> list[dict[str, Any]]:
+    """Calls as chat templates take them, with arguments as an object; none if the text is not JSON of one."""
+    calls = unwritten(given)
+    found = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            if not isinstance(given, str):
+                raise MalformedRecord(f"the assistant calls {SHORT.repr(call)}, which has no name")
+            return []
+        arguments = unwritten(function.get("arguments", function.get("parameters")))
+        beside = {"id": call["id"]} if call.get("id") else {}
+        named = {"name": function["name"], "arguments": {} if arguments in (None, "") else arguments}
+        found.append({**beside, "type": "function", "function": named})
+    return found
+
+
+def _tools(given: Any) -> list[dict[str, Any]]:
+    """The `tools` column, JSON or what it stands for, as chat templates take it."""
+    tools = unwritten(given) or []
+    tools = [unwritten(tool) for tool in tools] if isinstance(tools, list) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise MalformedRecord(f"its tools are {SHORT.repr(given)}, no list of objects")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and "weight" not in message
+
+
+def _characters(message: Message) -> int:
+    return len(message["content"]) + sum(len(json.dumps(message[key])) for key in BESIDE_TEXT if key in message)
+
+
+def unwritten(value: Any) -> Any:
+    """A list or object that stands as text in a table's cell, as JSON or as Python prints it; anything else as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return value
 
 
 class MalformedTally:

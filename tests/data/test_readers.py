@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from some_data import SHARED
 
-from c2c_lightning.data.readers import unwritten
-from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.data.records import MalformedRecord, unwritten
 from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from some_data import SHARED
 
 from c2c_lightning.data.records import MalformedRecord, MalformedTally, to_examples, to_messages
+from c2c_lightning.data.source import Source
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -60,6 +64,138 @@ def test_thoughts_and_a_system_prompt_that_stand_beside_the_text_are_kept():
         assert to_messages(record | {"system": None}) == [USER, ANSWER]
 
 
+CALL = {"type": "function", "function": {"name": "sum", "arguments": {"of": [2, 4]}}}
+TOOL = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}
+CALLED = [
+    USER | {"tools": [TOOL]},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "6"},
+    ANSWER,
+]
+THOUGHT = "<think>\nA sum.\n</think>\n\n"
+TOOL_CHATS = {
+    "ShareGPT": {
+        "conversations": [
+            {"from": "human", "value": "Six?"},
+            {"from": "function_call", "value": '{"name": "sum", "arguments": {"of": [2, 4]}}'},
+            {"from": "observation", "value": "6"},
+            {"from": "gpt", "value": "6"},
+        ],
+        "tools": json.dumps([TOOL["function"]]),
+    },
+    "OpenAI": {
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": '{"of": [2, 4]}'}}],
+            },
+            {"role": "ipython", "content": "6"},
+            ANSWER,
+        ],
+        "tools": [TOOL],
+    },
+    "parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "value": "Six?"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_call", "value": '{"name": "sum", "arguments": {"of": [2, 4]}}'}],
+            },
+            {"role": "tool", "content": [{"type": "text", "text": "6"}]},
+            {"role": "assistant", "content": [{"type": "text", "value": "6"}]},
+        ],
+        "tools": [json.dumps(TOOL)],
+    },
+    "a table's cells": {"messages": json.dumps([USER, *CALLED[1:]]), "tools": json.dumps([TOOL])},
+}
+
+
+@pytest.mark.parametrize("name", TOOL_CHATS)
+def test_chats_with_tools_are_what_chat_templates_take(name):
+    assert to_messages(TOOL_CHATS[name]) == CALLED
+
+
+def test_every_call_is_learned_as_every_other_turn_of_the_assistants():
+    assert [len(e.prompt) for e in to_examples(CALLED, "here", "every")] == [1, 3]
+
+
+def test_several_calls_and_thoughts_stand_in_one_turn():
+    call = {"type": "tool_call", "value": json.dumps(CALL["function"])}
+    parts = [{"type": "reasoning", "value": "A sum."}, call, call]
+    [_, turn] = to_messages(chat(USER, {"role": "assistant", "content": parts}))
+    assert turn == {"role": "assistant", "content": THOUGHT, "tool_calls": [CALL] * 2}
+
+
+def test_a_call_that_is_no_json_stays_text():
+    turns = [{"from": "human", "value": "Six?"}, {"from": "function_call", "value": "sum(2, 4)"}]
+    assert to_messages({"conversations": turns})[1] == {"role": "assistant", "content": "sum(2, 4)"}
+
+
+def test_turns_of_weight_0_are_read_and_not_learned():
+    messages = to_messages(chat(USER, ANSWER | {"weight": 1}, USER, ANSWER | {"weight": 0}))
+    for supervise in ("last", "every"):
+        [example] = to_examples(messages, "here", supervise)
+        assert example.messages == [USER, ANSWER]
+    messages = to_messages(chat(USER, ANSWER | {"weight": 0}, USER, ANSWER))
+    [example] = to_examples(messages, "here", "every")
+    assert example.messages == [USER, ANSWER, USER, ANSWER]
+
+
+def test_developers_are_read_as_the_system():
+    developer = {"role": "developer", "content": "Be brief."}
+    assert to_messages(chat(developer, USER, ANSWER)) == [CHAT[0], USER, ANSWER]
+    assert to_messages(chat(CHAT[0], USER, ANSWER) | {"system": "Be brief."}) == [CHAT[0], USER, ANSWER]
+
+
+def test_exchanges_that_went_before_a_pair_are_turns_of_it():
+    record = {"instruction": "Six?", "output": "6", "system": "Be brief.", "history": [["One?", "1"], ["Two?", "2"]]}
+    assert to_messages(record) == [*CHAT, USER, ANSWER]
+    assert to_messages(record | {"history": json.dumps(record["history"])}) == [*CHAT, USER, ANSWER]
+
+
+def test_prompt_and_completion_may_be_messages():
+    assert to_messages({"prompt": CHAT[:4], "completion": CHAT[4:]}) == CHAT
+    assert to_messages({"prompt": CHAT[:4], "completion": "2"}) == CHAT
+    assert to_messages({"prompt": CHAT[:4], "completion": CHAT[4:]}, ("prompt", "completion")) == CHAT
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"context": "Four and two.", "question": "Six?", "answer": "6"},
+        {"context": "Four and two.", "question": "Six?", "reference": ["6", "six"]},
+        {"instruction": "Four and two.", "context": "Six?", "response": "6"},
+    ],
+)
+def test_what_a_question_is_about_is_part_of_it(record):
+    assert [m["content"] for m in to_messages(record)] == ["Four and two.\n\nSix?", "6"]
+
+
+EXAMPLES = {
+    "glaive_toolcall_en_demo.json": (300, 957),
+    "reason_tool_use_demo_50.jsonl": (50, 112),
+    "kto_en_demo.json": (300, 487),
+    "alpaca_en_demo.json": (999, 999),
+    "alpaca_zh_demo.json": (1000, 1000),
+    "dummy_conversation.json": (500, 1000),
+}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real text is not beside the checkout")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_chat_of_the_real_text_is_read(name):
+    tally = MalformedTally(name)
+    counts = []
+    for supervise in ("last", "every"):
+        examples = list(Source(str(SHARED / "chats" / name), supervise=supervise).examples(tally))
+        counts.append(len(examples))
+        assert ("tools" in examples[0].messages[0]) == ("tool" in name)
+    assert tuple(counts) == EXAMPLES[name]
+    assert tally.skipped == []
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -76,12 +212,22 @@ def test_thoughts_and_a_system_prompt_that_stand_beside_the_text_are_kept():
         (chat(), "messages is not a list of turns"),
         ({"conversations": None}, "conversations is not a list of turns"),
         (chat("Six?"), "a turn of messages is a str, not an object"),
-        (chat(USER, {"role": "tool", "content": "6"}), "by 'tool', none of"),
+        (chat(USER, {"role": "tool", "content": "6"}), "the assistant says nothing"),
+        (chat(USER, {"role": "judge", "content": "6"}), "by 'judge', none of"),
         (chat(USER, {"role": ["assistant"], "content": "6"}), "by ['assistant'], none of"),
         (chat(USER, {"role": "assistant"}), "the assistant's text is None"),
         (chat(USER, {"role": "assistant", "content": "half \ud800"}), "the assistant's text is not Unicode"),
-        (chat(USER, ANSWER | {"tool_calls": [{"name": "six"}]}), "the assistant's message is more than text"),
-        (chat(USER, ANSWER | {"reasoning_content": ["Six."]}), "the assistant's message is more than text"),
+        (chat(USER, ANSWER | {"tool_calls": [{"names": "six"}]}), "calls {'names': 'six'}, which has no name"),
+        (chat(USER | {"tool_calls": [{"name": "six"}]}, ANSWER), "the user's message has calls or thoughts"),
+        (chat(USER, ANSWER | {"reasoning_content": ["Six."]}), "the assistant's message has calls or thoughts"),
+        (chat(USER, ANSWER | {"weight": 0}), "every turn of the assistant has weight 0"),
+        (
+            chat({"role": "user", "content": [{"type": "image"}]}, ANSWER),
+            "the user's text has {'type': 'image'} as a part",
+        ),
+        ({"tools": "[{", **chat(USER, ANSWER)}, "its tools are '[{', no list of objects"),
+        ({"prompt": "Six?", "response": "6"} | {"history": ["Five?"]}, "history has 'Five?', no pair of texts"),
+        ({"question": "Six?", "reference": []}, "the assistant's text is None"),
         ({"system": 6, **chat(USER, ANSWER)}, "the system's text is 6"),
         (chat(USER), "the assistant says nothing"),
         (chat(ANSWER, USER), "it does not begin with the user"),

@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from c2c_lightning.data.readers import unwritten
-from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.data.records import MalformedRecord, unwritten
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
 from c2c_lightning.evaluation.benchmarks.item import LETTERS, Item, TextOrNumber, check_choices
 

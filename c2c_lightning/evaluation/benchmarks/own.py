@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from c2c_lightning.data.readers import unwritten
-from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.data.records import MalformedRecord, unwritten
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
