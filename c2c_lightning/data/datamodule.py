@@ -27,7 +27,7 @@ TRIED = 32
 
 
 class InstructionData(L.LightningDataModule):
-    """Chat messages, ShareGPT, Alpaca or prompt/response pairs from JSONL, Parquet, a folder or the hub.
+    """Chat messages, ShareGPT, Alpaca or prompt/response pairs from JSON, CSV, Parquet, a folder or the hub.
 
     Args:
         path: file, folder or hub id, or several of them.

@@ -28,7 +28,7 @@ class Source:
     """Records by name, read in a fixed order as often as asked.
 
     Attributes:
-        path: a file (JSON, CSV, TSV, Parquet), a folder of them, a folder that `datasets` saved, or a hub id; or several.
+        path: a file of a kind of `READERS`, a folder of them, one that `datasets` saved, or a hub id; or several.
         split: what to read of a hub dataset, of a saved dataset of several splits, or of a folder whose files have
             `train`, `validation` or `test` in their names: `train`, `train[:5]`, `train[10%:20%]`, `train+test`.
             Where there are no splits, the part in brackets alone counts.

@@ -13,6 +13,7 @@ again, as in the C2C paper (arXiv 2510.03215). For comparison.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.models.chat import ChatConfig, Message, merged, pinned
+from c2c_lightning.models.chat import ChatConfig, Message, as_text, has_tools, marked, merged, pinned
 
 Alignment = Literal["spans", "published"]
 UNALIGNED = -1
@@ -157,7 +158,16 @@ class Aligner:
                 thinks where the prompt says that there is nothing to think; or an end of turn stands in it.
         """
         tokenizer = self.receiver
-        text, num_said = self._response([*(prompt.merged or messages[:-1]), messages[-1]], prompt)
+        before, said = prompt.merged or messages[:-1], messages[-1]
+        if has_tools(messages[:-1]) and not has_tools(before):
+            [said] = as_text([said])
+        try:
+            text, num_said = self._response([*before, said], prompt)
+        except UserError:
+            if self.chat.turns != "merge" or not has_tools([said]):
+                raise
+            prompt.merged = before
+            text, num_said = self._response([*before, *as_text([said])], prompt)
         ids, ends = self.ids_after(prompt, text)
         special = set(tokenizer.all_special_ids)
         end = next((i for i, (token, at) in enumerate(zip(ids, ends)) if at > num_said and token in special), None)
@@ -183,15 +193,17 @@ class Aligner:
         if opened:
             said = said[thoughts.start(1) :].lstrip()
         full = self._rendered(self.receiver, messages, add_generation_prompt=False)
-        marked = [*messages[:-1], {**messages[-1], "content": MARK.format(0)}]
-        head, found, tail = self._rendered(self.receiver, marked, add_generation_prompt=False).rpartition(
-            MARK.format(0)
-        )
+        plain = [*messages[:-1], {"role": "assistant", "content": MARK.format(0)}]
+        head, found, tail = self._rendered(self.receiver, plain, add_generation_prompt=False).rpartition(MARK.format(0))
         text = full[len(prompt.text) :]
         # White space may change around thoughts, and nothing else.
         whole = "".join(said.split()) in "".join(text.split())
-        if found and full.startswith(prompt.text) and text.endswith(tail) and whole:
+        calls = [t for role, t in marked(messages[-1:], MARK)[0] if role == "call"]
+        called = all(call in text or in_json(call) in text for call in calls)
+        if found and full.startswith(prompt.text) and text.endswith(tail) and whole and called:
             return text, len(text) - len(tail)
+        if has_tools(messages[-1:]):
+            raise UserError(f"the chat template of {self.receiver.name_or_path!r} leaves out the assistant's calls")
         if found and opened:  # templates that open a block leave it out of turns that are past
             return said + tail, len(said)
         fitting = [s for s in stripped(said) if found and full.endswith(s + tail)]
@@ -227,48 +239,60 @@ class Aligner:
             raise
 
     def _rendered(self, tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool) -> str:
+        tools = {"tools": tools} if (tools := messages[0].get("tools")) else {}
+        turns = [{key: value for key, value in message.items() if key != "tools"} for message in messages]
         try:
             return tokenizer.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs
+                turns, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs | tools
             )
         except Exception as error:  # jinja2 and the template's own raise_exception
             roles = [message["role"] for message in messages]
             raise UserError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error
 
     def _locate_contents(self, tokenizer: Tokenizer, messages: list[Message]) -> tuple[str, list[Span]]:
-        """The prompt's text, and where in it each message's content stands."""
+        """The prompt's text, and where in it the texts of `marked` stand, the messages' contents among them."""
         text = self._rendered(tokenizer, messages, add_generation_prompt=True)
-        # The template rendered around marks shows where contents go, also when a content's words stand
-        # in the template itself. A blank content stays as it is, for a template may pass over it.
-        marks = {i: MARK.format(i) for i, message in enumerate(messages) if message["content"].strip()}
-        marked = [{**message, "content": marks.get(i, message["content"])} for i, message in enumerate(messages)]
-        frame = self._rendered(tokenizer, marked, add_generation_prompt=True)
-        first, *others = re.split(MARK.format(r"(\d+)"), frame)
-        found, frame_after = [int(i) for i in others[::2]], others[1::2]
-        if found != list(marks):
+        # The template rendered around marks shows where texts go, also when their words stand in the template itself.
+        texts, others = marked(messages, MARK)
+        marks = [i for i, (_, said) in enumerate(texts) if said.strip()]
+        frame = self._rendered(tokenizer, others, add_generation_prompt=True)
+        first, *after_marks = re.split(MARK.format(r"(\d+)"), frame)
+        found, frame_after = [int(i) for i in after_marks[::2]], after_marks[1::2]
+        if found != marks:
+            if {texts[i][0] for i in set(marks).difference(found)} & {"tools", "call"}:
+                raise UserError(
+                    f"the chat template of {tokenizer.name_or_path!r} leaves out tools or calls, which model.chat.turns "
+                    "merge writes into the text"
+                )
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path!r} leaves out, repeats or moves a message: "
-                f"of {[message['role'] for message in messages]} it renders those at {found}"
+                f"of {[role for role, _ in texts]} it renders those at {found}"
             )
         at, spans = len(first), {}
         for i, after in zip(found, frame_after):
-            content = messages[i]["content"]
-            thoughts = THOUGHTS.match(content) if messages[i]["role"] == "assistant" else None
+            role, content = texts[i]
+            thoughts = THOUGHTS.match(content) if role == "assistant" else None
             # A template may leave out what was thought in a turn that is past.
             leads = [0] if thoughts is None else [0, content.index("</think>") + len("</think>")]
-            ways = ((s, lead + content[lead:].index(s)) for lead in leads for s in stripped(content[lead:]))
+            ways = [(s, lead + content[lead:].index(s)) for lead in leads for s in stripped(content[lead:])]
+            ways += [(in_json(content), 0)] if role in ("tools", "call") else []
             said, skipped = next(((s, n) for s, n in ways if text.startswith(s + after, at)), (None, 0))
             if said is None:
                 raise UserError(
                     f"the chat template of {tokenizer.name_or_path!r} changes the text of the "
-                    f"{messages[i]['role']}'s message, or what stands around it by what it says"
+                    f"{role}'s message, or what stands around it by what it says"
                 )
             spans[i] = Span(at, at + len(said), skipped)
             at += len(said) + len(after)
         blank = Span(0, 0)
-        for i in range(len(messages)):
+        for i in range(len(texts)):
             blank = spans.setdefault(i, Span(blank.end, blank.end))
-        return text, [spans[i] for i in range(len(messages))]
+        return text, [spans[i] for i in range(len(texts))]
+
+
+def in_json(text: str) -> str:
+    """A text as it stands between the quotes of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def stripped(content: str) -> list[str]:

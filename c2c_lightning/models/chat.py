@@ -9,14 +9,19 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import read_bytes
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content`; an assistant's may have `tool_calls`, and the first of a conversation has its `tools`."""
+TOOLS = (
+    "You may call these functions:\n<tools>\n{}\n</tools>\n\nA call is an object with name and arguments:\n"
+    '<tool_call>\n{{"name": ..., "arguments": ...}}\n</tool_call>'
+)
 PROJECT = Path(__file__).parents[2]
 TODAY = "strftime_now"  # what transformers gives templates to ask for today's date
 ASKS = re.compile(TODAY + r"""\(\s*(["'])([^"']*)\1\s*\)""")
@@ -132,7 +137,79 @@ def plain(tokenizer: Tokenizer) -> str:
 
 
 def merged(messages: list[Message]) -> Iterator[list[Message]]:
-    """The conversation with fewer turns, the least changed first; turns that hold more than text stay as they are."""
+    """The conversation with fewer turns or without tools, the least changed first."""
+    yield from _with_fewer_turns(messages)
+    if has_tools(messages):
+        written = as_text(messages)
+        yield written
+        yield from _with_fewer_turns(written)
+
+
+def has_tools(messages: list[Message]) -> bool:
+    return any(message["role"] == "tool" or message.keys() & {"tools", "tool_calls"} for message in messages)
+
+
+def as_text(messages: list[Message]) -> list[Message]:
+    """The conversation with tools, calls and results written into the texts, as Qwen's templates write them."""
+    turns: list[Message] = []
+    for message in messages:
+        role, text = message["role"], message["content"]
+        if role == "tool":
+            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+        for call in message.get("tool_calls", ()):
+            written = f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+            text = f"{text}\n{written}" if text.strip() else written
+        turns.append({"role": role, "content": text})
+    if tools := messages[0].get("tools"):
+        listed = TOOLS.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+        system = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
+        turns.insert(0, {"role": "system", "content": f"{system}\n\n{listed}".strip()})
+    return turns
+
+
+def marked(messages: list[Message], mark: str) -> tuple[list[tuple[str, str]], list[Message]]:
+    """The texts of a conversation that templates say as they are, and the conversation with marks in their places.
+
+    They are the contents, the names and descriptions of tools, and the names and texts of calls, each with the role
+    that it belongs to, in the order in which templates say them. Blank texts get no mark: a template may pass over them.
+
+    Args:
+        messages: the conversation.
+        mark: what becomes a mark by `format` with the text's place.
+    """
+    texts: list[tuple[str, str]] = []
+
+    def put(role: str, text: str) -> str:
+        texts.append((role, text))
+        return mark.format(len(texts) - 1) if text.strip() else text
+
+    def put_within(role: str, value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: put_within(role, v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [put_within(role, v, key) for v in value]
+        # Of tools these alone: templates look at the types of parameters.
+        is_text = isinstance(value, str) and (role == "call" or key in ("name", "description"))
+        return put(role, value) if is_text else value
+
+    others = []
+    for message in messages:
+        other, calls, said = dict(message), message.get("tool_calls", []), message["content"]
+        # Before calls a template may say nothing in another way than something.
+        is_said = not calls or said.rpartition("</think>")[2].strip()
+        for key in ("content", "tools") if message["role"] == "system" else ("tools", "content"):
+            if key == "content" and is_said:
+                other[key] = put(message["role"], said)
+            elif key in message and key == "tools":
+                other[key] = put_within("tools", message[key])
+        if calls:
+            other["tool_calls"] = [{**call, "function": put_within("call", call["function"])} for call in calls]
+        others.append(other)
+    return texts, others
+
+
+def _with_fewer_turns(messages: list[Message]) -> Iterator[list[Message]]:
+    """Turns of a role in a row as one, then the system's with the user's; those that hold more than text stay."""
     in_a_row = _joined(messages)
     if len(in_a_row) < len(messages):
         yield in_a_row

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, processors
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import Aligner, ChatConfig, load_aligner
-from c2c_lightning.models.chat import merged
+from c2c_lightning.models.chat import as_text, merged
 from c2c_lightning.models.decoding import end_of_turn
 from tests.models import tiny
 
@@ -121,8 +121,8 @@ def test_what_every_model_takes_is_left_as_it_is():
 def test_as_few_turns_are_merged_as_can_be():
     assert next(merged([*SYSTEM, *TWICE]))[0] == SYSTEM[0]
     assert list(merged(ANSWERED)) == []
-    called = [{"role": "user", "content": "Call it.", "tools": "[]"}, *ASKED]
-    assert list(merged(called)) == []
+    called = [{"role": "user", "content": "Call it.", "tools": [{"name": "it"}]}, *ASKED]
+    assert next(merged(called)) == as_text(called)  # turns with tools are not joined
 
 
 def prompted(aligner: Aligner) -> str:
