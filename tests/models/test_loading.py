@@ -117,7 +117,9 @@ def test_a_tokenizer_without_a_chat_template_is_named_with_the_remedy(folder, tm
     tokenizer = load_tokenizer(str(folder))
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"model '{tmp_path}' has no chat template.*Add chat_template\.jinja"):
+    with pytest.raises(
+        ValueError, match=rf"model '{tmp_path}' has no chat template.*Give one as model\.chat\.receiver"
+    ):
         load_tokenizer(str(tmp_path))
 
 
