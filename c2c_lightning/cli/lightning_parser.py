@@ -18,6 +18,7 @@ from c2c_lightning import fuser
 from c2c_lightning.cli.parser import CommandParser
 from c2c_lightning.data import InstructionData, NanoData
 from c2c_lightning.errors import UserError, first_line, user_message
+from c2c_lightning.evaluation.benchmarks import QuestionData
 from c2c_lightning.nested import flatten
 
 FUSERS = [
@@ -28,7 +29,7 @@ FUSERS = [
 class Parser(CommandParser, LightningArgumentParser):
     """Knows also the classes that a configuration of `fit` may name."""
 
-    classes = (*FUSERS, InstructionData, NanoData)
+    classes = (*FUSERS, InstructionData, NanoData, QuestionData)
 
 
 WIRING: dict[str, Any] = {

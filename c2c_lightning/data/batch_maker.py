@@ -77,7 +77,7 @@ class BatchMaker:
         return batch
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Raises UserError if none of these examples, the shortest that there are, can be used."""
+        """Raises UserError if none of these examples, which have the shortest among them, can be used."""
         first = None
         for example in examples:
             try:

@@ -22,8 +22,8 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.models import Aligner, Batch
 
 log = logging.getLogger(__name__)
-# If none of so many of the shortest examples can be used, nothing can.
-TRIED = 32
+# If none of so many examples can be used, half of them the shortest, nothing can.
+TRIED = 64
 
 
 class InstructionData(L.LightningDataModule):
@@ -156,8 +156,10 @@ class InstructionData(L.LightningDataModule):
             if callable(examples):
                 make_batch.check(islice(examples(), self.buffer))
             elif len(examples):
-                shortest = np.argsort(lengths_of(examples).sum(axis=1), kind="stable")[:TRIED]
-                make_batch.check(examples[i] for i in shortest.tolist())
+                by_length = np.argsort(lengths_of(examples).sum(axis=1), kind="stable")
+                # A template may refuse just the short ones, such as calls of a tool.
+                spread = np.linspace(0, len(examples) - 1, TRIED // 2).astype(int)
+                make_batch.check(examples[i] for i in (*by_length[: TRIED // 2].tolist(), *by_length[spread].tolist()))
 
     def train_dataloader(self) -> Loader:
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0

@@ -14,6 +14,7 @@ from some_data import LONG, pairs, write_jsonl
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.data import InstructionData
+from c2c_lightning.errors import UserError
 from c2c_lightning.models import Aligner, ChatConfig
 from tests.training.runs import BASE
 
@@ -249,6 +250,19 @@ def test_data_of_which_nothing_can_be_used_leave_nothing_behind(tmp_path, monkey
     assert "data.max_length is 2: raise it, or shorten" in error
     error = refused(tmp_path, monkeypatch, '--model.template_kwargs={"tokenize": true}')
     assert "model.template_kwargs has tokenize" in error
+
+
+def test_one_example_that_can_be_used_is_enough_whatever_its_length(tmp_path, aligner):
+    calls = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "tool_calls": [
+            {"function": {"name": "add", "arguments": {"to": i}}}]}]}
+        for i in range(80)
+    ]  # fmt: skip
+    path = write_jsonl(tmp_path / "calls.jsonl", calls)
+    with pytest.raises(UserError, match="no example can be used"):
+        InstructionData(path, aligner=aligner).setup("fit")
+    path = write_jsonl(tmp_path / "calls.jsonl", [*calls, {"prompt": "Repeat: " + "so " * 100, "response": "so"}])
+    InstructionData(path, val_fraction=0, aligner=aligner).setup("fit")
 
 
 def refused(folder: Path, monkeypatch, *args: str) -> str:

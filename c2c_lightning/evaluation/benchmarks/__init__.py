@@ -7,6 +7,7 @@ from c2c_lightning.evaluation.benchmarks.harness_task import HarnessTask
 from c2c_lightning.evaluation.benchmarks.nano import NanoWorld
 from c2c_lightning.evaluation.benchmarks.own import OwnQuestions
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt
+from c2c_lightning.evaluation.benchmarks.question_data import QuestionData
 
 __all__ = [
     "GSM8K",
@@ -20,4 +21,5 @@ __all__ = [
     "OpenBookQA",
     "OwnQuestions",
     "Prompt",
+    "QuestionData",
 ]

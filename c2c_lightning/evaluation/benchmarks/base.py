@@ -194,7 +194,10 @@ class Benchmark(ABC):
         return [{"role": "user", "content": fill(prompt.message, values)}]
 
     def response(self, item: Item) -> str:
-        """The right answer in the form that the prompt asks for."""
+        """The right answer in the form that the prompt asks for; where choices are ranked, the right one's text."""
+        if self.by_likelihood:
+            right = item.letters.index(item.answers[0])
+            return (self.first_words(item) + self.continuations(item)[right]).strip()
         return fill(self.prompt.of(item.subject).response, self.answer_values(item))
 
     def answer_values(self, item: Item) -> dict[str, str]:
