@@ -52,6 +52,8 @@ PARTS = [
     Part("lightning.pytorch.strategies.ModelParallelStrategy", "_data_parallel_size", "all ranks share out the data"),
     Part("lightning.pytorch.strategies.ModelParallelStrategy", "_setup_distributed", "the mesh that FSDP2 shards over"),
     Part("lightning.pytorch.Trainer", "_default_root_dir", "all ranks take the folder that rank 0 named"),
+    Part("lm_eval.api.task.ConfigurableTask", "_filters", "a response is read as the task reads it"),
+    Part("lm_eval.api.task.ConfigurableTask", "_metric_fn_list", "which metrics a task has"),
     Part("lm_eval.api.model.TemplateLM", "_encode_pair", "a continuation is encoded as our prompts are"),
     Part("lm_eval.api.model.TemplateLM", "_loglikelihood_tokens", "asked by the base class, so ours to give"),
     Part("optuna.trial.FrozenTrial", "_trial_id", "to write to a trial that another process began"),

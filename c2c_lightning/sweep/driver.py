@@ -143,7 +143,10 @@ def terminated(received: list[int]) -> Iterator[None]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.raise_signal(signal.SIGINT)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as a script's background jobs have it
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
 
     previous = signal.signal(signal.SIGTERM, receive)
     try:
