@@ -35,6 +35,7 @@ SEPARATORS, SPACE = ",;\t", re.compile(r"\s*")
 # which it takes a wrong one for a text of few accents.
 ENCODINGS = ["cp1252", "mac_roman", "cp1251", "koi8_r", "gb18030", "big5", "cp932", "euc_kr"]
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+OPEN_QUOTE = 100  # lines that a row which is no CSV may have, or as many records would be lost as one
 csv.field_size_limit(2**31 - 1)  # a document may stand in a cell
 
 
@@ -64,18 +65,23 @@ def csv_rows(file: Path) -> Iterator[Row]:
         separator = max(SEPARATORS, key=lines.readline().count)
         lines.seek(0)
         reader = csv.DictReader(lines, delimiter=separator, strict=True)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := {name for name in names if name and names.count(name) > 1}:
+            raise ValueError(f"its columns {sorted(twice)} are there twice")
         while True:
-            place = f"{file}:{reader.line_num + 1}"
+            first = reader.reader.line_num + 1
             try:
                 record: Any = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                record = MalformedRecord(f"not CSV: {error}")
+                last = reader.reader.line_num
+                if last - first > OPEN_QUOTE:
+                    raise ValueError(f"the row of line {first} has an open quote, and ends in line {last}") from error
+                record = MalformedRecord(f"not CSV: {error}, in a row that ends in line {last}")
             else:
                 record = _checked_row(record)
-            yield place, record
+            yield f"{file}:{first}", record
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:
@@ -136,7 +142,8 @@ def hub_columns(record: Any) -> Any:
         choices = {"text": [c.get("text") for c in given], "label": [c.get("label") for c in given]}
         record = {**record, "question": question["stem"], **({"choices": choices} if given else {})}
     if isinstance(answers, dict) and "text" in answers and "reference" not in record:
-        record = {**record, "reference": list(dict.fromkeys(answers["text"] or ()))}
+        texts = answers["text"] or ()
+        record = {**record, "reference": list(dict.fromkeys([texts] if isinstance(texts, str) else texts))}
     return record
 
 
@@ -163,8 +170,9 @@ def _is_read_whole(start: Sequence[str | bytes]) -> bool:
         return False
     first, *second = map(_parsed, start)
     if isinstance(first, MalformedRecord):
-        begins = start[0].lstrip()[:1]
-        return begins in ("[", b"[") or (begins in ("{", b"{") and bool(second) and not isinstance(second[0], dict))
+        line = start[0].strip()
+        is_object_of_lines = bool(second) and (line[-1:] in ("[", b"[") or not isinstance(second[0], dict))
+        return line[:1] in ("[", b"[") or (line[:1] in ("{", b"{") and is_object_of_lines)
     return not second and _list_in(first) is not None
 
 
@@ -184,7 +192,9 @@ def _records(text: str) -> Iterator[Any]:
         except ValueError as error:
             if not values:
                 raise
-            value, at = MalformedRecord(f"not JSON: {error}"), len(text)
+            # The objects behind it are not lost with it: the next one begins a line.
+            following = text.find("\n{", at + 1)
+            value, at = MalformedRecord(f"not JSON: {error}"), len(text) if following < 0 else following
         values.append(value)
         at += len(SPACE.match(text, at)[0])
     inner = _list_in(values[0]) if len(values) == 1 else None

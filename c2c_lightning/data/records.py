@@ -95,7 +95,7 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         return _chat(_pair(record[columns[0]], record[columns[1]]), "prompt and response")
     key, turns = _turns(record)
     messages = _chat(turns, key)
-    if system := record.get("system", record.get("system_prompt")):
+    if system := record.get("system") or record.get("system_prompt"):
         said = _message("system", system)
         messages = messages if messages[0] == said else [said, *messages]
     if tools := _tools(record.get("tools")):
@@ -123,11 +123,15 @@ def _turns(record: dict[str, Any]) -> tuple[str, Any]:
             for part in parts:
                 if part and not isinstance(part, str) and parts != [part]:
                     raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
-            if response == "reference" and isinstance(said, list):
-                said = said[0] if said else None  # any of them is right
+            if response in ("answer", "reference") and not _is_chat(said):
+                said = references(said)
+                said = (said[0] if said else None) if isinstance(said, list) else said  # any of them is right
+            if record.get("choices") and isinstance(said, str) and len(said) == 1 and said.isupper():
+                raise MalformedRecord(f"{said!r} is one of its choices, which would not be read: use QuestionData")
             asked = "\n\n".join(part for part in parts if part) if isinstance(asked, str) else asked
             turns = _pair(asked, said)
-            for exchange in reversed(unwritten(record.get("history")) or []):
+            history = unwritten(record.get("history")) or []
+            for exchange in reversed(history) if isinstance(history, list) else [history]:
                 if not isinstance(exchange, list) or len(exchange) != 2:
                     raise MalformedRecord(f"history has {SHORT.repr(exchange)}, no pair of texts")
                 turns = [*_pair(*exchange), *turns]
@@ -141,6 +145,9 @@ def _turns(record: dict[str, Any]) -> tuple[str, Any]:
 def _pair(prompt: Any, response: Any) -> list[Any]:
     """The turns of two texts, or lists of turns."""
     sides = (("user", prompt), ("assistant", response))
+    for role, said in sides:
+        if isinstance(said, list) and any(isinstance(text, str) for text in said):
+            raise MalformedRecord(f"the {role}'s text is {SHORT.repr(said)}")  # not parts of one, but several
     return [turn for role, said in sides for turn in (said if _is_chat(said) else [{"role": role, "content": said}])]
 
 
@@ -257,6 +264,12 @@ def unwritten(value: Any) -> Any:
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     return value
+
+
+def references(value: Any) -> Any:
+    """A list of texts that stands as text in a table's cell; anything else, such as the text "[1, 2]", as it is."""
+    read = unwritten(value)
+    return read if isinstance(read, list) and all(isinstance(text, str) for text in read) else value
 
 
 class MalformedTally:

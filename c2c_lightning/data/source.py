@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from c2c_lightning.data import readers, records
 from c2c_lightning.data.readers import READERS, Row, data_files, file_rows, hub_columns, is_readable
 from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
 from c2c_lightning.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 # Words in the names of files and folders that say which split they are of, as `datasets` has them.
 SPLITS = ("train training", "validation valid val dev", "test testing eval evaluation")
@@ -68,7 +71,7 @@ class Source:
         for name, path in self._paths():
             if _exists(path):
                 if not _is_saved_dataset(path):
-                    self._files(path)
+                    self._warn_of_others(name, path)
             elif name.startswith((".", "/", "~")) or is_readable(name) or name.count("/") > 1:
                 raise UserError(f"{self.prefix}path {name!r}: no such file or folder.")
 
@@ -157,6 +160,13 @@ class Source:
         if not files:
             raise UserError(f"{self.prefix}path {str(path)!r}: the folder has none of {KINDS}.")
         return self._of_split(str(path), {file: _split_in(file.relative_to(path)) for file in files})
+
+    def _warn_of_others(self, name: str, path: Path) -> None:
+        read = {file for _, files in self._files(path) for file in files}
+        others = [file for file in data_files(path) if file not in read and not _split_in(file.relative_to(path))]
+        if others:
+            left_out = ", ".join(str(file.relative_to(path)) for file in others[:5])
+            log.warning("%s: %d files have no split in their names and are left out: %s", name, len(others), left_out)
 
     def _of_split(self, name: str, split_of: Mapping[Any, str | None]) -> list[tuple[str, list[Any]]]:
         """Those files or tables of a dataset that are asked for, by the part of `split` that does so."""

@@ -43,6 +43,7 @@ LAYOUTS = {
     "blank lines": "\n\n" + LINES.replace("\n", "\n\n") + "\n",
     "an object around a list": json.dumps({"version": "1.1", "data": RECORDS}),
     "an indented object around a list": json.dumps({"version": "1.1", "data": RECORDS}, indent=4),
+    "lines in an object around a list": '{"data": [\n' + ",\n".join(map(json.dumps, RECORDS)) + "\n]}",
     "indented objects": "\n".join(json.dumps(record, indent=2) for record in RECORDS),
 }
 
@@ -79,6 +80,19 @@ def test_an_indented_object_that_is_cut_off_is_named_and_those_before_it_are_rea
     first, cut = rows(tmp_path / "data.json")
     assert first == RECORDS[0]
     assert str(cut).startswith("not JSON: ")
+
+
+def test_a_list_of_one_record_in_its_own_line_is_one_record(tmp_path):
+    (tmp_path / "data.json").write_text('{"data": [\n' + json.dumps(RECORDS[0]) + "\n]}")
+    assert rows(tmp_path / "data.json") == RECORDS[:1]
+
+
+def test_objects_behind_one_that_is_no_json_are_read(tmp_path):
+    objects = [json.dumps(record, indent=2) for record in RECORDS]
+    (tmp_path / "data.json").write_text("\n".join([objects[0], objects[0].replace("}", ""), *objects]))
+    first, broken, *others = rows(tmp_path / "data.json")
+    assert str(broken).startswith("not JSON: ")
+    assert [first, *others] == [RECORDS[0], *RECORDS]
 
 
 ACCENTED = [
@@ -128,6 +142,25 @@ def test_rows_that_are_not_as_their_table_are_named_and_the_others_are_read(tmp_
     assert "not CSV: unexpected end" in unended
 
 
+def test_an_open_quote_that_takes_many_rows_with_it_is_refused(tmp_path):
+    text = table(",", [{"question": f"{i}?", "answer": str(i)} for i in range(300)])
+    (tmp_path / "data.csv").write_text(text.replace("\n12?", '\n"12?').replace("\n13?", '\n"13"?'), newline="")
+    read = list(Source(str(tmp_path / "data.csv")).rows())
+    broken = [(place.rpartition(":")[2], record) for place, record in read if isinstance(record, MalformedRecord)]
+    assert len(read) == 299
+    assert [place for place, _ in broken] == ["14"]
+    assert str(broken[0][1]).endswith("in a row that ends in line 15")
+    (tmp_path / "data.csv").write_text(text.replace("\n12?", '\n"12?').replace("\n213?", '\n"213"?'), newline="")
+    with pytest.raises(UserError, match=r"cannot be read: the row of line 14 has an open quote, and ends in line 215"):
+        rows(tmp_path / "data.csv")
+
+
+def test_a_table_with_two_columns_of_a_name_is_refused(tmp_path):
+    (tmp_path / "data.csv").write_text("question,answer,,answer,\nSix?,6,,7,\n")
+    with pytest.raises(UserError, match=r"data\.csv cannot be read: its columns \['answer'\] are there twice"):
+        rows(tmp_path / "data.csv")
+
+
 def test_compressed_files_are_read_as_they_would_be_without(tmp_path):
     for name, data in {
         "a.csv.gz": gzip.compress(table(";").encode()),
@@ -173,6 +206,19 @@ def test_the_questions_of_ai2_get_the_columns_of_the_hub(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
     hub = {"id": "1", "question": "Six?", "choices": {"text": ["5", "6"], "label": ["A", "B"]}, "answerKey": "B"}
     assert rows(tmp_path / "data.jsonl") == [hub]
+
+
+@pytest.mark.parametrize("text", ["seven", ["seven"]])
+def test_an_answer_may_be_one_text_where_squad_has_a_list(text, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "After six?", "answers": {"text": text}}))
+    assert [row["reference"] for row in rows(tmp_path / "data.jsonl")] == [["seven"]]
+
+
+def test_files_that_name_no_split_beside_those_that_do_are_left_out_with_a_warning(tmp_path, caplog):
+    for name in ("train.csv", "more.csv"):
+        (tmp_path / name).write_text(table(","), newline="")
+    assert rows(tmp_path) == RECORDS
+    assert caplog.messages == [f"{tmp_path}: 1 files have no split in their names and are left out: more.csv"]
 
 
 def test_hidden_files_and_those_about_the_data_are_left_alone_in_a_folder(tmp_path):

@@ -62,6 +62,7 @@ def test_thoughts_and_a_system_prompt_that_stand_beside_the_text_are_kept():
     for record in (chat(USER, ANSWER), {"instruction": "Six?", "output": "6"}):
         assert to_messages(record | {"system": "Be brief."}) == [CHAT[0], USER, ANSWER]
         assert to_messages(record | {"system": None}) == [USER, ANSWER]
+        assert to_messages(record | {"system": None, "system_prompt": "Be brief."}) == [CHAT[0], USER, ANSWER]
 
 
 CALL = {"type": "function", "function": {"name": "sum", "arguments": {"of": [2, 4]}}}
@@ -166,6 +167,8 @@ def test_prompt_and_completion_may_be_messages():
     [
         {"context": "Four and two.", "question": "Six?", "answer": "6"},
         {"context": "Four and two.", "question": "Six?", "reference": ["6", "six"]},
+        {"context": "Four and two.", "question": "Six?", "reference": '["6", "six"]'},
+        {"context": "Four and two.", "question": "Six?", "answer": ["6", "six"]},
         {"instruction": "Four and two.", "context": "Six?", "response": "6"},
     ],
 )
@@ -227,7 +230,11 @@ def test_every_chat_of_the_real_text_is_read(name):
         ),
         ({"tools": "[{", **chat(USER, ANSWER)}, "its tools are '[{', no list of objects"),
         ({"prompt": "Six?", "response": "6"} | {"history": ["Five?"]}, "history has 'Five?', no pair of texts"),
+        ({"prompt": "Six?", "response": "6"} | {"history": 5}, "history has 5, no pair of texts"),
         ({"question": "Six?", "reference": []}, "the assistant's text is None"),
+        ({"prompt": ["Five?", "Six?"], "response": "6"}, "the user's text is ['Five?', 'Six?']"),
+        ({"prompt": "Six?", "response": ["5", "6"]}, "the assistant's text is ['5', '6']"),
+        ({"question": "Six?", "choices": ["5", "6"], "answer": "B"}, "'B' is one of its choices"),
         ({"system": 6, **chat(USER, ANSWER)}, "the system's text is 6"),
         (chat(USER), "the assistant says nothing"),
         (chat(ANSWER, USER), "it does not begin with the user"),

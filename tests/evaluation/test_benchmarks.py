@@ -255,6 +255,11 @@ def test_numbers_are_taken_as_the_text_that_they_are_written_as(tmp_path):
     assert (items[0].choices, items[2].id, items[2].subject) == (("3", "4.5", "4"), "7", "1")
 
 
+def test_several_references_in_a_cell_are_as_many(tmp_path):
+    (tmp_path / "own.csv").write_text('question,reference\n2 + 2?,"[""4"", ""four""]"\nInterval?,"[1, 2]"\n')
+    assert [item.answers for item in OwnQuestions(str(tmp_path / "own.csv")).items()] == [("4", "four"), ("[1, 2]",)]
+
+
 def test_there_may_be_as_many_choices_as_letters(tmp_path):
     record = {"question": "Which?", "choices": [f"no. {i}" for i in range(26)], "answer": "Z"}
     benchmark = OwnQuestions(write(tmp_path / "own.jsonl", record, record | {"answer": "no. 24"}))

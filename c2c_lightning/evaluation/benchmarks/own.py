@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from c2c_lightning.data.records import MalformedRecord, unwritten
+from c2c_lightning.data.records import MalformedRecord, references, unwritten
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
@@ -15,7 +15,11 @@ from c2c_lightning.evaluation.benchmarks.choices import by_text, meanings
 from c2c_lightning.evaluation.benchmarks.item import Grade, Item, TextOrNumber, check_choices
 from c2c_lightning.files import checked
 
-OneOrMore = Annotated[list[TextOrNumber], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+OneOrMore = Annotated[
+    list[TextOrNumber],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    BeforeValidator(references),
+]
 GRADINGS = {"exact": grading.exact, "contains": grading.contains, "f1": grading.f1, "math": grading.math}
 
 
