@@ -21,6 +21,8 @@ EXEMPLAR_SEED = 1234  # the harness's own
 # Of choices they need what is not kept: the likelihood without a prompt, and what greedy decoding would say.
 NOT_KEPT = ("acc_mutual_info", "exact_match")
 
+FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
 
 @dataclass(frozen=True)
 class HarnessItem(Item):
@@ -143,6 +145,13 @@ class HarnessTask(Benchmark):
     def messages(self, item: HarnessItem) -> list[Message]:
         return [{"role": role, "content": content} for role, content in item.turns]
 
+    def response(self, item: HarnessItem) -> str:
+        from lm_eval.api.utils import maybe_delimit
+
+        said = super().response(item)
+        # Exemplars have the given words too, joined like this.
+        return said if self.by_likelihood else maybe_delimit(item.begun, said)
+
     def first_words(self, item: HarnessItem) -> str:
         return item.begun
 
@@ -240,14 +249,20 @@ class HarnessTask(Benchmark):
 
 def local(path: str, exemplars: str | None) -> dict[str, Any]:
     """What a task's configuration says where its documents are in files."""
-    files = {"test": path, **({"train": exemplars} if exemplars else {})}
-    for key, file in files.items():
-        if not Path(file).expanduser().exists():
-            raise UserError(f"{'path' if key == 'test' else 'exemplars'} {file!r}: no such file.")
-    files = {split: str(Path(file).expanduser()) for split, file in files.items()}
+    files, kinds = {"test": path, **({"train": exemplars} if exemplars else {})}, set()
+    for split, file in files.items():
+        key, files[split] = "path" if split == "test" else "exemplars", str(Path(file).expanduser())
+        if not Path(files[split]).exists():
+            raise UserError(f"{key} {file!r}: no such file.")
+        kind = next((FILES[suffix] for suffix in Path(file).suffixes if suffix in FILES), None)
+        if kind is None or not Path(files[split]).is_file():
+            raise UserError(f"{key} {file!r}: give one file of {', '.join(FILES)}.")
+        kinds.add(kind)
+    if len(kinds) > 1:
+        raise UserError(f"path {path!r} and exemplars {exemplars!r}: give files of one kind.")
     from_files = "train" if exemplars else None
     return {
-        "dataset_path": {".parquet": "parquet", ".csv": "csv"}.get(Path(path).suffix, "json"),
+        "dataset_path": kinds.pop(),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": files},
         "test_split": "test",

@@ -54,7 +54,13 @@ class Tasks(TaskManager):
         try:
             return super().load(task_list)
         except Exception as error:  # of YAML, of the hub client, of `datasets`, of the task's own functions
-            raise UserError(f"tasks {task_list}: cannot be loaded: {first_line(error)}") from error
+            named = task_list["task"][0] if isinstance(task_list, dict) else {"task": ", ".join(map(str, task_list))}
+            files = named.get("dataset_kwargs", {}).get("data_files", {}).values()
+            of = f" of {' and '.join(files)}" if files else ""
+            # `datasets` says what is wrong only in the cause.
+            raise UserError(
+                f"task {named['task']}{of} cannot be loaded: {first_line(error.__cause__ or error)}"
+            ) from error
 
 
 find_tasks = lru_cache(Tasks)  # it takes seconds

@@ -108,6 +108,32 @@ def test_a_published_task_reads_a_file_in_place_of_the_hubs(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("table.tsv", r"path '.*table\.tsv': give one file of \.jsonl, \.json, \.parquet, \.csv"),
+        ("folder", "path '.*folder': give one file of"),
+        (
+            "cut.jsonl",
+            r"task nano_choices of .*cut\.jsonl cannot be loaded: JSON parse error: ",
+        ),
+    ],
+)
+def test_a_file_that_a_task_cannot_read_is_refused_with_what_is_wrong(name, message, tmp_path):
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text('{"question": "Why?"}\n{"question": "cut o\n')
+    with pytest.raises(UserError, match=message):
+        mine("nano_choices", path=str(tmp_path / name)).items()
+
+
+def test_an_answer_to_train_on_begins_with_the_words_that_the_task_gives():
+    begun, plain = mine("nano_begun"), mine("nano_answers")
+    for item, other in zip(begun.items(), plain.items()):
+        assert begun.response(item) == f"{begun.first_words(item)} {plain.response(other)}"
+
+
 def test_filters_and_metrics_are_the_tasks_own(tmp_path):
     file = tmp_path / "gsm8k.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "3 + 4 = 7\n#### 7"}) + "\n")
