@@ -1,5 +1,6 @@
 # make fit        train a fuser on the built-in pair
 # make evaluate   say what the newest fuser's cache communication gave
+# make real       the same with two real language models: fetch, train, evaluate (about half an hour on 2 cores)
 # make test       run the quick tests
 # make test-all   run all tests: also kills, clusters, whole sweeps and many processes
 # make ui         look at the runs in MLflow
@@ -8,7 +9,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: fit evaluate test test-all ui lint
+# The real pair's questions: files of ARC and OpenBookQA in this folder, or the hub's where there is none.
+export REAL_DATA ?= $(wildcard ../shared/data/choices)
+REAL := conf/real$(if $(REAL_DATA),,/hub)
+
+.PHONY: fit evaluate real test test-all ui lint
 
 fit: .venv/ready
 	@echo "== training a fuser on the built-in pair (about a minute on 2 cores)"
@@ -17,6 +22,16 @@ fit: .venv/ready
 evaluate: .venv/ready
 	@echo "== evaluating the newest fuser on the built-in pair (about a minute on 2 cores)"
 	$(BIN)/python -m c2c_lightning test --config conf/eval/nano.yaml
+
+# Each step goes on where it was cut off.
+real: .venv/ready
+	@echo "== fetching SmolLM2-135M-Instruct and Gemma-3-270M (350 MB)"
+	$(BIN)/python -m benchmarks.real_pair
+	@echo "== training a fuser between them (about 12 minutes on 2 cores)"
+	$(BIN)/python -m c2c_lightning fit --config conf/real/smollm2_from_gemma3.yaml --config $(REAL)/questions.yaml \
+		$(if $(wildcard runs/real),--ckpt_path runs/real)
+	@echo "== evaluating it (about 15 minutes on 2 cores)"
+	$(BIN)/python -m c2c_lightning test --config $(REAL)/evaluation.yaml
 
 # By file, so that what the tests of a file share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
