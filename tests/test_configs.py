@@ -15,15 +15,19 @@ from c2c_lightning.sweep.space import Space
 from c2c_lightning.training import FSDP1, FSDP2, C2CModule
 
 PROJECT = Path(__file__).parents[1]
-CONFIGS = [*sorted((PROJECT / "conf").glob("*.yaml")), *sorted((PROJECT / "conf" / "real").rglob("*.yaml"))]
+CONFIGS = [*sorted((PROJECT / "conf").glob("*.yaml")), *sorted((PROJECT / "conf" / "real").rglob("*_from_*.yaml"))]
 SWEEPS = sorted((PROJECT / "sweeps").glob("*.yaml"))
-EVALUATIONS = sorted((PROJECT / "conf" / "eval").glob("*.yaml"))
+EVALUATIONS = [
+    *sorted((PROJECT / "conf" / "eval").glob("*.yaml")),
+    *sorted((PROJECT / "conf" / "real").rglob("evaluation.yaml")),
+]
 
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch):
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr("sys.argv", ["c2c_lightning"])
+    monkeypatch.setenv("REAL_DATA", "questions")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -46,6 +50,18 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
     assert isinstance(built.model, C2CModule)
     built.model.configure_model()
     assert built.model.communicator.fusers.fused_layers
+
+
+@pytest.mark.parametrize("folder", ["real", "real/hub"])
+def test_the_real_pair_is_trained_on_questions_as_its_evaluation_asks_them(folder):
+    args = [f"--config=conf/{folder}/{name}.yaml" for name in ("smollm2_from_gemma3", "questions")]
+    pair = ["--model.receiver=c2c_lightning/nano/receiver", "--model.sharers=['c2c_lightning/nano/sharer']"]
+    built = fit_cli.C2CCLI(**fit_cli.WIRING, run=False, args=[*args, *pair])
+    args = [f"--config=conf/{folder}/evaluation.yaml"]
+    asked = test_cli.EvaluationCLI(**test_cli.WIRING, run=False, args=args).datamodule.benchmarks
+    assert {built.datamodule.benchmark.prompt.name} == {benchmark.prompt.name for benchmark in asked}
+    assert built.datamodule.benchmark.answer_mode == asked[0].answer_mode == asked[1].answer_mode == "likelihood"
+    assert built.trainer.default_root_dir == "runs/real"
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])
