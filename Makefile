@@ -27,7 +27,7 @@ evaluate: .venv/ready
 real: .venv/ready
 	@echo "== fetching SmolLM2-135M-Instruct and Gemma-3-270M (350 MB)"
 	$(BIN)/python -m benchmarks.real_pair
-	@echo "== training a fuser between them (about 12 minutes on 2 cores)"
+	@echo "== training a fuser between them (about 10 minutes on 2 cores)"
 	$(BIN)/python -m c2c_lightning fit --config conf/real/smollm2_from_gemma3.yaml --config $(REAL)/questions.yaml \
 		$(if $(wildcard runs/real),--ckpt_path runs/real)
 	@echo "== evaluating it (about 15 minutes on 2 cores)"
