@@ -22,7 +22,7 @@ import charset_normalizer
 import fsspec
 import pyarrow.parquet as pq
 
-from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.data.records import MalformedRecord, is_chat, unwritten
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ Row = tuple[str, Any]  # where the record stands, and the record
 
 # What a folder has beside its data.
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
-SEPARATORS, SPACE = ",;\t", re.compile(r"\s*")
+SEPARATORS, BETWEEN = ",;\t", re.compile(r"\s*(?:,\s*)?")
+SEP = re.compile(r"sep=(.)", re.IGNORECASE)  # the line that tells Excel the separator
 # What people save tables in where they do not save UTF-8. The whole list of the library has many of like letters, of
 # which it takes a wrong one for a text of few accents.
 ENCODINGS = ["cp1252", "mac_roman", "cp1251", "koi8_r", "gb18030", "big5", "cp932", "euc_kr"]
@@ -62,20 +63,24 @@ def csv_rows(file: Path) -> Iterator[Row]:
     """A record a row, all columns as text; None for an empty cell."""
     with fsspec.open(str(file), "rb", compression="infer") as raw:
         lines = io.TextIOWrapper(raw, _encoding(file, raw), errors="surrogateescape", newline="")
-        separator = max(SEPARATORS, key=lines.readline().count)
-        lines.seek(0)
+        begin, skipped = lines.readline().rstrip("\r\n"), 0
+        if told := SEP.fullmatch(begin.strip('"')):
+            separator, skipped = told[1], 1
+        else:
+            separator = max(SEPARATORS, key=begin.count)
+            lines.seek(0)
         reader = csv.DictReader(lines, delimiter=separator, strict=True)
         reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
         if twice := {name for name in names if name and names.count(name) > 1}:
             raise ValueError(f"its columns {sorted(twice)} are there twice")
         while True:
-            first = reader.reader.line_num + 1
+            first = skipped + reader.reader.line_num + 1
             try:
                 record: Any = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                last = reader.reader.line_num
+                last = skipped + reader.reader.line_num
                 if last - first > OPEN_QUOTE:
                     raise ValueError(f"the row of line {first} has an open quote, and ends in line {last}") from error
                 record = MalformedRecord(f"not CSV: {error}, in a row that ends in line {last}")
@@ -133,10 +138,15 @@ def file_rows(file: Path) -> Iterator[Row]:
 
 
 def hub_columns(record: Any) -> Any:
-    """A record with the hub's columns: AI2's stem and choices, SQuAD's answers as a list of texts, `reference`."""
+    """A record with the hub's columns: AI2's stem and choices, SQuAD's answers as a list of texts, `reference`.
+
+    A list of turns becomes `messages`.
+    """
+    if is_chat(record):
+        return {"messages": record}
     if not isinstance(record, dict):
         return record
-    question, answers = record.get("question"), record.get("answers")
+    question, answers = record.get("question"), unwritten(record.get("answers"))
     if isinstance(question, dict) and "stem" in question:
         given = [choice for choice in question.get("choices") or [] if isinstance(choice, dict)]
         choices = {"text": [c.get("text") for c in given], "label": [c.get("label") for c in given]}
@@ -159,7 +169,7 @@ def _checked_row(row: dict[Any, Any]) -> dict[str, str | None] | MalformedRecord
 
 def _parsed(line: str | bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.strip().rstrip(b"," if isinstance(line, bytes) else ","))
     except (ValueError, RecursionError) as error:  # bad JSON, bytes that are not UTF-8, a thousand brackets
         return MalformedRecord(f"not JSON: {error}")
 
@@ -179,13 +189,14 @@ def _is_read_whole(start: Sequence[str | bytes]) -> bool:
 def _list_in(value: Any) -> list[Any] | None:
     """The list of records that a file's only value is, or that it has around it."""
     inner = value.get("data") if isinstance(value, dict) else value
-    is_list = isinstance(inner, list) and (not inner or any(isinstance(record, dict) for record in inner))
-    return inner if is_list else None
+    if not isinstance(inner, list) or is_chat(inner):
+        return None
+    return inner if not inner or any(isinstance(record, dict) or is_chat(record) for record in inner) else None
 
 
 def _records(text: str) -> Iterator[Any]:
     """The JSON values of a text; of one that is a list, or an object around one (`data`), what is in the list."""
-    decoder, values, at = json.JSONDecoder(), [], len(SPACE.match(text)[0])
+    decoder, values, at = json.JSONDecoder(), [], len(BETWEEN.match(text)[0])
     while at < len(text):
         try:
             value, at = decoder.raw_decode(text, at)
@@ -196,7 +207,7 @@ def _records(text: str) -> Iterator[Any]:
             following = text.find("\n{", at + 1)
             value, at = MalformedRecord(f"not JSON: {error}"), len(text) if following < 0 else following
         values.append(value)
-        at += len(SPACE.match(text, at)[0])
+        at += len(BETWEEN.match(text, at)[0])
     inner = _list_in(values[0]) if len(values) == 1 else None
     for value in values if inner is None else inner:
         yield from _questions(value)
@@ -210,7 +221,7 @@ def _questions(record: Any) -> Iterator[Any]:
     try:
         for paragraph in record["paragraphs"]:
             for question in paragraph["qas"]:
-                answers = {"text": [answer["text"] for answer in question["answers"]]}
+                answers = {"text": [answer["text"] for answer in question.get("answers") or ()]}
                 yield {**question, "context": paragraph["context"], "answers": answers}
     except (KeyError, TypeError) as error:
         yield MalformedRecord(f"an article that is not as SQuAD has them: {error!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,11 +45,22 @@ PARTS = {
 }
 BESIDE_TEXT = ("tools", "tool_calls")
 TEXTS = ("text", "value", "content", "thinking", "reasoning")
+QUOTED = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+ARRAY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})+\s*\]")  # texts in an array, as NumPy prints them
+# Lists and texts with what NumPy prints around them, and quoted texts, within which it is left alone.
+AROUND = re.compile(
+    rf"""({QUOTED})|\bnp\.str_\(({QUOTED})\)|\barray\((\[(?:[^\[\]'"]|{QUOTED})*\])(?:,\s*dtype=[^)]*)?\)"""
+)
 Supervise = Literal["last", "every"]
+NO_ANSWER = "%s: %s questions without an answer are left out"
 
 
 class MalformedRecord(UserError):
     """A record that cannot be read as a conversation; the text says why."""
+
+
+class Unanswered(MalformedRecord):
+    """A question that is there without an answer on purpose, as a third of SQuAD 2's are."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +135,13 @@ def _turns(record: dict[str, Any]) -> tuple[str, Any]:
             for part in parts:
                 if part and not isinstance(part, str) and parts != [part]:
                     raise MalformedRecord(f"the user's text is {SHORT.repr(part)}")
-            if response in ("answer", "reference") and not _is_chat(said):
+            if response in ("answer", "reference") and not is_chat(said):
                 said = references(said)
-                said = (said[0] if said else None) if isinstance(said, list) else said  # any of them is right
-            if record.get("choices") and isinstance(said, str) and len(said) == 1 and said.isupper():
-                raise MalformedRecord(f"{said!r} is one of its choices, which would not be read: use QuestionData")
+                if said == []:
+                    raise Unanswered(f"{response} has no answer")
+                said = said[0] if isinstance(said, list) else said  # any of them is right
+                if _is_place(said, unwritten(record.get("choices"))):
+                    raise MalformedRecord(f"{said!r} is one of its choices, which would not be read: use QuestionData")
             asked = "\n\n".join(part for part in parts if part) if isinstance(asked, str) else asked
             turns = _pair(asked, said)
             history = unwritten(record.get("history")) or []
@@ -148,11 +162,26 @@ def _pair(prompt: Any, response: Any) -> list[Any]:
     for role, said in sides:
         if isinstance(said, list) and any(isinstance(text, str) for text in said):
             raise MalformedRecord(f"the {role}'s text is {SHORT.repr(said)}")  # not parts of one, but several
-    return [turn for role, said in sides for turn in (said if _is_chat(said) else [{"role": role, "content": said}])]
+    return [turn for role, said in sides for turn in (said if is_chat(said) else [{"role": role, "content": said}])]
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
+def _is_place(answer: Any, choices: Any) -> bool:
+    """Whether an answer is, or may be, a choice's letter or its place and not its text."""
+    texts = choices.get("text") if isinstance(choices, dict) else choices
+    if not isinstance(texts, list) or not texts:
+        return False
+    if isinstance(answer, str) and len(answer) == 1 and answer.isupper():
+        return True
+    return type(answer) is int or (isinstance(answer, str) and answer.isdecimal() and int(answer) < len(texts))
+
+
+def is_chat(value: Any) -> bool:
+    """Whether it is a list of turns."""
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ("role" in value or {"from", "value"} <= value.keys())
 
 
 def _chat(turns: Any, key: str) -> list[Message]:
@@ -256,14 +285,23 @@ def _characters(message: Message) -> int:
 
 
 def unwritten(value: Any) -> Any:
-    """A list or object that stands as text in a table's cell, as JSON or as Python prints it; anything else as it is."""
+    """A list or object that stands as text in a table's cell; anything else as it is.
+
+    It is read as JSON, or as Python and NumPy print it.
+    """
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
+        for read in (json.loads, _printed):
             try:
                 return read(value.strip())
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     return value
+
+
+def _printed(text: str) -> Any:
+    if ARRAY.fullmatch(text):  # to Python texts without commas between them are one
+        return [ast.literal_eval(quoted) for quoted in re.findall(QUOTED, text)]
+    return ast.literal_eval(AROUND.sub(lambda found: found[found.lastindex], text))
 
 
 def references(value: Any) -> Any:
@@ -273,7 +311,7 @@ def references(value: Any) -> Any:
 
 
 class MalformedTally:
-    """Counts records that were skipped, and stops the run when they are too many.
+    """Counts records that were skipped, and stops the run when too many of them are malformed.
 
     Args:
         what: the data's name, for messages.
@@ -284,7 +322,7 @@ class MalformedTally:
     LIMIT, ENOUGH, SHOWN = 0.01, 1000, 5
 
     def __init__(self, what: str, level: int = logging.WARNING):
-        self.what, self.level, self.seen = what, level, 0
+        self.what, self.level, self.seen, self.unanswered = what, level, 0, 0
         self.skipped: list[tuple[str, str]] = []
 
     def skip(self, source: str, reason: str) -> None:

@@ -15,7 +15,16 @@ import datasets
 
 from c2c_lightning.data import readers, records
 from c2c_lightning.data.readers import READERS, Row, data_files, file_rows, hub_columns, is_readable
-from c2c_lightning.data.records import Example, MalformedRecord, MalformedTally, Supervise, to_examples, to_messages
+from c2c_lightning.data.records import (
+    NO_ANSWER,
+    Example,
+    MalformedRecord,
+    MalformedTally,
+    Supervise,
+    Unanswered,
+    to_examples,
+    to_messages,
+)
 from c2c_lightning.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -51,20 +60,26 @@ class Source:
     prefix: str = "data."
 
     def examples(self, tally: MalformedTally) -> Iterator[Example]:
-        """All examples; malformed records are counted in `tally`, which stops when they are too many."""
+        """All examples; what is left out is counted in `tally`, which stops when too much of it is malformed."""
         for source, record in self.rows():
             tally.seen += 1
             try:
                 if isinstance(record, MalformedRecord):
                     raise record
                 messages = to_messages(record, self.columns)
+            except Unanswered:
+                tally.unanswered += 1
+                continue
             except MalformedRecord as reason:
                 tally.skip(source, str(reason))
                 continue
             yield from to_examples(messages, source, self.supervise)
         tally.check(final=True)
-        if tally.seen == 0:
-            raise UserError(f"{self.prefix}path {self.path!r} has no records.")
+        if tally.unanswered:
+            log.log(tally.level, NO_ANSWER, self.path, tally.unanswered)
+        if tally.seen == tally.unanswered:
+            what = "no question with an answer" if tally.seen else "no records"
+            raise UserError(f"{self.prefix}path {self.path!r} has {what}.")
 
     def check(self) -> None:
         """Raises UserError if a path or split names nothing that can be read, before anything else is done."""

@@ -11,14 +11,15 @@ import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
 
-from c2c_lightning.data.records import Example, MalformedTally
+from c2c_lightning.data.records import NO_ANSWER, Example, MalformedTally
 from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("record", "source", "messages", "prompt_characters", "response_characters")
-MALFORMED = -1  # the record of a row that only says what is wrong with one
+# The record of a row that only says what is wrong with one, and of one that says how many questions have no answer.
+MALFORMED, UNANSWERED = -1, -2
 
 
 class StoredExamples(Sequence[Example]):
@@ -50,13 +51,16 @@ class StoredExamples(Sequence[Example]):
                     "Make room, or name another folder in HF_DATASETS_CACHE."
                 ) from error
             raise
-        malformed = stored._column("record") == MALFORMED
+        record = stored._column("record")
+        malformed = record == MALFORMED
         for i in np.flatnonzero(malformed):
             row = stored.table[int(i)]
             log.warning("skipped %s: %s", row["source"], row["messages"])
         if malformed.any():
             log.warning("%s: %d malformed records were skipped", source.path, malformed.sum())
-        return cls(stored.table, stored.places[~malformed])
+        for i in np.flatnonzero(record == UNANSWERED):
+            log.warning(NO_ANSWER, source.path, stored.table[int(i)]["messages"])
+        return cls(stored.table, stored.places[record >= 0])
 
     def hold_out(self, fraction: float, rng: np.random.Generator) -> tuple[StoredExamples, StoredExamples]:
         """(Kept, held out) examples: a share of the records, at least one and not all of them.
@@ -94,3 +98,5 @@ def _stored_rows(source: Source, versions: str) -> Iterator[dict[str, Any]]:
         yield dict(zip(COLUMNS, (record, example.source, json.dumps(example.messages), *example.lengths)))
     for malformed, reason in tally.skipped:
         yield dict(zip(COLUMNS, (MALFORMED, malformed, reason, 0, 0)))
+    if tally.unanswered:
+        yield dict(zip(COLUMNS, (UNANSWERED, "", str(tally.unanswered), 0, 0)))

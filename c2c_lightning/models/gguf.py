@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
 import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
@@ -122,7 +123,11 @@ def _read_header(file: Path) -> Header:
         tensors, at = reader._read_tensor_table(blob, count, at)
         sizes = {kind.value: (size, num_bytes) for kind, (size, num_bytes) in GGML_QUANT_SIZES.items()}
         ends = [offset + math.prod(shape) // sizes[kind][0] * sizes[kind][1] for _, shape, kind, offset in tensors]
-    except Exception as error:  # struct's, numpy's and its own, by where the file is wrong
+    except (struct.error, UnicodeDecodeError) as error:  # read past the end, or within a character there
+        raise UserError(
+            f"model {str(file)!r} is cut off within its header, or damaged: it has {len(blob):,} bytes: get it anew."
+        ) from error
+    except Exception as error:  # its own
         raise _damaged(file, error) from error
     alignment = metadata.get("general.alignment", 32)
     end = -(-at // alignment) * alignment + max(ends, default=0)

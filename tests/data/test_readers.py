@@ -45,6 +45,8 @@ LAYOUTS = {
     "an indented object around a list": json.dumps({"version": "1.1", "data": RECORDS}, indent=4),
     "lines in an object around a list": '{"data": [\n' + ",\n".join(map(json.dumps, RECORDS)) + "\n]}",
     "indented objects": "\n".join(json.dumps(record, indent=2) for record in RECORDS),
+    "lines that end with commas": ",\n".join(map(json.dumps, RECORDS)) + ",\n",
+    "indented objects with commas between": ",\n".join(json.dumps(record, indent=2) for record in RECORDS),
 }
 
 
@@ -60,6 +62,22 @@ def test_json_is_read_in_every_layout_and_behind_every_byte_order_mark(layout, s
 def test_one_indented_object_is_one_record(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(RECORDS[0], indent=2))
     assert rows(tmp_path / "data.json") == RECORDS[:1]
+
+
+CHATS = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}"}] for i in range(3)]
+SHAREGPT = [[{"from": "human", "value": "Six?"}, {"from": "gpt", "value": "6"}]]
+
+
+@pytest.mark.parametrize("chats", [CHATS, CHATS[:1], SHAREGPT], ids=["several", "one", "ShareGPT"])
+@pytest.mark.parametrize("layout", ["lines", "a list", "an object around a list"])
+def test_lists_of_turns_are_chats(chats, layout, tmp_path):
+    texts = {
+        "lines": "\n".join(map(json.dumps, chats)),
+        "a list": json.dumps(chats, indent=2),
+        "an object around a list": json.dumps({"data": chats}),
+    }
+    (tmp_path / "data.jsonl").write_text(texts[layout])
+    assert rows(tmp_path / "data.jsonl") == [{"messages": chat} for chat in chats]
 
 
 def test_a_line_that_is_a_list_is_no_list_of_records(tmp_path):
@@ -110,6 +128,18 @@ def test_tables_are_read_with_any_separator_and_encoding(separator, encoding, tm
     assert rows(file) == ACCENTED
     guessed = [f"{file} is not UTF-8: it is read as {encoding}"] if not encoding.startswith("utf") else []
     assert caplog.messages == guessed
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_line_that_tells_excel_the_separator_is_no_row(encoding, separator, tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_bytes(f"sep={separator}\r\n{table(separator, ACCENTED)}bad\r\n".encode(encoding))
+    source = Source(str(file))
+    *read, (place, bad) = source.rows()
+    assert [record for _, record in read] == ACCENTED
+    assert isinstance(bad, MalformedRecord)
+    assert place == f"{file}:6"
 
 
 def test_a_cell_may_have_lines_and_a_row_is_named_by_its_first(tmp_path):
@@ -179,6 +209,7 @@ ARTICLE = {
             "qas": [
                 {"id": "a", "question": "After six?", "answers": [{"text": "seven", "answer_start": 16}] * 2},
                 {"id": "b", "question": "Before six?", "answers": []},
+                {"id": "c", "question": "Before six?"},
             ],
         }
     ],
@@ -189,9 +220,10 @@ ARTICLE = {
 def test_the_articles_of_squad_become_questions(text, tmp_path):
     (tmp_path / "data.json").write_text(text)
     read = rows(tmp_path / "data.json")
-    assert [(r["id"], r["context"], r["question"], r["reference"]) for r in read[:2]] == [
+    assert [(r["id"], r["context"], r["question"], r["reference"]) for r in read[:3]] == [
         ("a", "Six comes before seven.", "After six?", ["seven"]),
         ("b", "Six comes before seven.", "Before six?", []),
+        ("c", "Six comes before seven.", "Before six?", []),
     ]
 
 
@@ -208,9 +240,11 @@ def test_the_questions_of_ai2_get_the_columns_of_the_hub(tmp_path):
     assert rows(tmp_path / "data.jsonl") == [hub]
 
 
-@pytest.mark.parametrize("text", ["seven", ["seven"]])
-def test_an_answer_may_be_one_text_where_squad_has_a_list(text, tmp_path):
-    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "After six?", "answers": {"text": text}}))
+@pytest.mark.parametrize(
+    "answers", [{"text": "seven"}, {"text": ["seven"]}, "{'text': array(['seven'], dtype=object)}"]
+)
+def test_an_answer_may_be_one_text_where_squad_has_a_list_or_stand_in_a_cell(answers, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "After six?", "answers": answers}))
     assert [row["reference"] for row in rows(tmp_path / "data.jsonl")] == [["seven"]]
 
 
@@ -243,12 +277,19 @@ def test_a_folder_of_other_files_is_refused_with_what_would_be_read(tmp_path):
         ("['one', \"it's\"]", ["one", "it's"]),
         ('["one", null]', ["one", None]),
         ('{"a": 1}', {"a": 1}),
+        ("['one' \"it's\"\n 'two three']", ["one", "it's", "two three"]),
+        ("[np.str_('one'), np.str_(\"it's\")]", ["one", "it's"]),
+        (
+            "{'text': array(['one', \"array([2]) [it's]\"],\n      dtype=object), 'at': array([1, 2], dtype=int32)}",
+            {"text": ["one", "array([2]) [it's]"], "at": [1, 2]},
+        ),
+        ("['np.str_(\"one\")']", ['np.str_("one")']),
         ("[not a list", "[not a list"),
         ("Six", "Six"),
         (["one"], ["one"]),
     ],
 )
-def test_lists_in_cells_are_read_as_json_or_as_python_prints_them(cell, value):
+def test_lists_in_cells_are_read_as_json_or_as_python_and_numpy_print_them(cell, value):
     assert unwritten(cell) == value
 
 

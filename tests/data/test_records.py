@@ -9,6 +9,8 @@ from some_data import SHARED
 
 from c2c_lightning.data.records import MalformedRecord, MalformedTally, to_examples, to_messages
 from c2c_lightning.data.source import Source
+from c2c_lightning.data.stored import StoredExamples
+from c2c_lightning.errors import UserError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -231,10 +233,12 @@ def test_every_chat_of_the_real_text_is_read(name):
         ({"tools": "[{", **chat(USER, ANSWER)}, "its tools are '[{', no list of objects"),
         ({"prompt": "Six?", "response": "6"} | {"history": ["Five?"]}, "history has 'Five?', no pair of texts"),
         ({"prompt": "Six?", "response": "6"} | {"history": 5}, "history has 5, no pair of texts"),
-        ({"question": "Six?", "reference": []}, "the assistant's text is None"),
+        ({"question": "Six?", "reference": []}, "reference has no answer"),
         ({"prompt": ["Five?", "Six?"], "response": "6"}, "the user's text is ['Five?', 'Six?']"),
         ({"prompt": "Six?", "response": ["5", "6"]}, "the assistant's text is ['5', '6']"),
         ({"question": "Six?", "choices": ["5", "6"], "answer": "B"}, "'B' is one of its choices"),
+        ({"question": "Six?", "choices": ["5", "6"], "answer": 1}, "1 is one of its choices"),
+        ({"question": "Two?", "choices": "[1, 2, 3]", "answer": "2"}, "'2' is one of its choices"),
         ({"system": 6, **chat(USER, ANSWER)}, "the system's text is 6"),
         (chat(USER), "the assistant says nothing"),
         (chat(ANSWER, USER), "it does not begin with the user"),
@@ -245,6 +249,26 @@ def test_a_malformed_record_is_refused_with_the_reason(record, reason):
     with pytest.raises(MalformedRecord) as error:
         to_messages(record)
     assert reason in str(error.value)
+
+
+def test_the_text_of_a_choice_is_learned():
+    for answer in ("6", "a unit"):
+        record = {"question": "Six?", "choices": ["a unit", "6"], "answer": answer}
+        assert to_messages(record)[1]["content"] == answer
+
+
+def test_questions_without_an_answer_are_left_out_of_training_and_counted(tmp_path, caplog):
+    answers = [["six"], [], [], ["seven"]]
+    records = [{"question": f"{i}?", "answers": {"text": texts}} for i, texts in enumerate(answers)]
+    (tmp_path / "squad.jsonl").write_text("\n".join(map(json.dumps, records)))
+    source = Source(str(tmp_path / "squad.jsonl"))
+    for _ in range(2):  # also where the examples are stored already
+        caplog.clear()
+        assert [example.response for example in StoredExamples.of(source)] == ["six", "seven"]
+        assert caplog.messages == [f"{tmp_path}/squad.jsonl: 2 questions without an answer are left out"]
+    (tmp_path / "none.jsonl").write_text(json.dumps(records[1]))
+    with pytest.raises(UserError, match=r"data\.path .*none\.jsonl' has no question with an answer"):
+        StoredExamples.of(Source(str(tmp_path / "none.jsonl")))
 
 
 def test_missing_named_columns_are_refused_by_name():

@@ -256,8 +256,32 @@ def test_numbers_are_taken_as_the_text_that_they_are_written_as(tmp_path):
 
 
 def test_several_references_in_a_cell_are_as_many(tmp_path):
-    (tmp_path / "own.csv").write_text('question,reference\n2 + 2?,"[""4"", ""four""]"\nInterval?,"[1, 2]"\n')
-    assert [item.answers for item in OwnQuestions(str(tmp_path / "own.csv")).items()] == [("4", "four"), ("[1, 2]",)]
+    cells = """question,reference\n2 + 2?,"[""4"", ""four""]"\n2 + 2?,['4' 'four']\nInterval?,"[1, 2]"\n"""
+    (tmp_path / "own.csv").write_text(cells)
+    answers = [item.answers for item in OwnQuestions(str(tmp_path / "own.csv")).items()]
+    assert answers == [("4", "four"), ("4", "four"), ("[1, 2]",)]
+
+
+def test_an_answer_in_a_cell_that_may_be_a_place_or_a_text_is_refused(tmp_path):
+    def answers(answer: str, choices: str = "[1, 2, 3, 4]") -> list[tuple[str, ...]]:
+        (tmp_path / "own.csv").write_text(f'question,choices,answer\nWhich?,"{choices}",{answer}\n')
+        return [item.answers for item in OwnQuestions(str(tmp_path / "own.csv")).items()]
+
+    assert [answers(answer) for answer in ("0", "4", "B")] == [[("A",)], [("D",)], [("B",)]]
+    for choices in ("[1, 2, 3, 4]", "['1', '2', '3', '4']"):
+        with pytest.raises(UserError, match=r"own\.csv:2: answer '2' may mean B or C; give its letter"):
+            answers("2", choices)
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(tmp_path):
+    unanswered = {"question": "Before six?", "id": "b", "is_impossible": True, "answers": []}
+    questions = [{"question": "After six?", "id": "a", "answers": [{"text": "seven"}]}, unanswered]
+    article = {"paragraphs": [{"context": "Six comes before seven.", "qas": questions}]}
+    benchmark = OwnQuestions(write(tmp_path / "squad.json", {"data": [article]}))
+    assert [item.id for item in benchmark.items()] == ["a"]
+    assert benchmark.dropped == {"no answer": 1}
+    with pytest.raises(UserError, match=r"has no questions \(1 left out: no answer\)"):
+        OwnQuestions(write(tmp_path / "none.jsonl", unanswered | {"answers": {"text": []}})).items()
 
 
 def test_there_may_be_as_many_choices_as_letters(tmp_path):

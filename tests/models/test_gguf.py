@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from functools import cache, partial
 from pathlib import Path
 
@@ -199,14 +201,25 @@ def test_it_is_made_once_and_known_by_what_is_in_it(file, tmp_path, monkeypatch)
         locate(write(moved, metadata={"general.note": "another file under the same name"}))
 
 
-def test_of_two_that_ask_at_once_one_makes_it(tmp_path, monkeypatch):
-    file, made = write(tmp_path / "new.gguf", metadata={"general.note": "nobody has it yet"}), []
-    convert = reading._convert
-    monkeypatch.setattr(reading, "_convert", lambda *args: (made.append(args), convert(*args)))
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(locate, [file, file])
-    assert first == second
-    assert len(made) == 1
+@pytest.mark.slow
+def test_of_two_processes_that_ask_at_once_one_makes_it(tmp_path):
+    file = write(tmp_path / "new.gguf")
+    script = (
+        "import sys; from c2c_lightning.models.loading import load_model, locate\n"
+        "print('ready', flush=True); input(); print(locate(sys.argv[1])); load_model(sys.argv[1])"
+    )
+    environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "assets")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", script, file], env=environment, **pipes) for _ in range(2)]
+    for process in processes:  # both have imported all that takes time
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said[0][-1] == said[1][-1]
+    assert sum(line.startswith("Making a model folder") for lines in said for line in lines) == 1
 
 
 def test_one_that_was_cut_off_is_made_anew(tmp_path, monkeypatch, assets):
@@ -232,9 +245,11 @@ def cut(file: Path, at: int) -> Path:
 REFUSED = {
     "text": (lambda f: (f.write_text("not a model"), f)[1], "is a file, but no GGUF"),
     "empty": (lambda f: (f.write_bytes(b""), f)[1], "is a file, but no GGUF"),
-    "header": (lambda f: cut(write(f), 300), "is damaged"),
+    "header": (lambda f: cut(write(f), 300), "is cut off within its header, or damaged: it has 300 bytes: get it anew"),
     "tensors": (lambda f: cut(write(f), -1000), "is cut off: it has .* get it anew"),
-    "noise": (lambda f: (f.write_bytes(b"GGUF\x03\0\0\0" + bytes(range(256))), f)[1], "is damaged"),
+    "noise": (lambda f: (f.write_bytes(b"GGUF\x03\0\0\0" + bytes(range(256))), f)[1], "within its header, or damaged"),
+    "character": (lambda f: cut(write(f), f.read_bytes().index("Ġ".encode()) + 1), "is cut off within its header"),
+    "version": (lambda f: (f.write_bytes(b"GGUF\x63" + write(f).read_bytes()[5:]), f)[1], "is damaged, or of a kind"),
     "architecture": (partial(write, architecture="rwkv6"), "transformers cannot read"),
     "rope": (partial(write, metadata={"llama.rope.scaling.type": "yarn"}), "scales its rotary embeddings"),
     "factors": (partial(write, more={"rope_freqs.weight": np.ones(8, np.float32)}), "scales its rotary embeddings"),

@@ -26,9 +26,9 @@ GRADINGS = {"exact": grading.exact, "contains": grading.contains, "f1": grading.
 @dataclass
 class OwnRecord:
     question: str
-    choices: Annotated[list[Any], BeforeValidator(unwritten)] = field(default_factory=list)
+    choices: Any = field(default_factory=list)
     answer: Any = None
-    reference: OneOrMore = field(default_factory=list)
+    reference: OneOrMore | None = None
     id: TextOrNumber = ""
     subject: TextOrNumber = ""
     context: str = ""
@@ -38,7 +38,8 @@ class OwnQuestions(Benchmark):
     """Records with the columns `question`, `choices` and `answer`, or `question` and `reference`.
 
     `answer` is the right choice's letter, its place as a number (the first is 0), or its text. `reference` is a
-    text or number, or a list of them, any of which will do. `id`, `subject` and `context` may be there.
+    text or number, or a list of them, any of which will do; a question whose list is empty is left out and counted.
+    `id`, `subject` and `context` may be there.
 
     Args:
         path: files, folders or hub ids.
@@ -59,12 +60,17 @@ class OwnQuestions(Benchmark):
             raise UserError(f"{self.name}.grading is {grading!r}: give one of {', '.join(GRADINGS)}.")
         self.grading = grading
 
-    def to_item(self, record: OwnRecord, source: str) -> Item:
-        choices = tuple(checked(record.choices, list[TextOrNumber], f"{self.name}: {source}: choices"))
+    def to_item(self, record: OwnRecord, source: str) -> Item | None:
+        given = unwritten(record.choices)
+        choices = tuple(checked(given, list[TextOrNumber], f"{self.name}: {source}: choices"))
         if choices:
-            answers = (_meant(record.answer, record.choices, choices),)
+            # What is a number and what a text nobody can tell in a table's cell.
+            in_cell = isinstance(record.choices, str)
+            answers = (_meant(record.answer, given, choices, in_cell),)
         elif record.reference:
             answers = tuple(record.reference)
+        elif record.reference is not None:
+            return self.drop("no answer", source)
         else:
             raise MalformedRecord("it has neither choices nor a reference; give `choices` and `answer`, or `reference`")
         return Item(record.id, record.question, answers, choices, record.subject, record.context)
@@ -73,16 +79,17 @@ class OwnQuestions(Benchmark):
         return super().grade(item, response) if item.choices else GRADINGS[self.grading](response, item.answers)
 
 
-def _meant(answer: Any, choices: list[Any], texts: tuple[str, ...]) -> str:
+def _meant(answer: Any, choices: list[Any], texts: tuple[str, ...], in_cell: bool) -> str:
     """The letter of an answer to `choices`, whose texts are `texts`."""
     check_choices(texts)
     found = meanings(answer, texts)
-    if isinstance(answer, str) and answer.strip().isdecimal():
+    in_digits = isinstance(answer, str) and answer.strip().isdecimal()
+    if in_digits and not in_cell:
         found = by_text(answer, texts) or found  # "4" among 3, 4, 5 and 6 is the text
     elif type(answer) in (int, float) and answer in choices:
         found = found | by_text(str(answer), texts)  # the number 4 may be a place too
     if len(found) > 1:
-        remedy = "place as a number" if isinstance(answer, str) else "letter"
+        remedy = "place as a number" if isinstance(answer, str) and not in_digits else "letter"
         raise MalformedRecord(f"answer {answer!r} may mean {' or '.join(sorted(found))}; give its {remedy}")
     if not found:
         raise MalformedRecord(
