@@ -59,8 +59,9 @@ def test_the_real_pair_is_trained_on_questions_as_its_evaluation_asks_them(folde
     built = fit_cli.C2CCLI(**fit_cli.WIRING, run=False, args=[*args, *pair])
     args = [f"--config=conf/{folder}/evaluation.yaml"]
     asked = test_cli.EvaluationCLI(**test_cli.WIRING, run=False, args=args).datamodule.benchmarks
-    assert {built.datamodule.benchmark.prompt.name} == {benchmark.prompt.name for benchmark in asked}
-    assert built.datamodule.benchmark.answer_mode == asked[0].answer_mode == asked[1].answer_mode == "likelihood"
+    trained = built.datamodule.benchmark
+    assert {(each.prompt.name, each.answer_mode) for each in asked} == {(trained.prompt.name, trained.answer_mode)}
+    assert trained.by_likelihood
     assert built.trainer.default_root_dir == "runs/real"
 
 

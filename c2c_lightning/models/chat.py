@@ -26,11 +26,15 @@ PROJECT = Path(__file__).parents[2]
 TODAY = "strftime_now"  # what transformers gives templates to ask for today's date
 ASKS = re.compile(TODAY + r"""\(\s*(["'])([^"']*)\1\s*\)""")
 PLAIN = (
-    "{% for m in messages %}{{ '' if m.role == 'system' else m.role | capitalize + ':\n' }}{{ m.content }}"
-    "{{ eos_token if m.role == 'assistant' else '' }}{{ '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+    "{% set names = {'user': 'Question', 'assistant': 'Answer'} %}"
+    "{% for m in messages %}{{ '' if m.role == 'system' else names.get(m.role, m.role | capitalize) + ': ' }}"
+    "{{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
 )
-"""For base models: turns under their role's name, an answer ended by the tokenizer's eos_token."""
+"""For base models: turns as the questions and answers that they know from texts, each answer ended by eos_token.
+
+No space stands behind the last word: most tokenizers have it in the token that comes next.
+"""
 BOS = "{{ bos_token }}"
 
 

@@ -53,13 +53,13 @@ def test_a_base_model_reads_by_the_template_that_is_given(base, tmp_path):
     file.write_text(STRICT)
     aligner = load_aligner(base, [base], chat=ChatConfig("plain", [str(file)]))
     prompt = aligner.prompt(ASKED)
-    assert prompt.text == "User:\nWhere does Ribigo live?\n\nAssistant:\n"
+    assert prompt.text == "Question: Where does Ribigo live?\n\nAnswer:"
     assert aligner.receiver.decode(prompt.receiver_ids) == prompt.text
     assert aligner.sharers[0].decode(prompt.sharer_ids[0]) == (
         "<|im_start|>user\nWhere does Ribigo live?<|im_end|>\n<|im_start|>assistant\n"
     )
     response = aligner.receiver.decode(aligner.response_ids(ANSWERED, prompt))
-    assert response == "Ribigo lives in Oslo." + aligner.receiver.eos_token
+    assert response == " Ribigo lives in Oslo." + aligner.receiver.eos_token
     assert end_of_turn(aligner.receiver) == aligner.receiver.eos_token_id
 
 
@@ -72,7 +72,7 @@ def test_the_plain_template_begins_as_the_tokenizer_would_begin_a_text(base):
     tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
     tokenizer.save(str(Path(base, "tokenizer.json")))
     begun = load_aligner(base, [base], chat=ChatConfig("plain", ["plain"])).prompt([*SYSTEM, ANSWERED[1], *ASKED])
-    assert begun.text.startswith("<|im_start|>You know every capital.\n\nUser:\nWhere")
+    assert begun.text.startswith("<|im_start|>You know every capital.\n\nQuestion: Where")
     assert begun.text.count("<|im_start|>") == 1
 
 
