@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> None:
     sweep = complete(sweep, space)
     if resumed is not None:
         refuse_changes(sweep, resumed)
-    check_configurations(sweep, space, build)
+    sweep = replace(sweep, date=check_configurations(sweep, space, build))
     folder = resumed or new_folder(SWEEPS, name)
     try:
         with held(folder, "sweep"):

@@ -136,8 +136,7 @@ class InstructionData(L.LightningDataModule):
         stored = StoredExamples.of(self.source)
         if self.val_source is not None or self.val_fraction == 0:
             return stored, validation
-        # Which records are held out must not depend on the run's seed, or runs could not be compared.
-        kept, held_out = stored.hold_out(self.val_fraction, np.random.default_rng(0))
+        kept, held_out = stored.hold_out(self.val_fraction)
         if not len(held_out):
             raise UserError(
                 f"data.path {self.source.path!r} has one record, of which data.val_fraction {self.val_fraction} "

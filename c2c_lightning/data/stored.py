@@ -62,16 +62,10 @@ class StoredExamples(Sequence[Example]):
             log.warning(NO_ANSWER, source.path, stored.table[int(i)]["messages"])
         return cls(stored.table, stored.places[record >= 0])
 
-    def hold_out(self, fraction: float, rng: np.random.Generator) -> tuple[StoredExamples, StoredExamples]:
-        """(Kept, held out) examples: a share of the records, at least one and not all of them.
-
-        Whole records, as one conversation may give several examples that begin alike.
-        """
-        record = self._column("record")
-        records = np.unique(record)
-        num_held_out = min(max(1, round(len(records) * fraction)), len(records) - 1)
-        held_out = np.isin(record, rng.permutation(records)[:num_held_out])
-        return StoredExamples(self.table, self.places[~held_out]), StoredExamples(self.table, self.places[held_out])
+    def hold_out(self, fraction: float) -> tuple[StoredExamples, StoredExamples]:
+        """(Kept, held out) examples; see `held_out`."""
+        held = held_out(self._column("record"), fraction)
+        return StoredExamples(self.table, self.places[~held]), StoredExamples(self.table, self.places[held])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,6 +81,24 @@ class StoredExamples(Sequence[Example]):
 
     def _column(self, name: str) -> np.ndarray:
         return self.table.data.column(name).to_numpy()[self.places]
+
+
+def held_out(records: np.ndarray, fraction: float) -> np.ndarray:
+    """Which examples are for validation: those of a share of the records, at least one and not all of them.
+
+    Whole records, as one conversation may give several examples that begin alike. Which ones must not depend on the
+    run's seed, or runs could not be compared.
+
+    Args:
+        records: (examples,) the record that each is of.
+        fraction: share of the records.
+
+    Returns:
+        (examples,) bool.
+    """
+    all_records = np.unique(records)
+    number = min(max(1, round(len(all_records) * fraction)), len(all_records) - 1)
+    return np.isin(records, np.random.default_rng(0).permutation(all_records)[:number])
 
 
 def _stored_rows(source: Source, versions: str) -> Iterator[dict[str, Any]]:

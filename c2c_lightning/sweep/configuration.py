@@ -64,18 +64,27 @@ def _laid_over(old: Any, new: Any) -> Any:
     return {**old, **{key: _laid_over(old.get(key), value) for key, value in new.items()}}
 
 
-def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[str, Any]], C2CModule]) -> None:
+def configuration(sweep: Sweep, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the trial with these sampled values, by dotted key."""
+    return merge(sweep.base, sweep.fixed, {} if sweep.date is None else {"model.chat.date": sweep.date}, values)
+
+
+def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[str, Any]], C2CModule]) -> str | None:
     """Builds the base and the edges of the space, weights aside, and lays their layers over the models' sizes.
 
     Args:
         sweep, space: what is checked.
         build: makes the module of a configuration without its weights, or raises a UserError.
 
+    Returns:
+        The day that the trials' chat templates take for today; None if none asks for it.
+
     Raises:
         UserError: a configuration is refused: why, and of which values.
     """
+    day = None
     for values in [{}, *space.edges()]:
-        config = merge(sweep.base, sweep.fixed, values)
+        config = configuration(sweep, values)
         try:
             # Warnings and progress are for the run itself to give.
             with (
@@ -83,10 +92,13 @@ def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[st
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                check_layers(build(config))
+                module = build(config)
+                check_layers(module)
         except UserError as error:
             said = ", ".join(f"{key}: {value}" for key, value in values.items())
             raise UserError(f"{f'space with {said}' if values else 'base and fixed'}: {error}") from error
+        day = day or module.aligner.chat.date
+    return day
 
 
 def check_layers(module: C2CModule) -> None:

@@ -77,6 +77,8 @@ class Sweep:
         retries: how often a trial that crashed is resumed from its last checkpoint.
         seed: of the search.
         experiment: MLflow experiment.
+        date: that chat templates take for today's in every trial, YYYY-MM-DD; None for the `model.chat.date` of the
+            base, or else the day on which the sweep begins.
     """
 
     # Plain dicts, whose values the parser leaves alone: one that names a class stays a configuration.
@@ -96,6 +98,7 @@ class Sweep:
     retries: int = 2
     seed: int = 0
     experiment: str = "c2c"
+    date: str | None = None
 
     def __post_init__(self) -> None:
         self.base = [self.base] if isinstance(self.base, str) else list(self.base)

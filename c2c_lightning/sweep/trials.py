@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.files import checked, cut_unfinished_line, read_json_lines, read_yaml, write_whole
 from c2c_lightning.runs import PROGRESS_FILE, TRIAL_FILE
-from c2c_lightning.sweep.configuration import merge
+from c2c_lightning.sweep.configuration import configuration
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.space import Space
 
@@ -204,7 +204,7 @@ class Trials:
         if asked.number not in self.known:
             trial = Trial(asked.number, self.space.sample(asked), self._folder(asked.number))
             trial.folder.mkdir(parents=True, exist_ok=True)
-            config = merge(self.sweep.base, self.sweep.fixed, trial.values)
+            config = configuration(self.sweep, trial.values)
             write_whole(trial.folder / TRIAL_FILE, yaml.safe_dump(config, sort_keys=False))
             self.known[trial.number] = trial
             self.note(trial, "waiting")

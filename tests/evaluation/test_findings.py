@@ -213,10 +213,13 @@ def test_other_items_are_told_apart():
     assert items(Invented(20)) != items(Invented(20, choices=()))
 
 
-def test_what_was_left_out_is_named_with_the_reason(tmp_path):
+def test_what_was_left_out_or_merged_is_named_with_the_reason(tmp_path):
     of = results(clear(), seed=7)
     of.left_out["calibrated_receiver"] = "the questions have no <choices>"
+    assert "Merged" not in sections(findings(of), tmp_path)[-1].text
+    of.merged = 3
     text = sections(findings(of), tmp_path)[-1].text
+    assert "Merged: turns of 3 questions, which a chat template refused." in text
     assert r"Not asked: calibrated_receiver, because the questions have no \<choices>." in text
     assert "Left out: 17 records (no right answer)." in text
     assert "resampling): 7." in text

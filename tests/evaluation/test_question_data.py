@@ -45,9 +45,9 @@ def test_the_questions_held_out_are_the_same_in_every_run(file):
     parts = [QuestionData(OwnQuestions(file("q.jsonl", QUESTIONS)), val_fraction=0.3, seed=seed) for seed in (1, 2)]
     held_out = [[example.source for example in data.val_examples()] for data in parts]
     assert held_out[0] == held_out[1]
-    assert len(held_out[0]) == 2
+    assert held_out[0] == ["own: q/2", "own: q/3"]
     assert not set(held_out[0]) & {example.source for example in parts[0].train_examples()}
-    with pytest.raises(UserError, match="leaves none to train on"):
+    with pytest.raises(UserError, match=r"has one question, of which data\.val_fraction 0\.05 cannot be held out"):
         QuestionData(OwnQuestions(file("one.jsonl", QUESTIONS[:1]))).train_examples()
 
 

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from c2c_lightning.evaluation.asking.questions import Questions, derangement, shuffled_choices
+from c2c_lightning.evaluation.asking.questions import Questions, derangement, num_merged, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.models import Aligner, ChatConfig, Message
+from tests.evaluation.invented import Invented
+from tests.models import tiny
+from tests.models.test_chat import STRICT
 
 ITEMS = [
     Item("a", "One?", ("B",), ("w", "x", "y", "z")),
@@ -42,6 +46,22 @@ def test_questions_that_are_done_are_left_out_with_their_partners():
     assert [item.id for item in left.items] == ["a", "c"]
     assert [item.id for item in left.partners] == ["c", "a"]
     assert questions.without({"elsewhere"}) is questions
+
+
+class Instructed(Invented):
+    """Every second question comes with a system turn."""
+
+    def messages(self, item: Item) -> list[Message]:
+        system = [{"role": "system", "content": "Be brief."}] if "1" in item.question else []
+        return [*system, *super().messages(item)]
+
+
+@pytest.mark.parametrize(("turns", "number"), [("merge", 2), ("refuse", 0)])
+def test_questions_whose_turns_a_template_refuses_are_counted(turns, number):
+    models = tiny.communicator("qwen3", "qwen3").models
+    sharer = tiny.with_template("chatml", STRICT)
+    models.aligner = Aligner(tiny.tokenizer("chatml"), [sharer], chat=ChatConfig(turns=turns))
+    assert num_merged(Instructed(11), models) == number
 
 
 def test_the_built_in_questions_are_about_people_that_no_fuser_was_trained_on():

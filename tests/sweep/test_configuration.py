@@ -1,11 +1,21 @@
 """A trial's configuration is the base with its values laid over."""
 
+import shutil
+from dataclasses import asdict, replace
+from datetime import date
+
 import pytest
 import yaml
 
-from c2c_lightning.cli.sweep import read_sweep
+from c2c_lightning.cli.sweep import build, read_sweep, refuse_changes
 from c2c_lightning.errors import UserError
-from c2c_lightning.sweep.configuration import merge
+from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.sweep.configuration import check_configurations, merge
+from c2c_lightning.sweep.driver import complete
+from c2c_lightning.sweep.settings import Sweep
+from c2c_lightning.sweep.space import Space
+from c2c_lightning.sweep.trials import Trials
+from tests.training.runs import BASE
 
 
 @pytest.fixture
@@ -56,6 +66,30 @@ def test_a_key_that_the_base_does_not_have_is_added(base):
 def test_a_missing_base_is_named():
     with pytest.raises(UserError, match=r"base names nowhere\.yaml: no such file"):
         merge(["nowhere.yaml"])
+
+
+def test_the_trials_of_a_sweep_take_the_day_on_which_it_began_for_today(tmp_path):
+    receiver = shutil.copytree(PROJECT / "c2c_lightning" / "nano" / "receiver", tmp_path / "receiver")
+    template = receiver / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}\n" + template.read_text())
+    receivers = {"model.receiver": {"grid": ["c2c_lightning/nano/receiver", str(receiver)]}}
+    begun, today = tmp_path / "sweep.yaml", date.today().isoformat()
+
+    def check(**settings) -> Sweep:
+        begun.write_text(yaml.safe_dump({"base": BASE, **settings}))
+        sweep, _ = read_sweep(["--config", str(begun)])
+        sweep = replace(sweep, date=check_configurations(sweep, Space(sweep.space), build))
+        begun.write_text(yaml.safe_dump(asdict(sweep)))  # as a sweep that begins does
+        refuse_changes(read_sweep(["--config", str(begun)])[0], tmp_path)
+        return sweep
+
+    assert check(space={"model.gate.init": {"grid": [0.5]}}).date is None  # no template asks
+    assert check(space=receivers).date in (today, date.today().isoformat())
+    assert check(space=receivers, fixed={"model.chat.date": "2025-02-07"}).date == "2025-02-07"
+    sweep = check(space=receivers, date="2025-02-07")
+    assert sweep.date == "2025-02-07"
+    trial = Trials(tmp_path, complete(sweep, Space(sweep.space))).next()
+    assert yaml.safe_load((trial.folder / "trial.yaml").read_text())["model"]["chat"] == {"date": "2025-02-07"}
 
 
 def test_a_base_that_is_no_yaml_is_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from c2c_lightning.evaluation.asking.methods import (
     Sharer,
 )
 from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches
-from c2c_lightning.evaluation.asking.questions import Questions, is_measured, repeated, too_long
+from c2c_lightning.evaluation.asking.questions import Questions, is_measured, num_merged, repeated, too_long
 from c2c_lightning.evaluation.asking.settings import questions_digest
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
@@ -181,7 +182,8 @@ class Evaluation(L.LightningModule):
             kept = {m.name: self.answers[benchmark.name, m.name] for m in self.answering[benchmark.name]}
             reasons = ((m.name, m.why_not(benchmark)) for m in self.asked)
             left_out = {name: reason for name, reason in reasons if reason}
-            results.append(collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed))
+            found = collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed)
+            results.append(replace(found, merged=num_merged(benchmark, self.communicator.models)))
         return results
 
     def _resume(self, benchmark: Benchmark, method: Answering) -> dict[str, Answer]:

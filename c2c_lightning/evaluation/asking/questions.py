@@ -17,6 +17,7 @@ from c2c_lightning.evaluation.asking.clock import Span, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading
+from c2c_lightning.models.chat import merged
 
 T = TypeVar("T")
 TEMPLATE = 1000  # bytes that no chat template exceeds
@@ -122,6 +123,15 @@ def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
         if any(length + response > room for length, room in zip(lengths, rooms)):
             ids.add(item.id)
     return ids
+
+
+def num_merged(benchmark: Benchmark, models: FrozenModels) -> int:
+    """Questions whose turns were merged, because a chat template refused them as they are."""
+    if models.aligner.chat.turns != "merge":
+        return 0
+    asked = (benchmark.messages(item) for item in benchmark.items())
+    # Most questions have nothing to merge, and need not be tokenized.
+    return sum(models.aligner.prompt(m).merged is not None for m in asked if next(merged(m), None))
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 
 from c2c_lightning.data import InstructionData
 from c2c_lightning.data.records import Example
+from c2c_lightning.data.stored import held_out
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks.base import Benchmark
 from c2c_lightning.models import Aligner
@@ -26,7 +28,7 @@ class QuestionData(InstructionData):
     Args:
         benchmark: the questions, of a training set.
         val_benchmark: questions for validation; None to hold out `val_fraction` of `benchmark`.
-        val_fraction: share of the questions held out, at least one of them; 0 for no validation.
+        val_fraction: share of the questions held out, at least one and not all of them; 0 for no validation.
         max_length: as for `InstructionData`.
         batch_size: questions per device and micro-batch.
         val_batch_size: the same for validation; None for `batch_size`.
@@ -79,15 +81,13 @@ class QuestionData(InstructionData):
             return kept, validation
         if not self.val_fraction:
             return examples, []
-        # Which questions are held out must not depend on the run's seed, or runs could not be compared.
-        order = np.random.default_rng(0).permutation(len(examples)).tolist()
-        number = max(1, round(len(examples) * self.val_fraction))
-        if number == len(examples):
+        if len(examples) == 1:
             raise UserError(
-                f"data.benchmark {self.benchmark.path!r} has {number} questions, and data.val_fraction "
-                f"{self.val_fraction} leaves none to train on: give data.val_benchmark, or another data.val_fraction."
+                f"data.benchmark {self.benchmark.path!r} has one question, of which data.val_fraction "
+                f"{self.val_fraction} cannot be held out: give data.val_benchmark, or data.val_fraction 0."
             )
-        return [examples[i] for i in sorted(order[number:])], [examples[i] for i in sorted(order[:number])]
+        held = held_out(np.arange(len(examples)), self.val_fraction)
+        return list(compress(examples, ~held)), list(compress(examples, held))
 
 
 def examples_of(benchmark: Benchmark) -> list[Example]:

@@ -37,6 +37,7 @@ class BenchmarkResults:
     answers: dict[str, list[Answer]]  # by method name, in the order of the benchmark's items
     left_out: dict[str, str] = field(default_factory=dict)  # methods that say nothing about it, with the reason
     seed: int = 0  # of what is drawn: whose cache the wrong question lends, orders of choices, resampling
+    merged: int = 0  # questions whose turns were merged, because a chat template refused them as they are
     # `accuracy` if every answer is right or wrong, otherwise `score`. Decided once over all answers, so that every part
     # of a report uses the same word.
     measure: str = ""
@@ -138,6 +139,7 @@ class Findings:
     comparisons: dict[str, Comparison]  # of C2C with each other method
     raw_gain: Comparison | None
     question_specific_gain: Gain | None
+    merged: int = 0  # questions whose turns were merged
 
 
 @dataclass
@@ -181,6 +183,7 @@ def findings(results: BenchmarkResults) -> Findings:
         comparisons=comparisons,
         raw_gain=comparisons.get(RECEIVER),
         question_specific_gain=gain,
+        merged=results.merged,
     )
 
 

@@ -33,7 +33,10 @@ def up_to_date(folder: Path, results: Results) -> Results:
         return results
     try:
         with held(folder, "evaluation"):
-            now = replace(results, benchmarks=_grade(folder), grader=grading.version())
+            graded = _grade(folder)
+            for name in graded.keys() & results.benchmarks.keys():  # which only the models can tell
+                graded[name].merged = results.benchmarks[name].merged
+            now = replace(results, benchmarks=graded, grader=grading.version())
             write_whole(folder / RESULTS_FILE, json_text(now))
     except UserError as error:
         log.warning("%s was graded by an older grader, and cannot be graded again: %s", folder, error)

@@ -178,6 +178,7 @@ def _setting(found: Findings) -> Section:
         f"The answer is {modes[mode]}." if mode in modes else f"Answer mode: {plain(mode)}.",
         f"Seed (whose cache the wrong question lends, order of shuffled choices, resampling): {found.seed}.",
         *(f"Left out: {number:,} records ({plain(reason)})." for reason, number in found.dropped.items() if number),
+        *([f"Merged: turns of {found.merged:,} questions, which a chat template refused."] if found.merged else []),
         *(f"Not asked: {plain(name)}, because {plain(reason)}." for name, reason in found.left_out.items()),
     ]
     return Section("What was asked", "\n".join(f"- {line}" for line in asked))
