@@ -13,6 +13,7 @@ import numpy as np
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import AlignedPrompt, Aligner, Batch, collate
+from c2c_lightning.models.rendering import TemplateRunsOn
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,12 @@ class BatchMaker:
         return None
 
     def _read(self, example: Example) -> tuple[AlignedPrompt, list[int]]:
-        prompt = self.aligner.prompt(example.prompt)
-        response = self.aligner.response_ids(example.messages, prompt)
+        try:
+            prompt = self.aligner.prompt(example.prompt)
+            response = self.aligner.response_ids(example.messages, prompt)
+        except TemplateRunsOn as error:
+            message = f"{example.source}: {error}"
+            raise TemplateRunsOn(message) from UserError(message)
         self._check_length(prompt, response)
         return prompt, response
 

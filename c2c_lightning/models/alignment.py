@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models.chat import ChatConfig, Message, as_text, has_tools, marked, merged, pinned
+from c2c_lightning.models.rendering import TemplateRunsOn, rendered
 
 Alignment = Literal["spans", "published"]
 UNALIGNED = -1
@@ -242,9 +243,11 @@ class Aligner:
         tools = {"tools": tools} if (tools := messages[0].get("tools")) else {}
         turns = [{key: value for key, value in message.items() if key != "tools"} for message in messages]
         try:
-            return tokenizer.apply_chat_template(
-                turns, add_generation_prompt=add_generation_prompt, tokenize=False, **self.template_kwargs | tools
+            return rendered(
+                tokenizer, turns, add_generation_prompt=add_generation_prompt, **self.template_kwargs | tools
             )
+        except TemplateRunsOn:
+            raise
         except Exception as error:  # jinja2 and the template's own raise_exception
             roles = [message["role"] for message in messages]
             raise UserError(f"the chat template of {tokenizer.name_or_path!r} refuses {roles}: {error}") from error

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterable
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.models import render_apart
+from c2c_lightning.errors import UserError
 from c2c_lightning.models.alignment import Aligner
 
 LAYER = re.compile(r"\.\d+\.")
@@ -28,7 +21,6 @@ TEXTS = ('Is "Aa & <Bb>" one\nline, or 两 {{ lines }}?', "Yes.", "Why, then? " 
 TURNS = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), TEXTS)]
 # A template that draws one of two things at random does the same so often in one case of 128.
 TIMES = 8
-WAIT_SECONDS = 120  # for a process that a busy machine does not let begin; its own limit is of CPU time
 
 
 def check_weights(model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str]) -> None:
@@ -82,8 +74,6 @@ def check_template(tokenizer: Tokenizer, template_kwargs: dict[str, Any] | None)
         ValueError: it does not, and how.
     """
     aligner = Aligner(tokenizer, [], template_kwargs=template_kwargs)
-    variables = {**tokenizer.special_tokens_map, **aligner.template_kwargs, "add_generation_prompt": True}
-    rendered_within_limits(tokenizer.get_chat_template(), json.dumps(variables, default=str, sort_keys=True))
     for messages in (TURNS[:1], TURNS):
         try:
             texts = {aligner.render(tokenizer, messages) for _ in range(TIMES)}
@@ -94,21 +84,3 @@ def check_template(tokenizer: Tokenizer, template_kwargs: dict[str, Any] | None)
         if len(texts) > 1:
             raise ValueError("its chat template renders the same conversation differently every time")
         aligner.prompt(messages)
-
-
-@lru_cache(maxsize=64)
-def rendered_within_limits(template: str, variables: str) -> None:
-    """Renders the conversations that are checked in a process of its own, which nothing can hold up.
-
-    Raises:
-        ValueError: it takes more than a limit.
-    """
-    given = {"template": template, "conversations": [TURNS[:1], TURNS], "variables": json.loads(variables)}
-    command = [sys.executable, "-I", str(Path(render_apart.__file__))]
-    ended = subprocess.run(command, input=json.dumps(given).encode(), capture_output=True, timeout=WAIT_SECONDS)
-    if ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise ValueError(f"its chat template does not end in {render_apart.CPU_SECONDS} seconds")
-    if ended.returncode == render_apart.TOO_LARGE:
-        raise ValueError("its chat template takes or prints gigabytes for a few sentences")
-    if ended.returncode:
-        raise ValueError(f"its chat template cannot be tried: {first_line(RuntimeError(ended.stderr.decode()))}")

@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.models.rendering import rendered
 
 # What is set whatever the model's folder says, and refused if the caller asks for anything else. Assisted decoding
 # starts from an empty cache, and token healing takes the prompt's last token back. The code of the last ones is no
@@ -173,7 +174,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     mark = "\ue000"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
     try:
-        _, found, tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)
+        _, found, tail = rendered(tokenizer, turns).rpartition(mark)
     except Exception:  # whatever a template raises; one that refuses every conversation is told of elsewhere
         return tokenizer.eos_token_id
     ids = tokenizer(tail, add_special_tokens=False).input_ids if found and tail else []

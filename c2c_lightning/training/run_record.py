@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import user_message
 from c2c_lightning.files import json_text, write_whole
 from c2c_lightning.fuser import PART_NAMES, Gate
 from c2c_lightning.runs import CONFIG_FILE, FUSER, PROGRESS_FILE, SUMMARY_FILE
@@ -116,7 +116,7 @@ class RunRecord(L.Callback):
             summarize(run, trainer, time.perf_counter() - self.started)
 
     def on_exception(self, trainer: L.Trainer, module: C2CModule, exception: BaseException) -> None:
-        refused = self.started is None and isinstance(exception, UserError)
+        refused = self.started is None and user_message(exception) is not None
         if not refused:
             module.setup("fit")  # which it may not have come to
             for run in recorded(trainer):
