@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -71,24 +72,38 @@ class FSDP2(ModelParallelStrategy):
         if self.is_global_zero:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.barrier()
-        try:
+        with self._failing_together(path):
             super().save_checkpoint(checkpoint, unfinished, storage_options)
-        except CheckpointException as error:  # which is not an Exception
+        self.barrier()
+        with self._failing_together(path):
+            if self.is_global_zero:
+                if path.is_dir() or unfinished.is_dir():  # neither of which can be replaced, or replace a file
+                    if old.exists():  # of a run that was killed just here
+                        self.remove_checkpoint(old)
+                    if path.exists():
+                        path.replace(old)
+                unfinished.replace(path)
+                if old.exists():
+                    self.remove_checkpoint(old)
+
+    @contextmanager
+    def _failing_together(self, path: Path) -> Iterator[None]:
+        """Raises on all ranks what rank 0 could not write, for which the others would wait."""
+        failure = None
+        try:
+            yield
+        except UserError as error:
+            failure = str(error)
+        except (OSError, RuntimeError) as error:
+            failure = f"{path} cannot be written: {first_line(error)}."
+        except CheckpointException as error:  # of all ranks together, and not an Exception
             reason, _ = next(iter(error.failures.values()))
             if not isinstance(reason, Exception):  # Ctrl-C
                 raise reason from None
-            raise UserError(f"{path} cannot be written: {first_line(reason)}.") from error
-        self.barrier()
-        if self.is_global_zero:
-            if path.is_dir() or unfinished.is_dir():  # neither of which can be replaced, or replace a file
-                if old.exists():  # of a run that was killed just here
-                    self.remove_checkpoint(old)
-                if path.exists():
-                    path.replace(old)
-            unfinished.replace(path)
-            if old.exists():
-                self.remove_checkpoint(old)
-        self.barrier()
+            failure = f"{path} cannot be written: {first_line(reason)}."
+        failure = self.broadcast(failure) or failure
+        if failure is not None:
+            raise UserError(failure)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

@@ -1,7 +1,11 @@
 """A checkpoint is written under one strategy and resumed under another, on another number of devices."""
 
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from c2c_lightning import Communicator
 from c2c_lightning.cli.commands import main
@@ -108,3 +112,25 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_old_one(before, after, tmp_pat
     save(2, after)
     assert step(after) == 2
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def save_on_a_full_disk(rank: int, folder: Path) -> None:
+    """One of two ranks, with a disk that has room for the parts of both, but not for what rank 0 writes alone."""
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(minutes=1))
+    strategy = FSDP2Strategy(save_distributed_checkpoint=True)
+    strategy.cluster_environment = LightningEnvironment()
+    strategy.cluster_environment.set_global_rank(rank)
+    try:
+        with full_disk(50_000):
+            strategy.save_checkpoint(
+                {"state_dict": {"weight": torch.ones(9)}, "more": torch.ones(99_999)}, folder / "last.ckpt"
+            )
+    except UserError as error:
+        (folder / str(rank)).write_text(str(error))
+
+
+@pytest.mark.slow
+def test_what_rank_0_cannot_write_ends_all_ranks(tmp_path):
+    torch.multiprocessing.spawn(save_on_a_full_disk, (tmp_path,), nprocs=2)
+    assert all("last.ckpt cannot be written" in (tmp_path / rank).read_text() for rank in "01")
