@@ -172,5 +172,6 @@ def _message(error: ValidationError, where: str, remedy: str) -> str:
     # Of a value that may have several types, each was tried; the deepest fault is in the one that was meant.
     first = max(error.errors(include_url=False), key=lambda fault: len(fault["loc"]))
     place = ".".join(str(part) for part in first["loc"])
-    found = "" if isinstance(first["input"], bytes | str) and not place else f", not {first['input']!r:.80}"
+    nothing = first["type"] == "missing" or (isinstance(first["input"], bytes | str) and not place)
+    found = "" if nothing else f", not {' '.join(repr(first['input']).split()):.80}"
     return f"{where} is damaged: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{found}. {remedy}".rstrip()

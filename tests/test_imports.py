@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": {"files", "fuser"},
     "formats": {"files", "fuser", "models", "runs"},
     "communicator.py": {"files", "formats", "fuser", "models"},
-    "data": {"models", "nano"},
+    "data": {"files", "models", "nano"},
     "training": {"communicator", "files", "formats", "fuser", "models", "nested", "runs", "tracking"},
     "evaluation": {
         *("communicator", "data", "drawing", "files", "formats", "fuser", "models", "nano", "runs"),

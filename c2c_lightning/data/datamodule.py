@@ -11,7 +11,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from pydantic import NonNegativeInt
 from torch.utils.data import get_worker_info
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.loader import BatchStream, Loader, lengths_of
@@ -19,11 +21,18 @@ from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
+from c2c_lightning.files import checked
 from c2c_lightning.models import Aligner, Batch
 
 log = logging.getLogger(__name__)
 # If none of so many examples can be used, half of them the shortest, nothing can.
 TRIED = 64
+
+
+class DataState(TypedDict):
+    """What a checkpoint has of the data, besides the place in them."""
+
+    left_out: dict[str, NonNegativeInt]
 
 
 class InstructionData(L.LightningDataModule):
@@ -187,6 +196,8 @@ class InstructionData(L.LightningDataModule):
         return {"left_out": dict(zip(self.left_out, counts.tolist()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        where = f"--ckpt_path {self.trainer.ckpt_path}: {type(self).__qualname__}"
+        checked(state, DataState, where, "Take another checkpoint of the run.")
         if self.trainer.is_global_zero:  # the ranks' counts are summed where they are shown
             self.left_out |= state["left_out"]
 

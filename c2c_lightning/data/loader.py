@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.records import Example
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError
+from c2c_lightning.files import checked
 from c2c_lightning.models import Batch
+from c2c_lightning.models.rendering import TemplateRunsOn
 
 # How many global batches are made of examples that were shuffled together: enough to make like
 # batches (9% of GSM8K's tokens are padding; of 50 batches it would be 13%), few enough that every
@@ -100,7 +104,7 @@ class BatchStream(IterableDataset):
             return
         try:
             yield from self._batches(worker.id, worker.num_workers)
-        except UserError as error:
+        except (UserError, TemplateRunsOn) as error:
             # The DataLoader would raise it as a page of traceback, in which the message drowns.
             yield UserError(str(error))
 
@@ -130,6 +134,12 @@ def lengths_of(examples: Sequence[Example]) -> np.ndarray:
     if isinstance(examples, StoredExamples):
         return examples.lengths
     return np.array([example.lengths for example in examples])
+
+
+class Place(TypedDict):
+    epoch: NonNegativeInt
+    start: NonNegativeInt
+    order: dict[str, Any]
 
 
 class Loader:
@@ -182,7 +192,9 @@ class Loader:
         return {"epoch": epoch, "start": start, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the order is not what it was, so that the place in it means nothing."""
+        """Raises UserError if the state is damaged, or the order is not what it was, so that its place means nothing."""
+        where = "the checkpoint's place in the data (loops.fit_loop.state_dict.combined_loader)"
+        checked(state, Place, where, "Take another checkpoint of the run.")
         for name, now in self.order.items():
             then = state["order"].get(name)
             if then != now:

@@ -39,52 +39,155 @@ METADATA_CLASSES = {
 }
 
 
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
 class ParameterGroup(TypedDict):
     name: str
     lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
     params: list[int]
 
 
+class Moments(TypedDict):
+    step: InstanceOf[Tensor]
+    exp_avg: InstanceOf[Tensor]
+    exp_avg_sq: InstanceOf[Tensor]
+
+
 class OptimizerState(TypedDict):
-    state: dict[int, dict[str, InstanceOf[Tensor]]]
+    state: dict[int, Moments]
     param_groups: list[ParameterGroup]
 
 
 class Scheduler(TypedDict):
-    last_epoch: int
-    lr_lambdas: list[Any]
+    last_epoch: Count
+    lr_lambdas: list[dict[str, Any] | None]
+
+
+class Steps(TypedDict):
+    ready: Count
+    completed: Count
+
+
+class Batches(Steps):
+    started: Count
+    processed: Count
+
+
+class StepProgress(TypedDict):
+    total: Steps
+    current: Steps
+
+
+class BatchProgress(TypedDict):
+    total: Batches
+    current: Batches
+    is_last_batch: bool
+
+
+class EpochProgress(TypedDict):
+    total: Batches
+    current: Batches
+
+
+class OptimizerProgress(TypedDict):
+    step: StepProgress
+    zero_grad: StepProgress
+
+
+class AllOptimizersProgress(TypedDict):
+    optimizer: OptimizerProgress
+
+
+class EpochState(TypedDict):
+    _batches_that_stepped: Count
+
+
+class Places(TypedDict):
+    combined_loader: NotRequired[list[dict[str, Any]]]
+
+
+# Lightning takes what is missing for the beginning of a run, and fails by a traceback at what has another shape.
+FitLoop = TypedDict(
+    "FitLoop",
+    {
+        "state_dict": Places,
+        "epoch_progress": EpochProgress,
+        "epoch_loop.batch_progress": BatchProgress,
+        "epoch_loop.scheduler_progress": StepProgress,
+        "epoch_loop.automatic_optimization.optim_progress": AllOptimizersProgress,
+        "epoch_loop.state_dict": EpochState,
+        "epoch_loop.val_loop.batch_progress": BatchProgress,
+    },
+)
+
+
+class ValidateLoop(TypedDict):
+    batch_progress: BatchProgress
 
 
 class Loops(TypedDict):
-    fit_loop: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    fit_loop: FitLoop
+    validate_loop: ValidateLoop
+
+
+class KeptCheckpoints(TypedDict):
+    """What Lightning's ModelCheckpoint knows of those before."""
+
+    best_model_path: str
+    best_model_score: InstanceOf[Tensor] | None
+    best_k_models: dict[str, InstanceOf[Tensor]]
+    kth_best_model_path: str
+    kth_value: InstanceOf[Tensor]
+    last_model_path: str
 
 
 class RunState(TypedDict):
     """What a run has of its own besides weights and optimizer, see `training.run`."""
 
     metrics: dict[str, float]
-    gate_steps: list[int]
+    gate_steps: list[Count]
     gate_history: list[list[InstanceOf[Tensor]]]
 
 
-# What a run needs to go on to the bit; format 1 had no state of the run.
-Checkpoint = TypedDict(
-    "Checkpoint",
+class HeldOut(TypedDict):
+    """A batch of `training.closed_form`."""
+
+    prompt_ids: InstanceOf[Tensor]
+    prompt_mask: InstanceOf[Tensor]
+    response_ids: InstanceOf[Tensor]
+    response_mask: InstanceOf[Tensor]
+    sharers: list[tuple[InstanceOf[Tensor], InstanceOf[Tensor], InstanceOf[Tensor]]]
+
+
+# What a run needs to go on to the bit, of all that Lightning keeps; format 1 had no state of the run.
+Meta = TypedDict(
+    "Meta",
     {
         "c2c": dict[str, Any],
-        "state_dict": Annotated[dict[str, InstanceOf[Tensor]], Field(min_length=1)],
-        "epoch": int,
-        "global_step": int,
+        "epoch": Count,
+        "global_step": Count,
         "pytorch-lightning_version": str,
         "loops": Loops,
         "callbacks": dict[str, dict[str, Any]],
-        OPTIMIZERS: list[OptimizerState],
         SCHEDULERS: list[Scheduler],
         "run": NotRequired[RunState],
-        "schedule": NotRequired[list[tuple[int, int]]],
-        "answered_alone": NotRequired[dict[Any, Any]],
+        "held_out": NotRequired[list[HeldOut]],
+        "schedule": NotRequired[list[tuple[Count, Count]]],
+        "answered_alone": NotRequired[dict[int, tuple[int, dict[str, list[bool]]]]],
     },
 )
+
+
+class Checkpoint(Meta):
+    state_dict: Annotated[dict[str, InstanceOf[Tensor]], Field(min_length=1)]
+    optimizer_states: list[OptimizerState]
+
+
+REMEDY = "Take another checkpoint of the run."
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -112,15 +215,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, not of ours, or has a tensor that is not finite; the message begins with `where`.
     """
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise UserError(f"{where}: the file is damaged or no checkpoint ({type(error).__name__}).") from error
-    if not isinstance(checkpoint, dict) or "c2c" not in checkpoint:
-        raise UserError(f"{where}: it was not written by c2c_lightning.")
-    checked(checkpoint, Checkpoint, where)
+    checkpoint = read_meta(path, where, Checkpoint)
     if len(checkpoint[OPTIMIZERS]) != len(checkpoint[SCHEDULERS]):
         raise UserError(f"{where} is damaged: it does not have a learning rate's schedule for each optimizer.")
     moments = [
@@ -130,9 +225,34 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
         for name, tensor in state.items()
     ]
     refuse_infinite([*checkpoint["state_dict"].items(), *moments], where)
+    return checkpoint
+
+
+def read_meta(path: Path, where: str, schema: type = Meta) -> dict[str, Any]:
+    """What a checkpoint has of the run, checked; weights and optimizer of a sharded one are in other files."""
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        raise UserError(f"{where}: the file is damaged or no checkpoint ({type(error).__name__}).") from error
+    if not isinstance(checkpoint, dict) or "c2c" not in checkpoint:
+        raise UserError(f"{where}: it was not written by c2c_lightning.")
+    checked(checkpoint, schema, where, REMEDY)
+    for name, state in checkpoint["callbacks"].items():
+        if name.startswith("ModelCheckpoint"):
+            checked(state, KeptCheckpoints, f"{where}: callbacks.{name}", REMEDY)
     config = check_config(checkpoint["c2c"], where)
     if config["format"] == FORMAT and "run" not in checkpoint:
         raise UserError(f"{where} is damaged: run: Field required.")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    if (done := progress["step"]["total"]["completed"]) != (step := checkpoint["global_step"]):
+        raise UserError(f"{where} is damaged: global_step: {step}, but loops.fit_loop has made {done} steps. {REMEDY}")
+    run = checkpoint.get("run", {"gate_steps": [], "gate_history": []})
+    if (steps := len(run["gate_steps"])) != (columns := len(run["gate_history"])):
+        raise UserError(
+            f"{where} is damaged: run.gate_steps has {steps} steps, but run.gate_history {columns}. {REMEDY}"
+        )
     return {**checkpoint, "c2c": config}
 
 

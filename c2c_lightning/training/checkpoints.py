@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.load import _load_distributed_checkpoint
+from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.checkpoint import CheckpointException
 
@@ -20,6 +20,7 @@ from c2c_lightning.formats.checkpoint import (
     is_sharded,
     must_be_consolidated,
     read_checkpoint,
+    read_meta,
     save,
     write_checkpoint,
 )
@@ -105,6 +106,7 @@ def check(path: Path, sharded: bool) -> None:
     if not sharded:
         raise UserError(f"{where} {must_be_consolidated(path)}, or resume it by FSDP2.")
     check_sharded(path, where)
+    read_meta(path / _METADATA_FILENAME, where)
 
 
 def run_folder(path: Path) -> Path | None:

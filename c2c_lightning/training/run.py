@@ -184,6 +184,13 @@ class Run:
             self._check_tensors(saved)
         run = saved["run"]
         self.last_metrics = dict(run["metrics"])
+        shapes = [list(gate.logit.shape) for gate in self.fusers.gates]
+        for step, gates in zip(run["gate_steps"], run["gate_history"]):
+            if (there := [list(gate.shape) for gate in gates]) != shapes:
+                raise UserError(
+                    f"the checkpoint does not fit this run: its run.gate_history at step {step} is {there}, and would "
+                    f"have to be {shapes}. It is damaged: go on from another, or start without --ckpt_path."
+                )
         self.gate_steps, self.gate_history = list(run["gate_steps"]), list(run["gate_history"])
         self.closed_form.load(saved.get("held_out", []))
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from c2c_lightning import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.fuser_folder import newest_fuser
 from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint
 from tests.disk import full_disk
-from tests.training.runs import Run
+from tests.training.runs import BASE, SMALL, Run, command
 
 GATE = "communicator.fusers.0.gate.logit"
 
@@ -70,6 +71,27 @@ def spoil(checkpoint: dict, how: str) -> object:
             checkpoint["optimizer_states"][0]["state"][0]["exp_avg"].view(-1)[0] = torch.nan
         case "not finite":
             state[GATE][0] = torch.inf
+        case "negative step":
+            checkpoint["global_step"] = -3
+        case "another step":
+            checkpoint["global_step"] = 1
+        case "fit_loop empty":
+            checkpoint["loops"]["fit_loop"] = {}
+        case "no current":
+            del checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        case "no loop of validation":
+            del checkpoint["loops"]["validate_loop"]
+        case "steps without gates":
+            checkpoint["run"]["gate_steps"].append(5)
+        case "no best checkpoint":
+            for callback in checkpoint["callbacks"].values():
+                del callback["best_model_path"]
+        case "no moment":
+            del checkpoint["optimizer_states"][0]["state"][0]["exp_avg_sq"]
+        case "no betas":
+            del checkpoint["optimizer_states"][0]["param_groups"][0]["betas"]
+        case "answers of numbers":
+            checkpoint["answered_alone"] = {0: 3}
     return checkpoint
 
 
@@ -101,6 +123,16 @@ def spoil(checkpoint: dict, how: str) -> object:
         ("a schedule of nothing", r"lr_schedulers\.0\.last_epoch: Field required"),
         ("a moment not finite", "exp_avg of parameter 0 in the optimizer has values that are not finite"),
         ("not finite", rf"{GATE} has values that are not finite"),
+        ("negative step", "global_step: Input should be greater than or equal to 0, not -3.*another checkpoint"),
+        ("another step", "global_step: 1, but loops.fit_loop has made 2 steps"),
+        ("fit_loop empty", r"loops\.fit_loop\.\w+: Field required"),
+        ("no current", r"loops\.fit_loop\.epoch_loop\.batch_progress\.current: Field required"),
+        ("no loop of validation", r"loops\.validate_loop: Field required"),
+        ("steps without gates", r"run\.gate_steps has \d+ steps, but run\.gate_history \d+\."),
+        ("no best checkpoint", "callbacks.ModelCheckpoint.*best_model_path: Field required"),
+        ("no moment", r"optimizer_states\.0\.state\.0\.exp_avg_sq: Field required"),
+        ("no betas", r"param_groups\.0\.betas: Field required"),
+        ("answers of numbers", r"answered_alone\.0: Input should be a valid tuple"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_message_as_checkpoint_and_as_fuser(run, tmp_path, how, says):
@@ -110,6 +142,59 @@ def test_a_damaged_checkpoint_is_refused_in_one_message_as_checkpoint_and_as_fus
         find_checkpoint(file)
     with pytest.raises(UserError, match=rf"fuser '{file}'.*{says}"):
         Communicator.from_pretrained(file)
+
+
+def test_a_sharded_checkpoint_whose_run_is_damaged_is_refused_in_one_message(run, tmp_path):
+    folder, checkpoint = tmp_path / "sharded.ckpt", run.checkpoint()
+    dcp.save({"state_dict": checkpoint.pop("state_dict")}, checkpoint_id=folder, no_dist=True)
+    del checkpoint["optimizer_states"]
+    torch.save(checkpoint, folder / "meta.pt")
+    assert find_checkpoint(folder, sharded=True) == folder
+    torch.save(checkpoint | {"global_step": -3}, folder / "meta.pt")
+    with pytest.raises(UserError, match=rf"--ckpt_path {folder} is damaged: global_step: .*, not -3"):
+        find_checkpoint(folder, sharded=True)
+    (folder / "meta.pt").unlink()
+    with pytest.raises(UserError, match=rf"--ckpt_path {folder} cannot be read"):
+        find_checkpoint(folder, sharded=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "says"),
+    [
+        (
+            "fit",
+            "NanoData: 3",
+            r"--ckpt_path \S*other\.ckpt: NanoData is damaged: Input should be a valid dictionary, not 3",
+        ),
+        (
+            "fit",
+            "counts below 0",
+            r"NanoData is damaged: left_out\.refused: Input should be greater than or equal to 0, not -1",
+        ),
+        ("fit", "no order", r"place in the data \(loops.*\) is damaged: order: Field required"),
+        (
+            "fit",
+            "other gates",
+            r"its run\.gate_history at step \d+ is \[\[1, 2\]\], and would have to be \[\[2, 4, 1\]\]",
+        ),
+        ("validate", "other gates", r"its run\.gate_history at step \d+ is"),
+    ],
+)
+def test_a_checkpoint_with_a_damaged_state_is_refused_when_it_is_taken_over(run, tmp_path, name, how, says):
+    checkpoint = run.checkpoint("step=1.ckpt")
+    match how:
+        case "NanoData: 3":
+            checkpoint["NanoData"] = 3
+        case "counts below 0":
+            checkpoint["NanoData"]["left_out"]["refused"] = -1
+        case "no order":
+            del checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["order"]
+        case "other gates":
+            checkpoint["run"] |= {"gate_steps": [1], "gate_history": [[torch.zeros(1, 2)]]}
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit, match=says):
+        command(tmp_path, name, "--config", BASE, *SMALL, "--trainer.max_steps=2", "--ckpt_path=other.ckpt")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
