@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from c2c_lightning.errors import UserError, first_line
 
 T = TypeVar("T")
+PROJECT = Path(__file__).parents[1]
 
 
 def read_json(file: Path, schema: type[T], what: str, remedy: str = "") -> T:
@@ -94,6 +95,20 @@ def read_bytes(file: Path, what: str) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"{what} {file} cannot be read: {error.strerror or error}.") from error
+
+
+def find_path(name: str, what: str) -> Path | None:
+    """A file or folder, looked up from the working folder and then from the project's; None for what may be a hub id.
+
+    Raises:
+        UserError: `name` can only be meant as a path, and nothing is there.
+    """
+    for path in (Path(name).expanduser(), PROJECT / name):
+        if path.exists():
+            return path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith(".gguf"):
+        raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
+    return None
 
 
 @contextmanager

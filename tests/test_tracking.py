@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 
 

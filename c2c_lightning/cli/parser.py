@@ -1,7 +1,8 @@
 """The parser of every command: what a user got wrong, in one message.
 
 It imports nothing that takes seconds, so that a typo is told at once. What the parser of `fit`, `validate` and `test`
-asks does take seconds: `check_keys` reads the keys that they may have from the source that defines them.
+asks does take seconds: `check_keys` reads the keys that they may have from the source that defines them, and looks
+for the files and models that are named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -20,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from c2c_lightning.errors import UserError, first_line, meant, user_message
+from c2c_lightning.files import find_path
 from c2c_lightning.nested import flatten
 
 UNKNOWN_NAME = re.compile(
@@ -42,6 +45,11 @@ TRAINING = {
 TESTING = {"model": ("c2c_lightning", "evaluation/asking/module.py", "Evaluation"), "trainer": TRAINER}
 # Section of a configuration: (package, file in it, class that has its keys). What lies elsewhere is the parser's.
 SECTIONS = {"fit": TRAINING, "validate": TRAINING, "test": TESTING}
+DATA = {
+    "InstructionData": ("c2c_lightning", "data/datamodule.py", "InstructionData"),
+    "NanoData": ("c2c_lightning", "data/nano.py", "NanoData"),
+    "QuestionData": ("c2c_lightning", "evaluation/benchmarks/question_data.py", "QuestionData"),
+}
 ANYWHERE = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -114,39 +122,72 @@ class CommandParser(ArgumentParser):
 
 
 def check_keys(command: str, args: Sequence[str]) -> None:
-    """Raises a UserError for a key of a known section, typed or in a configuration file, that is misspelt."""
-    given = list(given_keys(command, args))
+    """Raises a UserError for what is misspelt, typed or in a configuration file: its path, a key, a model's path."""
+    given = list(given_values(command, args))
     for section, (package, file, name) in SECTIONS[command].items():
         known = {f"{section}.{argument}" for argument in arguments(package, file, name)}
         if not known:  # another version has it elsewhere
             continue
-        for where, key in given:
+        for where, key, _ in given:
             word = key.removeprefix(f"{section}.").split(".")[0].removesuffix("+")
             if key.startswith(f"{section}.") and f"{section}.{word}" not in known and word not in ANYWHERE:
                 raise UserError(
                     f"{where}{section}.{word} is no option of {command}. {meant(f'{section}.{word}', known)}".strip()
                 )
 
+    if command != "test":
+        check_data(given)
+        last = {key: (where, value) for where, key, value in given}  # which wins over those before it
+        for key in ("model.receiver", "model.sharers"):
+            where, value = last.get(key, ("", None))
+            for name in value if isinstance(value, list) else [value]:
+                if isinstance(name, str) and "${" not in name:
+                    find_path(name, f"{where}model")
 
-def given_keys(command: str, args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Dotted keys, and the file that each stands in, as the beginning of a sentence."""
+
+def check_data(given: Sequence[tuple[str, str, Any]]) -> None:
+    """Raises a UserError for an argument that none of the data classes has which are named."""
+    given_classes = [str(value) for _, key, value in given if key in ("data", "data.class_path")]
+    named = {re.sub(r"^c2c_lightning\.([\w.]+\.)?", "", name) for name in given_classes}
+    if not named or named - DATA.keys():  # those of a class of the user's own are the parser's to judge
+        return
+    known = set().union(*(arguments(*DATA[name]) for name in named))
+    for where, key, _ in given:
+        word = key.removeprefix("data.init_args.").removeprefix("data.").split(".")[0].removesuffix("+")
+        if key.startswith("data.") and word not in known | ANYWHERE | {"help"}:
+            hint = meant(word, known)
+            raise UserError(f"{where}{key} is no option of {' or '.join(sorted(named))}. {hint}".strip())
+
+
+def given_values(command: str, args: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """The file that a value stands in, as the beginning of a sentence, its dotted key, and the value."""
     for arg, after in zip(args, [*args[1:], ""]):
         key, has_value, value = arg.partition("=")
+        value = value if has_value else after
         if key in ("--config", "-c"):
-            file = value if has_value else after
-            for key in keys_of(Path(file)):
-                yield f"{file}: ", key.removeprefix(f"{command}.")
+            for name, found in values_of(value).items():
+                yield f"{value}: ", name.removeprefix(f"{command}."), found
         elif key.startswith("--"):
-            yield "", key.removeprefix("--")
+            with suppress(ValueError, RecursionError, yaml.YAMLError):
+                value = yaml.safe_load(value)
+            yield "", key.removeprefix("--"), value
 
 
-def keys_of(file: Path) -> list[str]:
-    """The keys of a configuration file; none of what is no file, which the parser will say."""
+def values_of(file: str) -> dict[str, Any]:
+    """A configuration file's values by dotted key; none of what is no configuration, which the parser will say.
+
+    Raises:
+        UserError: there is no such file.
+    """
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return [str(key) for key in flatten(config)] if isinstance(config, dict) else []
+        config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        return {str(key): value for key, value in flatten(config).items()} if isinstance(config, dict) else {}
+    except FileNotFoundError as error:
+        if set("{}:\n") & set(file):  # the configuration itself
+            return {}
+        raise UserError(f"--config {file!r}: no such file.") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return []
+        return {}
 
 
 def arguments(package: str, file: str, name: str) -> set[str]:

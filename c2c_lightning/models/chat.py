@@ -14,7 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.files import read_bytes
+from c2c_lightning.files import PROJECT, read_bytes
 
 Message = dict[str, Any]
 """`role` and `content`; an assistant's may have `tool_calls`, and the first of a conversation has its `tools`."""
@@ -22,7 +22,6 @@ TOOLS = (
     "You may call these functions:\n<tools>\n{}\n</tools>\n\nA call is an object with name and arguments:\n"
     '<tool_call>\n{{"name": ..., "arguments": ...}}\n</tool_call>'
 )
-PROJECT = Path(__file__).parents[2]
 TODAY = "strftime_now"  # what transformers gives templates to ask for today's date
 ASKS = re.compile(TODAY + r"""\(\s*(["'])([^"']*)\1\s*\)""")
 PLAIN = (

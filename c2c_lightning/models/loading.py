@@ -24,13 +24,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.quantizers import AutoHfQuantizer
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.files import find_path
 from c2c_lightning.fuser import KVShape
 from c2c_lightning.models.alignment import Aligner, Alignment
 from c2c_lightning.models.chat import ChatConfig, plain
 from c2c_lightning.models.checks import check_template, check_tokens, check_weights
 from c2c_lightning.models.gguf import gguf_folder
 
-PROJECT = Path(__file__).parents[2]
 CACHE_SIZES = {"num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"}
 
 
@@ -44,14 +44,12 @@ def locate(name: str | os.PathLike[str], what: str = "model") -> str:
         UserError: `name` can only be meant as a path, and nothing is there.
     """
     name = os.fspath(name)
-    for folder in (Path(name).expanduser(), PROJECT / name):
-        if folder.is_dir():
-            return str(folder)
-        if folder.is_file() and what == "model":
-            return str(gguf_folder(folder))
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
-    return name
+    path = find_path(name, what)
+    if path is not None and path.is_file():
+        if what != "model":
+            raise UserError(f"{what} {name!r} is a file. Give a folder's path or a hub id (owner/name).")
+        path = gguf_folder(path)
+    return name if path is None else str(path)
 
 
 def load_config(name: str | os.PathLike[str]) -> PreTrainedConfig:

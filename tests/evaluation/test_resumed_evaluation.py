@@ -21,7 +21,7 @@ from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.benchmarks import NanoWorld, grading
 from c2c_lightning.evaluation.benchmarks.item import Grade
 from c2c_lightning.evaluation.report.comparison import compare_runs
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from tests.evaluation.trained import FEW, Evaluated, arguments, command, environment, evaluate, same_findings
 
 pytestmark = pytest.mark.usefixtures("workspace")

@@ -17,9 +17,9 @@ from torch import Tensor
 from c2c_lightning.cli.commands import main
 from c2c_lightning.data import NanoData
 from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
+from c2c_lightning.files import PROJECT
 from c2c_lightning.fuser import C2CFuser
 from c2c_lightning.models import Batch
-from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.training import C2CModule
 from c2c_lightning.training.module import OptimizerConfig
 from tests.models import tiny

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from huggingface_hub import cached_assets_path
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -25,8 +26,9 @@ from c2c_lightning.fuser import C2CFuser, GateConfig
 from c2c_lightning.models.identity import fingerprint_of_files
 from c2c_lightning.models.loading import load_model, load_tokenizer, locate
 from tests.models import tiny
+from tests.models.dequantised import SIZES, dequantised
 
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, LAYERS, INNER = 4, 2, 16, 64, 2, 96
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, LAYERS, INNER = 4, 2, 16, 64, 2, 256
 SPECIAL = ("<|im_end|>", "<|im_start|>", "<|pad|>", "<|endoftext|>")
 WEIGHTS = {  # Hugging Face's names by those of GGUF, within a layer
     "attn_norm": "input_layernorm",
@@ -39,7 +41,19 @@ WEIGHTS = {  # Hugging Face's names by those of GGUF, within a layer
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-QUANTISED = {"blk.0.ffn_up": gguf.GGMLQuantizationType.Q8_0, "blk.1.attn_v": gguf.GGMLQuantizationType.Q4_1}
+QUANTISED = {
+    "blk.0.ffn_up": Kind.Q8_0,
+    "blk.1.attn_v": Kind.Q4_1,
+    "blk.0.ffn_gate": Kind.Q5_0,
+    "blk.0.ffn_down": Kind.Q4_K,
+    "blk.1.ffn_down": Kind.Q6_K,
+}
+SHAPES = {
+    "ffn_up": (INNER, HIDDEN),
+    "ffn_gate": (INNER, HIDDEN),
+    "ffn_down": (HIDDEN, INNER),
+    "attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
+}
 
 
 @cache
@@ -56,7 +70,7 @@ def written_tokenizer(individual_digits: bool) -> PreTrainedTokenizerFast:
 
 @cache
 def written_model() -> PreTrainedModel:
-    """The model that is in the file: quantised weights are as the package `gguf` dequantises them."""
+    """The model that is in the file: quantised weights are as the blocks' layouts say."""
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(written_tokenizer(False)),
@@ -73,9 +87,21 @@ def written_model() -> PreTrainedModel:
     )
     model = LlamaForCausalLM(config).eval()
     for name, kind in QUANTISED.items():
-        weight = weight_of(model, name)
-        weight.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind)))
+        weight_of(model, name).copy_(torch.from_numpy(dequantised(blocks(name), kind)))
     return model
+
+
+@cache
+def blocks(name: str) -> np.ndarray:
+    """A quantised weight as it stands in the file: random blocks with scales that leave it small."""
+    kind, random = QUANTISED[name], np.random.default_rng(7)
+    rows, columns = SHAPES[name.removeprefix("blk.")[2:]]
+    num_blocks = columns // (256 if kind in (Kind.Q4_K, Kind.Q6_K) else 32)
+    made = random.integers(0, 256, (rows, num_blocks, SIZES[kind]), dtype=np.uint8)
+    at = {Kind.Q6_K: slice(208, 210), Kind.Q4_K: slice(0, 4), Kind.Q4_1: slice(0, 4)}.get(kind, slice(0, 2))
+    scales = random.uniform(-1e-3, 1e-3, (rows, num_blocks, made[:, :, at].shape[2] // 2))
+    made[:, :, at] = scales.astype(np.float16).view(np.uint8)
+    return made.reshape(rows, -1)
 
 
 def weight_of(model: PreTrainedModel, name: str) -> torch.Tensor:
@@ -130,7 +156,7 @@ def write(
             if part in ("attn_q", "attn_k"):
                 weight = as_llama_cpp(weight, HEADS if part == "attn_q" else KV_HEADS)
             kind = QUANTISED.get(name)
-            written = weight if kind is None else gguf.quantize(weight, kind)
+            written = weight if kind is None else blocks(name)
             writer.add_tensor(f"{name}.weight", np.ascontiguousarray(written), raw_dtype=kind)
     for name, tensor in (more or {}).items():
         writer.add_tensor(name, tensor)
@@ -162,10 +188,8 @@ def test_the_model_computes_what_independently_dequantised_weights_compute(file)
     assert model.dtype == torch.float32
     ids = torch.arange(3, 40)[None]
     assert torch.equal(model(ids).logits, written_model()(ids).logits)
-    for name in QUANTISED:
-        tensor = next(t for t in gguf.GGUFReader(file).tensors if t.name == f"{name}.weight")
-        found = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
-        assert torch.equal(weight_of(model, name), found)
+    for name, kind in QUANTISED.items():
+        assert torch.equal(weight_of(model, name), torch.from_numpy(dequantised(blocks(name), kind)))
 
 
 def test_bf16_is_the_exact_value_rounded_once(file):

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
+from c2c_lightning.files import PROJECT
 from c2c_lightning.models import check_models
-from c2c_lightning.models.loading import PROJECT, load_model, load_tokenizer
+from c2c_lightning.models.loading import load_model, load_tokenizer
 from tests.models import tiny
 
 

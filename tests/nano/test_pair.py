@@ -2,7 +2,8 @@
 
 import pytest
 
-from c2c_lightning.models.loading import PROJECT, load_model, load_tokenizer
+from c2c_lightning.files import PROJECT
+from c2c_lightning.models.loading import load_model, load_tokenizer
 from c2c_lightning.nano import world
 
 NANO = PROJECT / "c2c_lightning" / "nano"

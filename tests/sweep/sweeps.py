@@ -17,8 +17,8 @@ import pandas as pd
 import yaml
 
 from c2c_lightning.cli.sweep import read_sweep
+from c2c_lightning.files import PROJECT
 from c2c_lightning.fuser import C2CFuser
-from c2c_lightning.models.loading import PROJECT
 from c2c_lightning.sweep.trials import Trials
 from tests.training.runs import BASE
 

@@ -9,7 +9,7 @@ import yaml
 
 from c2c_lightning.cli.sweep import build, read_sweep, refuse_changes
 from c2c_lightning.errors import UserError
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from c2c_lightning.sweep.configuration import check_configurations, merge
 from c2c_lightning.sweep.driver import complete
 from c2c_lightning.sweep.settings import Sweep

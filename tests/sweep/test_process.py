@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from c2c_lightning.sweep.process import (
     DIES_WITH_PARENT,
     LOCK,

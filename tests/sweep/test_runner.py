@@ -11,7 +11,7 @@ import ray
 from ray.util import placement_group
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from c2c_lightning.sweep.process import held, log_tail
 from c2c_lightning.sweep.runner import GROUP_FILE, Runner, arguments, clear_false_start, cluster, origin, room_for
 from c2c_lightning.sweep.settings import Resources

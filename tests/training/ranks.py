@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from tests.training.runs import BASE, SMALL, Run, newest
 
 FSDP1, FSDP2 = (["--config", str(PROJECT / "conf" / "trainer" / f"{name}.yaml")] for name in ("fsdp", "fsdp2"))

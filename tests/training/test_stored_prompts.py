@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.models.loading import PROJECT
+from c2c_lightning.files import PROJECT
 from tests.models.test_prompt_store import contents, entries
 from tests.training.ranks import FSDP1, FSDP2, ON_TWO, curve, launch
 from tests.training.runs import BASE, SMALL, Run, command, same
