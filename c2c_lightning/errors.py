@@ -79,6 +79,13 @@ def user_message(error: BaseException | None) -> str | None:
     return None
 
 
+def check_at_least(least: int, name: str = "{}", **values: int | None) -> None:
+    """Refuses settings that are too small; `name` puts each key into the words of the message. None is not looked at."""
+    for key, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name.format(key)} is {value}: it must be at least {least}.")
+
+
 def meant(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about an unknown name: the known one that is most like it, or else what to do."""
     near = difflib.get_close_matches(name, list(known), n=1)

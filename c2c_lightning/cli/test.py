@@ -18,10 +18,10 @@ from c2c_lightning.cli.lightning_parser import CheckedCLI, Parser
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation import analyses, benchmarks
 from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.asking.answers import digest
 from c2c_lightning.evaluation.asking.controls import CONTROLS
 from c2c_lightning.evaluation.asking.module import METHODS, Evaluation, EvaluationProgress
 from c2c_lightning.evaluation.asking.questions import BenchmarkData
-from c2c_lightning.evaluation.asking.settings import digest
 from c2c_lightning.evaluation.report.record import EvaluationRecord
 from c2c_lightning.formats.config import located
 from c2c_lightning.formats.fuser_folder import named, read_fuser

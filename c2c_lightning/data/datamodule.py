@@ -20,7 +20,7 @@ from c2c_lightning.data.loader import BatchStream, Loader, lengths_of
 from c2c_lightning.data.records import Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.files import checked
 from c2c_lightning.models import Aligner, Batch
 
@@ -87,15 +87,9 @@ class InstructionData(L.LightningDataModule):
     ):
         super().__init__()
         val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        for key, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("buffer", buffer, 1),
-            ("num_workers", num_workers, 0),
-            ("max_length", max_length, 2),
-        ):
-            if value < least:
-                raise UserError(f"data.{key} is {value}: it must be at least {least}.")
+        check_at_least(1, "data.{}", batch_size=batch_size, val_batch_size=val_batch_size, buffer=buffer)
+        check_at_least(0, "data.{}", num_workers=num_workers)
+        check_at_least(2, "data.{}", max_length=max_length)
         if (prompt_column is None) != (response_column is None):
             raise UserError(
                 f"data.prompt_column is {prompt_column!r} and data.response_column {response_column!r}: "

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from c2c_lightning.drawing import ACCENT, INK, Estimate, Row, draw_forest
-from c2c_lightning.evaluation.report.formatting import points_with_interval
+from c2c_lightning.evaluation.report.page import points_with_interval
 from c2c_lightning.files import write_whole
 from c2c_lightning.runs import TRIAL_FILE
 from c2c_lightning.sweep.labels import NOTHING, cut, described, is_share, short_value, shown_score, shown_time

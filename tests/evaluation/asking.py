@@ -10,10 +10,9 @@ import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.asking.observing import Observer, read_caches
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.asking.text_to_text import TextToText
 from c2c_lightning.models.cache import read_stack
 

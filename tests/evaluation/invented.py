@@ -18,9 +18,8 @@ from c2c_lightning.evaluation.asking.controls import (
 )
 from c2c_lightning.evaluation.asking.methods import C2C, Receiver, Routing, Sharer
 from c2c_lightning.evaluation.asking.text_to_text import TextToText
-from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.evaluation.benchmarks.base import Row
-from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 
 METHODS = (Receiver, Sharer, TextToText, Routing, C2C)

@@ -18,12 +18,12 @@ from c2c_lightning.evaluation.benchmarks import (
     ARCChallenge,
     Benchmark,
     CEval,
+    Item,
     MMLURedux,
     NanoWorld,
     OpenBookQA,
     OwnQuestions,
 )
-from c2c_lightning.evaluation.benchmarks.item import Item
 
 FILES = Path(__file__).parent / "benchmark_files"
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data"  # whole test sets, where a developer has them
@@ -444,7 +444,7 @@ def test_no_questions_are_refused_with_what_was_left_out(tmp_path):
         (lambda: ARCChallenge("nobody/no-data").items(), "arc_challenge.path 'nobody/no-data' .* as a hub id: "),
         (lambda: MMLURedux("nobody/no-data").items(), "mmlu_redux.path 'nobody/no-data' .* as a hub id: "),
         (lambda: GSM8K("x", name="a/b"), "name 'a/b' becomes part of file names"),
-        (lambda: GSM8K("x", limit=0), "gsm8k.limit is 0: give at least 1"),
+        (lambda: GSM8K("x", limit=0), "gsm8k.limit is 0: it must be at least 1"),
         (
             lambda: GSM8K("x", answer_mode="letters"),
             "gsm8k.answer_mode is 'letters': give one of generate, logits, likelihood, likelihood_per_character",

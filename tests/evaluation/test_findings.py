@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from c2c_lightning.evaluation.report.findings import Findings, findings
-from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT
+from c2c_lightning.evaluation.report.page import NOT_SIGNIFICANT
 from c2c_lightning.evaluation.report.statistics import accuracy, compare, question_specific_gain
 from c2c_lightning.evaluation.report.wording import headline, reading_guide, sections
 from c2c_lightning.files import check_json, json_text
@@ -194,7 +194,7 @@ def test_scores_of_a_whole_evaluation_are_called_the_same_in_each_part():
     scores = {"receiver": right(20, 60), "c2c": right(50, 60), "text_to_text": np.linspace(0, 1, 60)}
     whole = results(scores)
     assert whole.measure == "score"
-    assert findings(whole.only(["receiver", "c2c"])).measure == "score"
+    assert findings(whole, ["receiver", "c2c"]).measure == "score"
     del scores["text_to_text"]
     assert findings(results(scores)).measure == "accuracy"
 

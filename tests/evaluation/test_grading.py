@@ -10,8 +10,7 @@ from functools import cache
 import pytest
 from torchmetrics.functional.text import squad
 
-from c2c_lightning.evaluation.benchmarks import grading
-from c2c_lightning.evaluation.benchmarks.item import Grade
+from c2c_lightning.evaluation.benchmarks import Grade, grading
 
 
 def test_a_letter_is_right_if_it_is_any_of_the_answers():

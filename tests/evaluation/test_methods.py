@@ -272,17 +272,17 @@ def test_no_router_is_better_than_the_oracle(open_questions):
 def test_each_response_keeps_to_its_own_limit_and_tells_how_sure_it_was(communicator, open_questions):
     start = Receiver().prefill(Asking.of(communicator, open_questions))
     limits = [1, 2, 3, 4]
-    decoded = decode(start, limits, clock())
+    responses = decode(start, limits, clock())
     end = communicator.models.receiver.generation_config.eos_token_id
     for row, (item, limit) in enumerate(zip(open_questions.items, limits)):
         batch = communicator.models.collate([open_questions.benchmark.messages(item)])
         out = communicator.models.receiver.generate(batch.prompt_ids, max_new_tokens=limit, do_sample=False)
         said = out[0, batch.prompt_ids.shape[1] :].tolist()
-        assert decoded.tokens[row] == len(said)
-        assert decoded.truncated[row] == (end not in said)
+        assert responses[row].tokens == len(said)
+        assert responses[row].truncated == (end not in said)
         logits = communicator.models.receiver(out).logits[0, batch.prompt_ids.shape[1] - 1 : -1]
         log_probs = logits.log_softmax(-1)[range(len(said)), said]
-        assert decoded.confidence[row] == pytest.approx(log_probs.mean().item(), abs=1e-4)
+        assert responses[row].confidence == pytest.approx(log_probs.mean().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from c2c_lightning.evaluation.asking.questions import Questions, derangement, num_merged, shuffled_choices
-from c2c_lightning.evaluation.benchmarks import NanoWorld
-from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.evaluation.benchmarks import Item, NanoWorld
 from c2c_lightning.models import Aligner, ChatConfig, Message
 from tests.evaluation.invented import Invented
 from tests.models import tiny

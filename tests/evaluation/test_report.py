@@ -12,8 +12,7 @@ import pytest
 from c2c_lightning.drawing import Estimate, Row, draw_forest, new_figure, save, shown, styled
 from c2c_lightning.evaluation.report.findings import findings
 from c2c_lightning.evaluation.report.page import Section, write_report
-from c2c_lightning.evaluation.report.record import show
-from c2c_lightning.evaluation.report.wording import sections
+from c2c_lightning.evaluation.report.wording import sections, show
 from tests.evaluation.invented import results, right
 from tests.evaluation.page import Page, pipe_tables
 

@@ -17,9 +17,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
-from c2c_lightning.evaluation.asking.settings import digest
-from c2c_lightning.evaluation.benchmarks import NanoWorld, grading
-from c2c_lightning.evaluation.benchmarks.item import Grade
+from c2c_lightning.evaluation.asking.answers import digest
+from c2c_lightning.evaluation.benchmarks import Grade, NanoWorld, grading
 from c2c_lightning.evaluation.report.comparison import compare_runs
 from c2c_lightning.files import PROJECT
 from tests.evaluation.trained import FEW, Evaluated, arguments, command, environment, evaluate, same_findings

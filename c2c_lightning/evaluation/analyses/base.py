@@ -1,19 +1,21 @@
-"""What every analysis is, a callback of the test loop that draws, and the numbers of its tables."""
+"""What every analysis is, a callback of the test loop that draws, and what several of them show alike."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
+from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import Estimate, shown
 from c2c_lightning.evaluation.asking.methods import Method
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, NOTHING, p_value, points_with_interval
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.page import NOTHING, Section, doubt, p_value, points_with_interval, with_interval
 from c2c_lightning.evaluation.report.statistics import accuracy, compare
 
 
@@ -41,13 +43,38 @@ def estimates(results: BenchmarkResults, methods: Sequence[str]) -> dict[str, Es
     return {m: accuracy(results.scores(m), results.seed) for m in methods if m in results.answers}
 
 
-def differences(results: BenchmarkResults, method: str, reference: str, label: str = "") -> dict[str, str]:
-    """Two cells of a table, how much better a method is than a reference and p; none if that was not asked."""
+def score_cells(results: BenchmarkResults, method: str, reference: str, label: str = "") -> dict[str, str]:
+    """Cells of a table: a method's mean score, and if the reference was asked, how much better it is and p."""
+    cells = {f"{label}{results.measure}": with_interval(estimates(results, [method])[method], results.measure)}
     if reference not in results.answers:
-        return {}
+        return cells
     points, p = NOTHING, NOTHING
     if method != reference:
         compared = compare(results.scores(method), results.scores(reference), results.seed)
         points = points_with_interval(compared.difference)
-        p = p_value(compared.p) + ("" if compared.significant else f", {NOT_SIGNIFICANT}")
-    return {f"{label}less {shown(reference)}, points": points, f"{label}p": p}
+        p = p_value(compared.p) + doubt(compared)
+    return cells | {f"{label}less {shown(reference)}, points": points, f"{label}p": p}
+
+
+def layer_axis(axis: Axis) -> None:
+    axis.set_label_text("receiver layer")
+    axis.get_major_locator().set_params(integer=True)
+
+
+@drawing.styled
+def draw_by_layer(
+    references: Mapping[str, Estimate],
+    series: Sequence[tuple[Sequence[float], list[Estimate], str, str, str]],
+    measure: str,
+) -> Figure:
+    """Mean scores by layer (of each series places, scores, label, colour, marker), beside those of whole methods."""
+    figure = drawing.new_figure(4)
+    axis = figure.subplots()
+    drawing.draw_references(axis, references)
+    for each in series:
+        drawing.draw_series(axis, *each)
+    layer_axis(axis.xaxis)
+    drawing.score_axis(axis.yaxis, measure)
+    axis.grid()
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure

@@ -5,11 +5,9 @@ Dimensions: B questions, N few-shot prompt tokens, N0 direct prompt tokens, H kv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,14 +18,12 @@ from torch import Tensor
 from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import INK, Estimate
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
-from c2c_lightning.evaluation.asking.decoding import Prefill
+from c2c_lightning.errors import check_at_least
+from c2c_lightning.evaluation.analyses.base import Analysis, draw_by_layer, estimates, score_cells
+from c2c_lightning.evaluation.asking.decoding import Prefill, common
 from c2c_lightning.evaluation.asking.methods import Answering, Asking
-from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import with_interval
 from c2c_lightning.evaluation.report.page import Section
 from c2c_lightning.models import Message
 from c2c_lightning.models.cache import branch, position_ids, prefill
@@ -63,8 +59,7 @@ class CacheEnrichment(Analysis):
     """
 
     def __init__(self, shots: int = SHOTS, by_layer: bool = True, seed: int = 0):
-        if shots < 1:
-            raise UserError(f"shots of CacheEnrichment is {shots}: give at least 1.")
+        check_at_least(1, "{} of CacheEnrichment", shots=shots)
         self.shots, self.by_layer, self.seed = shots, by_layer, seed
 
     def methods(self, communicator: Communicator) -> list[FewShot]:
@@ -81,31 +76,32 @@ class CacheEnrichment(Analysis):
         kinds = {"receiver": "receiver"} | {m.name: m.kind for m in methods if not isinstance(m, EnrichedLayer)}
         whole = {kind: found[name] for name, kind in kinds.items() if name in found}
         measure = results.measure
-        rows = [
-            {"method": name, measure: with_interval(estimate, measure)} | differences(results, name, "receiver")
-            for name, estimate in found.items()
-        ]
+        rows = [{"method": name} | score_cells(results, name, "receiver") for name in found]
         shots = min(self.shots, len(results.benchmark.exemplar_items()))
         caption = f"{measure.capitalize()} when the question's cache has read exemplars"
-        figure = drawing.save(draw(whole, single, measure), folder, "cache_enrichment")
+        if single:
+            series = [(list(single), list(single.values()), "only this layer enriched", INK, "o")]
+            figure = draw_by_layer(whole, series, measure)
+        else:
+            figure = draw_bars(whole, measure)
+        figures = {caption: drawing.save(figure, folder, "cache_enrichment")}
         text = TEXT.format(shots=shots, by_layer=BY_LAYER if single else "")
-        return Section("Cache enrichment (oracle)", text, {caption: pd.DataFrame(rows)}, {caption: figure})
+        return Section("Cache enrichment (oracle)", text, {caption: pd.DataFrame(rows)}, figures)
 
 
 class FewShot(Answering):
     """The receiver reads exemplars, as earlier turns of the conversation, and then the question.
 
-    Args:
-        shots: how many exemplars, the same ones for every question (of a subject).
-        seed: of their choice.
+    The exemplars are the same ones for every question (of a subject), chosen by the seed.
     """
 
-    kind: ClassVar[str] = "few_shot"
+    kind, does = "few_shot", "the receiver alone, after {shots} exemplars"
 
     def __init__(self, shots: int, seed: int):
         self.shots, self.seed = shots, seed
-        self.name = name_of(self.kind, shots, seed)
-        self.description = f"the receiver alone, after {shots} exemplars"
+        # Answers after other exemplars must not be taken for its own when a run goes on.
+        self.name = self.kind + (f"_{shots}_shots" if shots != SHOTS else "") + (f"_seed_{seed}" if seed else "")
+        self.description = self.does.format(shots=shots)
 
     def why_not(self, benchmark: Benchmark) -> str | None:
         return None if benchmark.exemplar_items() else "the benchmark has no exemplars"
@@ -120,7 +116,6 @@ class FewShot(Answering):
         return asking.read_prompts(models.receiver, models.aligner.receiver, chats, "receiver prefill", key)
 
     def shared(self, few_shot: Prefill, asking: Asking) -> SharedTokens:
-        """Which tokens of the few-shot prompts are of the direct prompts."""
         batch = asking.reading.batch
         find = partial(SharedTokens.find, few_shot, batch.prompt_ids, batch.prompt_mask)
         return asking.once("tokenization", ("shared", self.shots, self.seed), find)
@@ -129,11 +124,7 @@ class FewShot(Answering):
 class Enriched(FewShot):
     """The same cache with everything but the question's own tokens masked."""
 
-    kind = "enriched"
-
-    def __init__(self, shots: int, seed: int):
-        super().__init__(shots, seed)
-        self.description = "the same cache with everything but the question's own tokens masked"
+    kind, does = "enriched", "the same cache with everything but the question's own tokens masked"
 
     def prefill(self, asking: Asking) -> Prefill:
         start = super().prefill(asking)
@@ -146,10 +137,9 @@ class EnrichedLayer(FewShot):
     """One receiver layer's cache of the question's tokens from the few-shot reading, the others' from a direct one."""
 
     def __init__(self, layer: int, shots: int, seed: int):
+        self.layer, self.kind = layer, f"enriched_layer_{layer}"
+        self.does = f"the receiver with layer {layer} of the question's cache after {{shots}} exemplars"
         super().__init__(shots, seed)
-        self.layer = layer
-        self.name = name_of(f"enriched_layer_{layer}", shots, seed)
-        self.description = f"the receiver with layer {layer} of the question's cache after {shots} exemplars"
 
     def prefill(self, asking: Asking) -> Prefill:
         few_shot, batch = super().prefill(asking), asking.reading.batch
@@ -192,16 +182,6 @@ class SharedTokens:
         return cls(shared, positions, is_question)
 
 
-def name_of(kind: str, shots: int, seed: int) -> str:
-    """A method's name: answers after other exemplars must not be taken for its own when a run goes on."""
-    return kind + (f"_{shots}_shots" if shots != SHOTS else "") + (f"_seed_{seed}" if seed else "")
-
-
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
-
-
 def conversation(benchmark: Benchmark, item: Item, shots: int, seed: int) -> list[Message]:
     """Exemplars as earlier turns, each with its right answer, and then the question.
 
@@ -219,22 +199,12 @@ def conversation(benchmark: Benchmark, item: Item, shots: int, seed: int) -> lis
 
 
 @drawing.styled
-def draw(whole: dict[str, Estimate], single: dict[int, Estimate], measure: str) -> Figure:
-    """Lines for direct, few-shot and enriched, and points for single layers; bars if there are no layers."""
-    figure = drawing.new_figure(4 if single else 2.4)
+def draw_bars(whole: dict[str, Estimate], measure: str) -> Figure:
+    figure = drawing.new_figure(2.4)
     axis = figure.subplots()
-    if single:
-        drawing.draw_references(axis, whole)
-        drawing.draw_series(axis, list(single), list(single.values()), "only this layer enriched", INK, "o")
-        axis.set_xlabel("receiver layer")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        drawing.score_axis(axis.yaxis, measure)
-        figure.legend(loc="outside lower center", ncols=4)
-    else:
-        values = list(whole.values())
-        colours = [drawing.colour(name) for name in whole]
-        axis.barh(list(whole), [e.value for e in values], xerr=drawing.margins(values), color=colours, capsize=3)
-        axis.invert_yaxis()
-        drawing.score_axis(axis.xaxis, measure)
+    values, colours = list(whole.values()), [drawing.colour(name) for name in whole]
+    axis.barh(list(whole), [e.value for e in values], xerr=drawing.margins(values), color=colours, capsize=3)
+    axis.invert_yaxis()
+    drawing.score_axis(axis.xaxis, measure)
     axis.grid()
     return figure

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import colour, new_figure, save, styled
-from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.base import Analysis, layer_axis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.page import Section
@@ -58,14 +58,13 @@ class EffectiveRank(Analysis, Observer):
         for name in (*sharers, "receiver", "fused"):
             label = name if len(sharers) > 1 else name.removesuffix("_0")
             drawn[label] = layers[name], ranks_2L[name]
-        columns = {"receiver layer": ["mean", *map(str, fusers.fused_layers)]}
+        table = pd.DataFrame(index=pd.Index(["mean", *fusers.fused_layers], name="receiver layer"))
         for p, part in enumerate(PART_NAMES):
             for label, (own_layers, ranks) in drawn.items():
-                by_layer = {layer: f"{rank:.1f}" for layer, rank in zip(own_layers, ranks[p])}
-                cells = [by_layer.get(layer, "") for layer in fusers.fused_layers]
-                columns[f"{part}, {label}"] = [f"{ranks[p].mean():.1f}", *cells]
+                table[f"{part}, {label}"] = pd.Series([ranks[p].mean(), *ranks[p]], ["mean", *own_layers])
+        table = table.map("{:.1f}".format, na_action="ignore").fillna("").reset_index().astype(str)
         figures = {"Effective rank of keys and values in every fused layer": save(draw(drawn), folder, self.name)}
-        return Section("Effective rank of the caches", TEXT, {"Effective rank": pd.DataFrame(columns)}, figures)
+        return Section("Effective rank of the caches", TEXT, {"Effective rank": table}, figures)
 
 
 @styled
@@ -80,8 +79,7 @@ def draw(ranks: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
             marker = {"fused": "o", "receiver": "s", "sharer_1": "v", "sharer_2": "D"}.get(label, "^")
             axis.plot(layers, ranks_2L[p], color=colour(method), linestyle=style, marker=marker, label=label)
         axis.set_title(part)
-        axis.set_xlabel("receiver layer")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        layer_axis(axis.xaxis)
         axis.grid()
     axes[0].set_ylabel("effective rank")
     axes[0].set_ylim(bottom=0)
@@ -114,11 +112,9 @@ class EffectiveRanks(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """For every cache (2, L)."""
-        values = {name: torch.linalg.eigvalsh(getattr(self, name)).clamp(min=0).sqrt() for name in self.names}
-        return {name: effective_rank(values_2LF).cpu() for name, values_2LF in values.items()}
-
-
-def effective_rank(singular_values: Tensor) -> Tensor:
-    """exp(entropy) of the singular values in the last dimension, scaled to sum to 1."""
-    share = singular_values / singular_values.sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp()
+        ranks = {}
+        for name in self.names:
+            values_2LF = torch.linalg.eigvalsh(getattr(self, name)).clamp(min=0).sqrt()
+            share_2LF = values_2LF / values_2LF.sum(-1, keepdim=True)
+            ranks[name] = torch.special.entr(share_2LF).sum(-1).exp().cpu()
+        return ranks

@@ -20,11 +20,10 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import INK, PALE, PART_COLOURS, new_figure, save, styled
-from c2c_lightning.evaluation.analyses.base import Analysis
+from c2c_lightning.evaluation.analyses.base import Analysis, layer_axis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import NOTHING, percent
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.page import NOTHING, Section, percent
 from c2c_lightning.fuser import PART_NAMES, Fusers, Gate
 
 GATES_TEXT = """\
@@ -121,8 +120,8 @@ def layer_table(fusers: Fusers, update_2L: np.ndarray, weights: dict[int, np.nda
                 place = (gate.parts.index(p), gate.receiver_layers.index(layer)) if is_fused else None
                 states.append(gate_state(gate.is_open()[place]) if is_fused else "not fused")
                 if i in weights:
-                    weight_H = weights[i][place] if is_fused else np.array([np.nan])
-                    means.append(NOTHING if np.isnan(weight_H).any() else f"{np.mean(weight_H):.3f}")
+                    weight = weights[i][place].mean() if is_fused else np.nan
+                    means.append(NOTHING if np.isnan(weight) else f"{weight:.3f}")
             row |= {f"{part}: gate": "; ".join(states), f"{part}: update": percent(update_2L[p, at])}
             if means:
                 row[f"{part}: mean weight"] = "; ".join(means)
@@ -168,10 +167,9 @@ def draw_updates(layers: list[int], update_2L: np.ndarray) -> Figure:
     axis = figure.subplots()
     for part, marker, sizes in zip(PART_NAMES, "os", update_2L):
         axis.plot(layers, sizes, color=PART_COLOURS[part], marker=marker, label=part)
-    axis.set_xlabel("receiver layer")
+    layer_axis(axis.xaxis)
     axis.set_ylabel("update, relative to receiver's own")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.grid()
     axis.legend()

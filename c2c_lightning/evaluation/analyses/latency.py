@@ -16,14 +16,12 @@ from pandas.api.typing import DataFrameGroupBy
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import ACCENT, INK, PALE, colour, new_figure, save, shown, styled
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.methods import Answering, Asking
-from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import NOTHING
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.page import NOTHING, Section
 
 METHODS = ("receiver", "sharer", "text_to_text", "c2c", "c2c_after_text")
 STAGES = {  # and their colours
@@ -64,9 +62,7 @@ class Latency(Analysis):
     """
 
     def __init__(self, methods: list[str] | None = None, questions: int = 16, batch_size: int = 8, repeats: int = 3):
-        for key, value in (("questions", questions), ("batch_size", batch_size), ("repeats", repeats)):
-            if value < 1:
-                raise UserError(f"{key} of Latency is {value}: give at least 1.")
+        check_at_least(1, "{} of Latency", questions=questions, batch_size=batch_size, repeats=repeats)
         self.names, self.questions, self.batch_size, self.repeats = methods, questions, batch_size, repeats
 
     def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
@@ -75,7 +71,8 @@ class Latency(Analysis):
             raise UserError(f"methods of Latency has {strangers[0]!r}: the evaluation has {', '.join(asked)}.")
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
-        methods = self.chosen(results)
+        chosen = [results.methods[name] for name in self.names or METHODS if name in results.answers]
+        methods = [method for method in chosen if isinstance(method, Answering)]
         if not methods:
             return None
         sizes = sorted({1, min(self.batch_size, len(results.items))})
@@ -89,11 +86,6 @@ class Latency(Analysis):
         )
         figures = {"Where the time goes": save(draw(timings), folder, "latency")}
         return Section("Latency", text, tables(timings), figures)
-
-    def chosen(self, results: BenchmarkResults) -> list[Answering]:
-        """The methods that are timed."""
-        methods = [results.methods[name] for name in self.names or METHODS if name in results.answers]
-        return [method for method in methods if isinstance(method, Answering)]
 
     def measure(
         self, communicator: Communicator, results: BenchmarkResults, methods: Sequence[Answering], batch_size: int
@@ -127,12 +119,12 @@ def time_one(method: Answering, communicator: Communicator, questions: Questions
     asking, device = Asking.of(communicator, questions), communicator.models.receiver.device
     wait(device)
     begun, clock = time.perf_counter(), StageClock(device)
-    _, decoded = method.respond(replace(asking, clock=clock))
+    _, responses = method.respond(replace(asking, clock=clock))
     wait(device)
     total = time.perf_counter() - begun
     stages = clock.seconds()
     tokenization = stages.pop("tokenization", 0.0)
-    first_token, tokens = clock.between(clock.begun, clock.marks["first token"]), max(decoded.tokens)
+    first_token, tokens = clock.between(clock.begun, clock.marks["first token"]), max(said.tokens for said in responses)
     return {
         "first token": first_token - tokenization,
         "per further token": (total - first_token) / (tokens - 1) if tokens > 1 else np.nan,
@@ -176,16 +168,12 @@ def draw(timings: DataFrameGroupBy) -> Figure:
     axes = figure.subplots(len(sizes), squeeze=False)[:, 0]
     for axis, size in zip(axes, sizes):
         of_size = means.loc[size]
-        left = np.zeros(len(of_size))
-        for stage, face in STAGES.items():
-            width = of_size[stage].to_numpy()
-            axis.barh([*of_size.index], width, left=left, color=face, edgecolor="white", linewidth=0.5, label=stage)
-            left += width
-        for place, end in enumerate(left):
+        style = {"color": STAGES, "edgecolor": "white", "linewidth": 0.5, "legend": False}
+        of_size.plot.barh(ax=axis, stacked=True, width=0.8, ylabel="", title=f"batch size {size}", **style)
+        for place, end in enumerate(of_size.sum(axis=1)):
             axis.text(end, place, f" {end:.0f}" if end >= 10 else f" {end:.1f}", va="center")
         axis.invert_yaxis()
         axis.margins(x=0.1)
-        axis.set_title(f"batch size {size}")
         axis.grid(axis="x")
     axes[-1].set_xlabel("mean time of a batch (ms)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -17,12 +17,11 @@ from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import ACCENT, Estimate
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, differences, estimates
+from c2c_lightning.evaluation.analyses.base import Analysis, draw_by_layer, estimates, score_cells
 from c2c_lightning.evaluation.asking.decoding import Prefill
 from c2c_lightning.evaluation.asking.methods import C2C, Asking, cache_bytes
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import with_interval
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.page import Section, with_interval
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch
 from c2c_lightning.models.alignment import UNALIGNED
@@ -59,11 +58,7 @@ class LayerAblation(Analysis):
         return [make(layer) for layer in self.chosen_layers(communicator) for make in (WithoutLayer, OnlyLayer)]
 
     def chosen_layers(self, communicator: Communicator) -> list[int]:
-        """The layers that are looked at.
-
-        Raises:
-            UserError: a layer that is not fused was asked for.
-        """
+        """The layers that are looked at; a UserError if one was asked for that is not fused."""
         if self.layers is None:
             return sorted({g.receiver_layers[layer] for g in communicator.fusers.gates for _, layer in g.active()})
         fused = communicator.fusers.fused_layers
@@ -76,18 +71,18 @@ class LayerAblation(Analysis):
         layers, measure = self.chosen_layers(communicator), results.measure
         if not layers:
             return None
-        found = estimates(results, [method.name for method in self.methods(communicator)])
-        rows = []
-        for layer in layers:
-            without, only = WithoutLayer(layer).name, OnlyLayer(layer).name
-            rows.append(
-                {"layer": str(layer), f"without: {measure}": with_interval(found[without], measure)}
-                | differences(results, without, "c2c", "without: ")
-                | {f"only: {measure}": with_interval(found[only], measure)}
-                | differences(results, only, "receiver", "only: ")
-            )
-        values = list(found.values())  # without a layer and with it only, by turns
-        figure = draw_layers(layers, values[::2], values[1::2], estimates(results, ["c2c", "receiver"]), measure)
+        rows = [
+            {"layer": str(layer)}
+            | score_cells(results, WithoutLayer(layer).name, "c2c", "without: ")
+            | score_cells(results, OnlyLayer(layer).name, "receiver", "only: ")
+            for layer in layers
+        ]
+        found = list(estimates(results, [method.name for method in self.methods(communicator)]).values())
+        series = [  # the methods are without a layer and with it only, by turns
+            ([layer - 0.12 for layer in layers], found[::2], "C2C without the layer", drawing.colour("c2c"), "o"),
+            ([layer + 0.12 for layer in layers], found[1::2], "C2C with only the layer", drawing.CONTRAST, "s"),
+        ]
+        figure = draw_by_layer(estimates(results, ["c2c", "receiver"]), series, measure)
         caption = f"{measure.capitalize()} without and with only one layer"
         figures = {caption: drawing.save(figure, folder, "layer_ablation")}
         text = LAYERS_TEXT.format(measure=measure)
@@ -124,39 +119,15 @@ class OnlyLayer(WithoutLayer):
 @contextmanager
 def closed_gates(fusers: Fusers, layers: Collection[int]) -> Iterator[None]:
     """Within it, the gates of some receiver layers are closed, for every part, head and sharer."""
-    kept = [gate.logit.detach().clone() for gate in fusers.gates]
+    kept = [gate.logit.data for gate in fusers.gates]
     try:
-        with torch.no_grad():
-            for gate, logit_PLH in zip(fusers.gates, kept):
-                stays_L = torch.tensor([layer not in layers for layer in gate.receiver_layers], device=logit_PLH.device)
-                gate.logit.copy_(torch.where(stays_L[:, None], logit_PLH, -1.0))
+        for gate, logit_PLH in zip(fusers.gates, kept):
+            stays_L = torch.tensor([layer not in layers for layer in gate.receiver_layers], device=logit_PLH.device)
+            gate.logit.data = torch.where(stays_L[:, None], logit_PLH, -1.0)
         yield
     finally:
-        with torch.no_grad():
-            for gate, logit_PLH in zip(fusers.gates, kept):
-                gate.logit.copy_(logit_PLH)
-
-
-@drawing.styled
-def draw_layers(
-    layers: list[int], without: list[Estimate], only: list[Estimate], references: dict[str, Estimate], measure: str
-) -> Figure:
-    """Both mean scores of every layer, beside those of C2C and the receiver."""
-    figure = drawing.new_figure(4)
-    axis = figure.subplots()
-    drawing.draw_references(axis, references)
-    drawing.draw_series(
-        axis, [layer - 0.12 for layer in layers], without, "C2C without the layer", drawing.colour("c2c"), "o"
-    )
-    drawing.draw_series(
-        axis, [layer + 0.12 for layer in layers], only, "C2C with only the layer", drawing.CONTRAST, "s"
-    )
-    axis.set_xlabel("receiver layer")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    drawing.score_axis(axis.yaxis, measure)
-    axis.grid()
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
+        for gate, logit_PLH in zip(fusers.gates, kept):
+            gate.logit.data = logit_PLH
 
 
 class FusedFraction(Analysis):
@@ -184,25 +155,19 @@ class FusedFraction(Analysis):
         methods = self.methods(communicator)
         found = estimates(results, ["receiver", "c2c", *(method.name for method in methods)])
         series: dict[End, dict[int, Estimate]] = {}
+        measure, cells = results.measure, {}
         for end in ENDS:
             named = {0: "receiver", **{m.percentage: m.name for m in methods if m.end == end}, 100: "c2c"}
             series[end] = {percentage: found[name] for percentage, name in named.items() if name in found}
-        measure = results.measure
-        table = pd.DataFrame({"fused": [f"{p}%" for p in series["front"]]})
-        for end in ENDS:
-            table[f"from the {end}: {measure}"] = [with_interval(e, measure) for e in series[end].values()]
+            cells[f"from the {end}: {measure}"] = [with_interval(each, measure) for each in series[end].values()]
+        table = pd.DataFrame({"fused": [f"{p}%" for p in series["front"]], **cells})
         caption = f"{measure.capitalize()} against the share of the prompt that is fused"
         figure = drawing.save(draw_fraction(series, measure), folder, "fused_fraction")
         return Section("How much of the prompt is fused", FRACTION_TEXT, {caption: table}, {caption: figure})
 
 
 class PartlyFused(C2C):
-    """C2C on the first or last tokens of every prompt; only what they hear counts as handed over.
-
-    Args:
-        end: where the fused tokens are.
-        percentage: of the prompt's tokens, from 0 to 100.
-    """
+    """C2C on the first or last tokens of every prompt; only what they hear counts as handed over."""
 
     def __init__(self, end: End, percentage: int):
         self.end, self.percentage = end, percentage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,10 @@ from matplotlib_venn.layout.venn3 import DefaultLayoutAlgorithm as Layout3
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import INK, Estimate, colour, margins, new_figure, save, score_axis, shown, styled
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import percent, with_interval
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.findings import MAIN, BenchmarkResults
+from c2c_lightning.evaluation.report.page import Section, percent, with_interval
 from c2c_lightning.evaluation.report.statistics import accuracy
 
-BY_SUBJECT = ("receiver", "sharer", "text_to_text", "c2c")
 IN_CIRCLES = ("receiver", "sharer", "c2c")
 MOST = 60  # subjects in the figure
 SUBJECTS_TEXT = """\
@@ -35,7 +35,7 @@ class SubjectAccuracy(Analysis):
     """Mean scores of receiver, sharer, text-to-text and C2C in every subject of a benchmark that has subjects."""
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
-        methods = [method for method in BY_SUBJECT if method in results.answers]
+        methods = [method for method in MAIN if method in results.answers]
         subjects = np.array([item.subject for item in results.items])
         names = sorted(set(subjects) - {""})
         if not names or not methods:
@@ -46,48 +46,41 @@ class SubjectAccuracy(Analysis):
             gain = scores["c2c"] - scores["receiver"]
             names.sort(key=lambda name: -gain[subjects == name].mean())
             order = " Subjects are in the order of C2C's gain over the receiver."
-        by_subject = {
-            name: {method: accuracy(scores[method][subjects == name], results.seed) for method in methods}
-            for name in names
-        }
-        counts = {name: int((subjects == name).sum()) for name in names}
-        drawn = set(sorted(names, key=lambda name: -counts[name])[:MOST])
+        found = {m: {name: accuracy(scores[m][subjects == name], results.seed) for name in names} for m in methods}
+        counts = Counter(subjects)
+        largest = sorted(names, key=lambda name: -counts[name])[:MOST]
+        drawn = {name: f"{name} ({counts[name]})" for name in names if name in largest}
         cut = f" The figure has the {MOST} subjects with most questions." if len(names) > MOST else ""
         measure = results.measure
         table = pd.DataFrame({"subject": names, "questions": [str(counts[name]) for name in names]})
-        for method in methods:
-            table[shown(method)] = [with_interval(by_subject[name][method], measure) for name in names]
-        figure = draw_subjects({name: by_subject[name] for name in names if name in drawn}, counts, measure)
+        for method, by_subject in found.items():
+            table[shown(method)] = [with_interval(estimate, measure) for estimate in by_subject.values()]
+        figure = draw_subjects(found, drawn, measure)
         caption = f"{measure.capitalize()} by subject"
         text = SUBJECTS_TEXT.format(measure=measure.capitalize(), order=order, cut=cut)
         return Section(caption, text, {caption: table}, {caption: save(figure, folder, "subjects")})
 
 
 @styled
-def draw_subjects(by_subject: dict[str, dict[str, Estimate]], counts: dict[str, int], measure: str) -> Figure:
-    """A group of bars for every subject, a bar for every method."""
-    methods = list(next(iter(by_subject.values())))
-    figure = new_figure(1.3 + len(by_subject) * (0.1 + 0.1 * len(methods)))
+def draw_subjects(found: dict[str, dict[str, Estimate]], labels: dict[str, str], measure: str) -> Figure:
+    """A group of bars for every subject that has a label, a bar for every method."""
+    figure = new_figure(1.3 + len(labels) * (0.1 + 0.1 * len(found)))
     axis = figure.subplots()
-    height = 0.8 / len(methods)
-    places = np.arange(len(by_subject))
-    for k, method in enumerate(methods):
-        values = [by_method[method] for by_method in by_subject.values()]
-        axis.barh(
-            places + (k - (len(methods) - 1) / 2) * height,
-            [estimate.value for estimate in values],
-            height,
-            xerr=margins(values),
-            color=colour(method),
-            error_kw={"elinewidth": 0.8, "ecolor": INK},
-            label=shown(method),
-        )
-    axis.set_yticks(places, [f"{name} ({counts[name]})" for name in by_subject])
-    axis.set_ylim(len(by_subject) - 0.5, -0.5)
+    columns = {method: [by_subject[name] for name in labels] for method, by_subject in found.items()}
+    means = pd.DataFrame({shown(m): [each.value for each in values] for m, values in columns.items()}, labels.values())
+    means.plot.barh(
+        ax=axis,
+        width=0.8,
+        xerr=np.array([margins(values) for values in columns.values()]),
+        color=[colour(method) for method in found],
+        error_kw={"elinewidth": 0.8, "ecolor": INK},
+        legend=False,
+    )
+    axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     score_axis(axis.xaxis, measure)
     axis.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=len(methods))
+    figure.legend(loc="outside upper center", ncols=len(found))
     return figure
 
 
@@ -99,49 +92,48 @@ class SolvedVenn(Analysis):
         if len(methods) < 2:
             return None
         total = len(results.items)
-        solved = {m: {i for i, score in enumerate(results.scores(m)) if score == 1} for m in methods}
+        solved = pd.DataFrame({method: results.scores(method) == 1 for method in methods})
         regions = regions_of(solved)
+        nobody, *others = regions.index
         rows = [
             {
                 **{shown(method): "yes" if inside else "no" for method, inside in zip(methods, members)},
-                "questions": str(number),
-                "share": percent(number / total),
+                "questions": str(regions[members]),
+                "share": percent(regions[members] / total),
             }
-            for members, number in {**regions, (False,) * len(methods): total - sum(regions.values())}.items()
+            for members in (*others, nobody)
         ]
         tables = {"Questions by who solves them": pd.DataFrame(rows)}
         caption = f"Questions solved by {', '.join(methods[:-1])} and {shown(methods[-1])}"
-        figure = save(draw_venn(solved, regions, total), folder, "solved_venn")
+        figure = save(draw_venn(solved, regions), folder, "solved_venn")
         return Section("Who solves what", VENN_TEXT.format(all=total), tables, {caption: figure})
 
 
-def regions_of(solved: dict[str, set[int]]) -> dict[tuple[bool, ...], int]:
-    """How many questions are solved by just these methods, for every combination but nobody."""
-    everything = set().union(*solved.values())
-    members = [tuple(question in by for by in solved.values()) for question in everything]
-    combinations = [tuple(bool(code >> bit & 1) for bit in range(len(solved))) for code in range(1, 2 ** len(solved))]
-    return {combination: members.count(combination) for combination in combinations}
+def regions_of(solved: pd.DataFrame) -> pd.Series:
+    """How many questions are solved by just these methods, for every combination, the first that of nobody."""
+    # The order of matplotlib_venn's regions is that of binary numbers whose lowest bit is the first set.
+    combinations = [bits[::-1] for bits in itertools.product((False, True), repeat=len(solved.columns))]
+    return solved.value_counts().reindex(combinations, fill_value=0)
 
 
 @styled
-def draw_venn(solved: dict[str, set[int]], regions: dict[tuple[bool, ...], int], total: int) -> Figure:
+def draw_venn(solved: pd.DataFrame, regions: pd.Series) -> Figure:
     """Two or three equal circles with the number of questions in every region."""
     figure = new_figure(5)
     axis = figure.subplots()
-    venn, layout = (venn3, Layout3) if len(solved) == 3 else (venn2, Layout2)
-    # The order of matplotlib_venn's regions is that of binary numbers whose lowest bit is the first set.
+    total, (nobody, *others) = len(solved), regions
+    venn, layout = (venn3, Layout3) if len(solved.columns) == 3 else (venn2, Layout2)
     diagram = venn(
-        tuple(regions.values()),
-        set_labels=[f"{shown(method)}\n{len(by)} ({percent(len(by) / total)})" for method, by in solved.items()],
+        others,
+        set_labels=[f"{shown(method)}\n{by} ({percent(by / total)})" for method, by in solved.sum().items()],
         set_colors=[colour(method) for method in solved],
         alpha=0.45,
-        layout_algorithm=layout(fixed_subset_sizes=(1,) * len(regions)),
+        layout_algorithm=layout(fixed_subset_sizes=(1,) * len(others)),
         subset_label_formatter=lambda number: f"{number}\n{percent(number / total)}",
         ax=axis,
     )
     for label in (*diagram.subset_labels, *diagram.set_labels):
         if label is not None:
             label.set_fontsize(11)
-    nobody = total - sum(regions.values())
     figure.text(0.98, 0.03, f"none of them: {nobody} ({percent(nobody / total)})", ha="right", fontsize=11)
     return figure

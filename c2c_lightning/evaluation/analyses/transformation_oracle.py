@@ -17,17 +17,16 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, RandomSampler
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import colour, new_figure, save, styled
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
-from c2c_lightning.evaluation.report.formatting import percent
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report.page import Section, percent
 from c2c_lightning.fuser import PART_NAMES
 from c2c_lightning.fuser.stacked import StackedBlock, StackedLinear
 
@@ -74,10 +73,8 @@ class TransformationOracle(Analysis, Observer):
         sharer: int = 0,
         seed: int = 0,
     ):
-        given = {"tokens": (tokens, 16), "num_layers": (num_layers, 1), "hidden": (hidden, 1), "epochs": (epochs, 1)}
-        for key, (value, least) in given.items():
-            if value < least:
-                raise UserError(f"{key} of TransformationOracle is {value}: give at least {least}.")
+        check_at_least(16, "{} of TransformationOracle", tokens=tokens)
+        check_at_least(1, "{} of TransformationOracle", num_layers=num_layers, hidden=hidden, epochs=epochs)
         self.tokens, self.num_layers, self.hidden, self.epochs = tokens, num_layers, hidden, epochs
         self.sharer, self.seed = sharer, seed
         # A sample that was drawn otherwise must not be taken for its own when an evaluation goes on.
@@ -117,9 +114,9 @@ class TransformationOracle(Analysis, Observer):
         for p, part in enumerate(PART_NAMES):
             sets = (x[:, p * len(layers) + middle] for x in (test_source, test_target, mapped))
             clouds[part] = padded([x.double().cpu().numpy() for x in sets])
-        near = {part: near_target(*cloud) for part, cloud in clouds.items()}
         near_transformed, near_source = (
-            " and ".join(f"{near[part][k]:.0%} ({part})" for part in PART_NAMES) for k in range(2)
+            " and ".join(f"{share:.0%} ({part})" for part, share in zip(clouds, shares))
+            for shares in zip(*(near_target(*cloud) for cloud in clouds.values()))
         )
         widths = source_TGF.shape[-1], target_TGF.shape[-1]
         text = TEXT.format(
@@ -192,28 +189,25 @@ class TokenSample(Metric):
             "target": target,
         }
         every = {name: torch.cat([getattr(self, name), x.to(getattr(self, name))]) for name, x in new.items()}
-        lowest = every["drawn"].argsort(stable=True)[: self.tokens]
-        for name, state in every.items():
-            setattr(self, name, state[lowest])
+        for name, state in self.lowest(every).items():
+            setattr(self, name, state)
 
     def compute(self) -> dict[str, Tensor]:
         """`source` and `target` (T, G, F), and (T,) bool whether a token is `held_out`."""
         states = {name: getattr(self, name) for name in ("drawn", "held_out", "source", "target")}
         if states["drawn"].ndim > 1:  # of several ranks
             states = {name: state.flatten(0, 1) for name, state in states.items()}
-        lowest = states["drawn"].argsort(stable=True)[: self.tokens]
-        lowest = lowest[states["drawn"][lowest].isfinite()]
-        return {name: states[name][lowest].cpu() for name in ("held_out", "source", "target")}
+        sample = self.lowest(states)
+        is_token = sample.pop("drawn").isfinite()
+        return {name: state[is_token].cpu() for name, state in sample.items()}
+
+    def lowest(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        order = states["drawn"].argsort(stable=True)[: self.tokens]
+        return {name: state[order] for name, state in states.items()}
 
 
 class Mapping(nn.Module):
-    """A network for each group, of the fuser's shape, trained to give the target's tokens for the source's.
-
-    Args:
-        source_TGF: the tokens of the training, which say how features are scaled.
-        target_TGF: those opposite.
-        hidden: width.
-    """
+    """A network for each group, of the fuser's shape; the tokens of the training say how features are scaled."""
 
     def __init__(self, source_TGF: Tensor, target_TGF: Tensor, hidden: int):
         super().__init__()
@@ -238,17 +232,18 @@ def train(source_TGF: Tensor, target_TGF: Tensor, hidden: int, epochs: int, seed
     """A mapping trained on tokens, on their device, whatever mode the caller is in."""
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         # What came about in inference mode cannot be trained on; a copy can.
-        tokens = TensorDataset(source_TGF.clone(), target_TGF.clone())
+        source_TGF, target_TGF = source_TGF.clone(), target_TGF.clone()
         torch.manual_seed(seed)
-        mapping = Mapping(*tokens.tensors, hidden).to(source_TGF.device)
-        order = RandomSampler(tokens, generator=torch.Generator().manual_seed(seed))
-        loader = DataLoader(tokens, batch_size=None, sampler=BatchSampler(order, 256, drop_last=False))
+        mapping = Mapping(source_TGF, target_TGF, hidden).to(source_TGF.device)
+        order = RandomSampler(source_TGF, generator=torch.Generator().manual_seed(seed))
+        batches = BatchSampler(order, 256, drop_last=False)
         optimizer = torch.optim.AdamW(mapping.parameters(), lr=2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
         for _ in range(epochs):
-            for source, target in loader:
+            for rows in batches:
                 optimizer.zero_grad()
-                ((mapping(source) - target) / mapping.target_spread_G1).square().mean().backward()
+                error = mapping(source_TGF[rows]) - target_TGF[rows]
+                (error / mapping.target_spread_G1).square().mean().backward()
                 optimizer.step()
                 schedule.step()
     return mapping.eval()
@@ -263,7 +258,6 @@ def unexplained(mapped_TGF: Tensor, target_TGF: Tensor) -> Tensor:
 
 @styled
 def draw(clouds: dict[str, list[np.ndarray]], seed: int) -> Figure:
-    """A panel for each part with its source, target and transformed tokens."""
     figure = new_figure(4.6)
     styles = (("source (sharer)", "sharer", "^"), ("target (receiver)", "receiver", "o"), ("transformed", "c2c", "x"))
     for axis, (part, sets) in zip(figure.subplots(1, 2), clouds.items()):

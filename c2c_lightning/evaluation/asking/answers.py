@@ -1,4 +1,4 @@
-"""Answers, and the files that keep them as they come.
+"""Answers, the files that keep them as they come, and digests of what they depend on.
 
 answers/<benchmark>/<method>.jsonl has one line for every answer. A line that was cut off by a kill is
 dropped when the file is opened again, so a rerun goes on after the last whole answer. Responses are graded again
@@ -7,20 +7,27 @@ then, so that a report never mixes the grades of two versions.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.files import cut_unfinished_line, read_json_lines, write_whole
+from c2c_lightning.files import cut_unfinished_line, json_digest, read_json_lines, write_whole
+from c2c_lightning.formats.config import located
+from c2c_lightning.formats.fuser_folder import fingerprint, read_fuser
+from c2c_lightning.models.identity import fingerprint_of_files
 
 ANSWERS = "answers"
+# Fuser and models count by their weights, not by their paths.
+CANNOT = {"model": ("fuser", "receiver", "sharers", "trust_remote_code"), "data": ("batch_size",)}
 
 
 @dataclass
@@ -52,11 +59,7 @@ class AnswerFile:
         self.path = folder / ANSWERS / benchmark / f"{method}.jsonl"
 
     def read(self) -> dict[str, Answer]:
-        """The whole answers so far, by question id.
-
-        Raises:
-            UserError: a line is damaged, and which, or the file cannot be read.
-        """
+        """The whole answers so far, by question id; a UserError if a line is damaged or the file cannot be read."""
         if not self.path.exists():
             return {}
         remedy = "Remove the line, and the question is asked again."
@@ -68,8 +71,7 @@ class AnswerFile:
     def resume(self, benchmark: Benchmark, grade: Callable[..., Answer]) -> dict[str, Answer]:
         """The whole answers so far, graded again, and a file that the next ones can be appended to.
 
-        Raises:
-            UserError: it has an answer to something that the benchmark does not ask.
+        A UserError if it has an answer to something that the benchmark does not ask.
         """
         before, items = self.read(), {item.id: item for item in benchmark.items()}
         answers = {}
@@ -100,3 +102,41 @@ class AnswerFile:
 
 def to_line(answer: Answer) -> str:
     return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """The same for evaluations whose answers are the same, so that one can go on in the other's folder.
+
+    It is of the whole configuration, as plain values, but for how many questions are read together, on which devices,
+    and what is drawn in the end.
+    """
+    counted = {
+        part: {key: value for key, value in settings[part].items() if key not in CANNOT[part]} for part in CANNOT
+    }
+    counted["precision"] = settings["trainer"]["precision"]
+    model = settings["model"]
+    config, state = read_fuser(model["fuser"], model.get("receiver"), model.get("sharers"))
+    config = located(config, model["fuser"])
+    # Receiver and sharers by what their folders hold: one that was trained on under its old name answers anew.
+    models = [fingerprint_of_files(name) for name in (config["receiver"], *config["sharers"])]
+    return json_digest([fingerprint(config, state), models, counted, sources(counted)])
+
+
+def sources(settings: Any) -> list[str]:
+    """The code of the classes that settings name and that are not ours, for an edit of it changes answers too."""
+    if isinstance(settings, list):
+        return [source for value in settings for source in sources(value)]
+    if not isinstance(settings, dict):
+        return []
+    found = sources(list(settings.values()))
+    name = settings.get("class_path")
+    if isinstance(name, str) and not name.startswith(f"{__package__.partition('.')[0]}."):
+        found.append(inspect.getsource(importlib.import_module(name.rpartition(".")[0])))
+    return found
+
+
+def questions_digest(benchmark: Benchmark) -> str:
+    """The same for benchmarks that ask the same questions, by the same prompts, after the same exemplars."""
+    items = [*benchmark.items(), *(benchmark.exemplar_items() if benchmark.exemplars else [])]
+    asked = [[asdict(item), benchmark.messages(item), benchmark.response(item)] for item in items]
+    return json_digest([asdict(benchmark.prompt), asked])

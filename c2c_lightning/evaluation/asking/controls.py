@@ -7,7 +7,7 @@ counted from the prompt's end.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +18,10 @@ from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.methods import C2C, Asking, Derived
+from c2c_lightning.evaluation.asking.methods import C2C, Answers, Asking, Derived
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
-from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.models import Reading
 
 END = 256
@@ -113,9 +112,7 @@ class CalibratedReceiver(Derived):
     needs_choices = True
     needs = ("receiver",)
 
-    def derive(
-        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
-    ) -> list[Answer]:
+    def derive(self, benchmark: Benchmark, items: Sequence[Item], answers: Answers) -> list[Answer]:
         log_probs = [log_softmax(np.array(answer.letters)) for answer in answers["receiver"]]
         by_number = defaultdict(list)
         for row in log_probs:
@@ -191,12 +188,9 @@ def masked_update(fused: Tensor, receiver: Tensor, mask_BN: Tensor) -> Tensor:
 
 
 def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) -> Tensor:
-    """For each of B questions the mean update of all others, (2, L, B, H, N, D).
+    """For each of B questions the mean update of all others, like `own`, its own update, (2, L, B, H, N, D).
 
-    Args:
-        measured: as `UpdateSum` computes it, on the device of `own`.
-        own: (2, L, B, H, N, D) the questions' own updates.
-        mask_BN: bool, False for padding.
+    `measured` is as `UpdateSum` computes it; `mask_BN` is False for padding.
     """
     near = min(END, mask_BN.shape[1])
     others = measured["tokens"] - mask_BN.sum(1)

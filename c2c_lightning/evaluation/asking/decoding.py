@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from c2c_lightning.evaluation.asking.clock import StageClock
+from c2c_lightning.evaluation.asking.questions import StageClock
 from c2c_lightning.models import Aligner, Message
 from c2c_lightning.models.alignment import MARK
 from c2c_lightning.models.batch import pad
@@ -43,16 +43,16 @@ class Prefill:
 
 
 @dataclass
-class Decoded:
-    """Responses, and what was noted on the way."""
+class Response:
+    """What a model said, and what was noted on the way; for the values that may be None see `Answer`."""
 
-    responses: list[str]
-    tokens: list[int]  # how many each has, the end of turn included
-    truncated: list[bool]  # whether it was cut off by the limit
-    confidence: list[float]  # mean log-probability of its tokens, in nats
-    letters: Tensor | None = None  # (B, C) log-probability that the response begins with each letter, if asked for
-    margins: list[float] | None = None  # how near each came to another token, in roundings of its logit
-    choices: list[list[float]] | None = None  # log-likelihood of each choice's text, likewise
+    text: str
+    tokens: int  # how many, the end of turn included
+    truncated: bool  # whether it was cut off by the limit
+    confidence: float  # mean log-probability of its tokens, in nats
+    letters: list[float] | None = None
+    margin: float | None = None
+    choices: list[float] | None = None
 
 
 class Recorder(LogitsProcessor):
@@ -82,7 +82,7 @@ def decode(
     clock: StageClock,
     letters: str = "",
     stops: Sequence[Sequence[str]] = (),
-) -> Decoded:
+) -> list[Response]:
     """Greedy responses by transformers' `generate`.
 
     Args:
@@ -114,20 +114,22 @@ def decode(
     ends = {*end_ids(model, tokenizer), *([tokenizer.pad_token_id] if stop_strings else [])}
     log_probs_BT = torch.stack(recorder.log_probs, dim=1).tolist()
     margins_BT = torch.stack(recorder.margins, dim=1).tolist()
-    responses, tokens, truncated, confidence, margins = [], [], [], [], []
-    for row, limit, log_probs, close, of_one in zip(
-        sequences[:, width:].tolist(), limits, log_probs_BT, margins_BT, stops
-    ):
-        end = next((i + 1 for i, token in enumerate(row[:limit]) if token in ends), None)
+    responses = []
+    for i, (row, limit) in enumerate(zip(sequences[:, width:].tolist(), limits)):
+        end = next((k + 1 for k, token in enumerate(row[:limit]) if token in ends), None)
         used = row[: end or limit]
         said = tokenizer.decode(used, skip_special_tokens=True)
-        at = min((said.index(stop) for stop in of_one if stop in said), default=None)
-        responses.append(said[:at].strip())
-        tokens.append(len(used))
-        truncated.append(end is None and at is None)
-        confidence.append(sum(log_probs[: len(used)]) / len(used))
-        margins.append(min(close[: len(used)]))
-    return Decoded(responses, tokens, truncated, confidence, recorder.letters, margins)
+        at = min((said.index(stop) for stop in stops[i] if stop in said), default=None)
+        response = Response(
+            text=said[:at].strip(),
+            tokens=len(used),
+            truncated=end is None and at is None,
+            confidence=sum(log_probs_BT[i][: len(used)]) / len(used),
+            letters=None if recorder.letters is None else recorder.letters[i].tolist(),
+            margin=min(margins_BT[i][: len(used)]),
+        )
+        responses.append(response)
+    return responses
 
 
 @lru_cache(maxsize=1024)
@@ -141,16 +143,10 @@ def letter_token_ids(tokenizer: Tokenizer, letter: str) -> tuple[int, ...]:
 
 
 def beginnings(aligner: Aligner, tokenizer: Tokenizer, messages: list[Message]) -> Callable[[str, str], Continuation]:
-    """Gives the ids of responses to a conversation that begin with a text.
+    """A function that gives the ids of responses to a conversation that begin with a text.
 
-    Args:
-        aligner: renders the conversation.
-        tokenizer: of the model that responds.
-        messages: up to the response.
-
-    Returns:
-        Takes the response's first words, which are given, and how it goes on, which is scored. No end of turn follows.
-        Where the given words and the rest merge in a token, that token is scored.
+    It takes the response's first words, which are given, and how it goes on, which is scored. No end of turn follows.
+    Where the given words and the rest merge in a token, that token is scored.
     """
     prompt, mark = aligner.render(tokenizer, messages), MARK.format(0)
     full = aligner.render(tokenizer, [*messages, {"role": "assistant", "content": mark}], add_generation_prompt=False)
@@ -168,9 +164,14 @@ def beginnings(aligner: Aligner, tokenizer: Tokenizer, messages: list[Message]) 
         if not first_words:  # between prompt and response stands the template, not the space that joins them in a text
             rest = rest.lstrip() or rest
         given, whole = ids(first_words), ids(first_words + rest)
-        return whole, next((i for i, (a, b) in enumerate(zip(given, whole)) if a != b), min(len(given), len(whole)))
+        return whole, common(given, whole)
 
     return begun
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
 @torch.no_grad()
@@ -181,11 +182,6 @@ def likelihoods(
 
     The first ones of all prompts go through the model together, then the second ones, each time on a branch of the
     cache: prompts are not read again, and no more rows than prompts are in memory.
-
-    Args:
-        prefill: where to start.
-        responses: for each prompt at least one.
-        clock: times the stage `decode` and marks the `first token`.
 
     Returns:
         For each prompt the responses' log-likelihoods in nats, and whether they are what greedy decoding would say.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -17,18 +18,17 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.answers import Answer
-from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.decoding import Continuation, Decoded, Prefill, beginnings, decode, likelihoods
-from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.asking.decoding import Continuation, Prefill, Response, beginnings, decode, likelihoods
+from c2c_lightning.evaluation.asking.questions import Questions, StageClock
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import FrozenModels, Message, Reading
 from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, prefill
 
 T = TypeVar("T")
+Answers = Mapping[str, Sequence[Answer]]  # by method
 
 
 class Method(ABC):
@@ -71,19 +71,19 @@ class Asking:
         """What `make` gives, made when the first method asks for it; see `Questions.once`."""
         return self.questions.once(self.clock, stage, key, make)
 
-    def read_by_receiver(self) -> None:
-        """Has the receiver read its prompts, if it has not yet."""
-        self.once("receiver prefill", "receiver", self.reading.receiver_cache)
+    def receiver_cache(self) -> DynamicCache:
+        """The receiver's own cache of all prompt tokens but the last, to be written to."""
+        return branch(self.once("receiver prefill", self.reading, self.reading.receiver_cache))
 
-    def read_by_sharer(self, sharer: int) -> None:
-        """Has a sharer read its prompts, if it has not yet."""
-        self.once("sharer prefill", (self.reading, sharer), partial(self.reading.sharer_cache, sharer))
+    def sharer_cache(self, sharer: int) -> DynamicCache:
+        """A sharer's own cache of all tokens of its prompts, to be written to."""
+        return branch(self.once("sharer prefill", (self.reading, sharer), partial(self.reading.sharer_cache, sharer)))
 
     def opposite_stacks(self) -> dict[int, Tensor]:
         """The stacks of the sharers with an open gate, as `Fusers.sharer_stacks` gives them."""
         stacks = {}
         for i in self.fusers.open_sharers():
-            self.read_by_sharer(i)
+            self.sharer_cache(i)
             layers = tuple(self.fusers.layer_maps[i].values())
             opposite = partial(self.reading.sharer_stack, i, layers)
             stacks[i] = self.once("sharer prefill", (self.reading, i, layers), opposite)
@@ -123,7 +123,7 @@ class Answering(Method):
         """Everything up to the response."""
 
     @torch.no_grad()
-    def respond(self, asking: Asking) -> tuple[Prefill, Decoded]:
+    def respond(self, asking: Asking) -> tuple[Prefill, list[Response]]:
         """The responses to some questions together, not graded yet: all that takes a model."""
         items, benchmark = asking.questions.items, asking.questions.benchmark
         start = self.prefill(asking)
@@ -142,33 +142,38 @@ class Answering(Method):
     def ask(self, asking: Asking) -> list[Answer]:
         """The responses with what they cost, not graded yet."""
         items, by_letter = asking.questions.items, asking.questions.benchmark.answer_mode == "logits"
-        start, decoded = self.respond(asking)
+        start, responses = self.respond(asking)
         seconds = asking.clock.seconds()
         seconds.pop("tokenization", None)  # it is done once for all methods that read the same prompts
         decode_seconds = seconds.pop("decode") / len(items)
         nothing = [0] * len(items)
         is_receiver = start.model is asking.reading.models.receiver
         answers = []
-        for i, item in enumerate(items):
-            scores = None if decoded.letters is None else decoded.letters[i, : len(item.letters)].tolist()
+        for i, (item, said) in enumerate(zip(items, responses)):
+            letters = None if said.letters is None else said.letters[: len(item.letters)]
             on_the_way = (start.sharer_tokens or nothing)[i]
-            said = Answer(
+            answer = Answer(
                 id=item.id,
-                response=item.letters[scores.index(max(scores))] if by_letter else decoded.responses[i],
-                confidence=decoded.confidence[i],
-                letters=scores,
-                choices=decoded.choices and decoded.choices[i],
-                **({"margin": decoded.margins[i]} if decoded.margins else {}),
-                truncated=decoded.truncated[i] and not by_letter,
+                response=item.letters[letters.index(max(letters))] if by_letter else said.text,
+                confidence=said.confidence,
+                letters=letters,
+                choices=said.choices,
+                margin=said.margin,
+                truncated=said.truncated and not by_letter,
                 prefill_seconds=sum(seconds.values()) / len(items),
                 decode_seconds=decode_seconds,
-                receiver_tokens=decoded.tokens[i] if is_receiver else 0,
-                sharer_tokens=on_the_way + (0 if is_receiver else decoded.tokens[i]),
+                receiver_tokens=said.tokens if is_receiver else 0,
+                sharer_tokens=on_the_way + (0 if is_receiver else said.tokens),
                 handed_over=(start.handed_over or nothing)[i],
                 message=start.messages[i] if start.messages else "",
             )
-            answers.append(said)
+            answers.append(answer)
         return answers
+
+    def resume(self, folder: Path, benchmark: Benchmark, seed: int) -> dict[str, Answer]:
+        """Its answers that an evaluation's folder has, as today's grader scores them; see `AnswerFile.resume`."""
+        grade = partial(self.graded, benchmark=benchmark, seed=seed)
+        return AnswerFile(folder, benchmark.name, self.name).resume(benchmark, grade)
 
     def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:
         """An answer with what is extracted from its response, and the score of that; no model is asked."""
@@ -186,8 +191,7 @@ class Receiver(Answering):
     description = "the receiver alone"
 
     def prefill(self, asking: Asking) -> Prefill:
-        asking.read_by_receiver()
-        return of_receiver(asking.reading, asking.reading.receiver_cache())
+        return of_receiver(asking.reading, asking.receiver_cache())
 
 
 class Sharer(Answering):
@@ -211,8 +215,7 @@ class Sharer(Answering):
         if reading.models.aligner.alignment != "spans":  # what the reading has made it read is not its own text
             key = ("own text", self.index)
             return asking.read_prompts(model, tokenizer, questions.messages, "sharer prefill", key)
-        asking.read_by_sharer(self.index)
-        prompt, cache = reading.batch.sharers[self.index], reading.sharer_cache(self.index)
+        prompt, cache = reading.batch.sharers[self.index], asking.sharer_cache(self.index)
         cache.crop(-1)  # the response begins with reading the last token
         return Prefill(model, tokenizer, prompt.ids, prompt.mask, cache)
 
@@ -224,7 +227,7 @@ class C2C(Answering):
     description = "the receiver on its cache, fused with the sharer's"
 
     def prefill(self, asking: Asking) -> Prefill:
-        asking.read_by_receiver()
+        asking.receiver_cache()
         with asking.clock("tokenization"):
             asking = replace(asking, reading=self.heard(asking))
         stacks = self.sharer_stacks(asking)
@@ -252,9 +255,7 @@ class Derived(Method):
     needs: tuple[str, ...]  # names of those methods
 
     @abstractmethod
-    def derive(
-        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
-    ) -> list[Answer]:
+    def derive(self, benchmark: Benchmark, items: Sequence[Item], answers: Answers) -> list[Answer]:
         """One answer for each item, from the `needs` methods' answers to the same items in the same order."""
 
 
@@ -277,9 +278,7 @@ class Routing(Derived):
         self.budget = budget
         self.description = f"the sharer answers the {budget:.0%} on which it is most confident beyond the receiver"
 
-    def derive(
-        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
-    ) -> list[Answer]:
+    def derive(self, benchmark: Benchmark, items: Sequence[Item], answers: Answers) -> list[Answer]:
         receiver, sharer = (answers[name] for name in self.needs)
         lead = np.array([s.confidence - r.confidence for r, s in zip(receiver, sharer)])
         chosen = set(np.argsort(-lead, kind="stable")[: round(self.budget * len(items))].tolist())
@@ -293,9 +292,7 @@ class OracleRouting(Derived):
     description = "for every question the better of the two models' answers: the upper bound of any routing"
     needs = ("receiver", "sharer")
 
-    def derive(
-        self, benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]
-    ) -> list[Answer]:
+    def derive(self, benchmark: Benchmark, items: Sequence[Item], answers: Answers) -> list[Answer]:
         pairs = zip(*(answers[name] for name in self.needs))
         return [both_asked(receiver, sharer, sharer.score > receiver.score) for receiver, sharer in pairs]
 
@@ -311,7 +308,7 @@ def both_asked(receiver: Answer, sharer: Answer, by_sharer: bool) -> Answer:
     )
 
 
-def rank(start: Prefill, asking: Asking) -> Decoded:
+def rank(start: Prefill, asking: Asking) -> list[Response]:
     """The likeliest choice of each question; confidence is its log-probability among the choices."""
     items, benchmark, aligner = asking.questions.items, asking.questions.benchmark, asking.reading.models.aligner
 
@@ -324,10 +321,10 @@ def rank(start: Prefill, asking: Asking) -> Decoded:
 
     continued = asking.once("tokenization", ("choices", start.tokenizer), tokenize)
     choices = [[value for value, _ in each] for each in likelihoods(start, continued, asking.clock)]
-    responses = [item.choices[int(np.argmax(each))] for item, each in zip(items, choices)]
-    nothing = [0] * len(items)
-    confidence = [float(log_softmax(each).max()) for each in choices]
-    return Decoded(responses, nothing, [False] * len(items), confidence, choices=choices)
+    return [
+        Response(item.choices[int(np.argmax(each))], 0, False, float(log_softmax(each).max()), choices=each)
+        for item, each in zip(items, choices)
+    ]
 
 
 def begin(start: Prefill, asking: Asking) -> None:
@@ -364,11 +361,7 @@ def cache_bytes(reading: Reading, fusers: Fusers, sharers: Iterable[int]) -> lis
 
 
 def sharer_at(models: FrozenModels, index: int) -> tuple[PreTrainedModel, Tokenizer]:
-    """A sharer and its tokenizer.
-
-    Raises:
-        UserError: there is none of this index.
-    """
+    """A sharer and its tokenizer; a UserError if there is none of this index."""
     number = len(models.sharers)
     if not 0 <= index < number:
         raise UserError(f"a method names sharer {index}, but the fuser has {number}: give 0 to {number - 1}.")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +13,12 @@ import torch
 import torch.distributed
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import TQDMProgressBar
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses.base import Analysis
-from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
+from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile, questions_digest
 from c2c_lightning.evaluation.asking.controls import CONTROLS
 from c2c_lightning.evaluation.asking.methods import (
     C2C,
@@ -33,7 +32,6 @@ from c2c_lightning.evaluation.asking.methods import (
 )
 from c2c_lightning.evaluation.asking.observing import Observer, load_measured, read_caches
 from c2c_lightning.evaluation.asking.questions import Questions, is_measured, num_merged, repeated, too_long
-from c2c_lightning.evaluation.asking.settings import questions_digest
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.report.findings import BenchmarkResults, collect
@@ -88,11 +86,9 @@ class Evaluation(L.LightningModule):
         if twice:
             raise UserError(f"model.methods and model.controls have {twice!r} twice: leave one out.")
         self.communicator: Communicator | None = None
-        self.accuracy: dict[str, MeanMetric] = {}
         self.asked: list[Method] = []
         self.answering: dict[str, list[Answering]] = {}
-        self.done: dict[tuple[str, str], set[str]] = {}
-        self.answers: dict[tuple[str, str], dict[str, Answer]] = {}  # of all ranks, on rank zero
+        self.answers: dict[tuple[str, str], dict[str, Answer]] = {}  # of all ranks, by benchmark and method
         self.measuring: dict[str, Metric] = {}
 
     @property
@@ -141,13 +137,8 @@ class Evaluation(L.LightningModule):
                 method for method in self.asked if isinstance(method, Answering) and not method.why_not(benchmark)
             ]
             for method in self.answering[benchmark.name]:
-                key = benchmark.name, method.name
-                self.accuracy["/".join(key)] = MeanMetric().to(self.device)
-                kept = self._from_rank_zero(partial(self._resume, benchmark, method))
-                self.done[key] = set(kept)
-                if self.trainer.is_global_zero:
-                    self.answers[key] = kept
-                    self._count("/".join(key), [answer.score for answer in kept.values()])
+                resume = partial(method.resume, self.folder, benchmark, self.trainer.datamodule.seed)
+                self.answers[benchmark.name, method.name] = self._from_rank_zero(resume)
             for observer in self.observers:
                 saved = self._from_rank_zero(partial(load_measured, self._measured_path(benchmark, observer)))
                 if saved is not None:
@@ -172,24 +163,20 @@ class Evaluation(L.LightningModule):
                     torch.save(measured, unfinished)
 
     def on_test_epoch_end(self) -> None:
-        values = {f"accuracy/{key}": metric.compute() for key, metric in self.accuracy.items()}
+        scores = {f"{r.benchmark.name}/{method}": r.scores(method) for r in self.results for method in r.answers}
+        values = {f"accuracy/{key}": of_one.mean() for key, of_one in scores.items()}
         self.log_dict(values, sync_dist=True)  # they are the same on all ranks already, which Lightning cannot know
 
+    @cached_property
     def results(self) -> list[BenchmarkResults]:
-        """All answers that are kept, by benchmark, with those derived from them."""
+        """All answers by benchmark, with those derived from them; there once every question is answered."""
         results = []
         for benchmark in self.benchmarks:
             kept = {m.name: self.answers[benchmark.name, m.name] for m in self.answering[benchmark.name]}
-            reasons = ((m.name, m.why_not(benchmark)) for m in self.asked)
-            left_out = {name: reason for name, reason in reasons if reason}
-            found = collect(benchmark, self.asked, kept, left_out, self.trainer.datamodule.seed)
-            results.append(replace(found, merged=num_merged(benchmark, self.communicator.models)))
+            found = collect(benchmark, self.asked, kept, self.trainer.datamodule.seed)
+            found.merged = num_merged(benchmark, self.communicator.models)
+            results.append(found)
         return results
-
-    def _resume(self, benchmark: Benchmark, method: Answering) -> dict[str, Answer]:
-        """The answers so far, as today's grader scores them."""
-        grade = partial(method.graded, benchmark=benchmark, seed=self.trainer.datamodule.seed)
-        return AnswerFile(self.folder, benchmark.name, method.name).resume(benchmark, grade)
 
     def _check_questions(self, benchmark: Benchmark) -> None:
         """Refuses answers to other questions than are now asked, as of a file that was edited since."""
@@ -240,19 +227,12 @@ class Evaluation(L.LightningModule):
         benchmark = questions.benchmark
         for method in self.answering[benchmark.name]:
             key = benchmark.name, method.name
-            left, answers = questions.without(self.done[key]), []
-            if len(left):
-                answers = method.answer(Asking.of(self.communicator, left))
-            self._count("/".join(key), [answer.score for answer in answers])
-            gathered = self._gather(answers)
+            left = questions.without(self.answers[key])
+            answers = self._gather(method.answer(Asking.of(self.communicator, left)) if len(left) else [])
+            self.answers[key] |= {answer.id: answer for answer in answers}
             if self.trainer.is_global_zero:
-                self.answers[key] |= {answer.id: answer for answer in gathered}
-                AnswerFile(self.folder, *key).append(gathered)
+                AnswerFile(self.folder, *key).append(answers)
         questions.forget()
-
-    def _count(self, key: str, scores: Sequence[float]) -> None:
-        if scores:
-            self.accuracy[key].update(torch.tensor(scores, device=self.device))
 
     def _gather(self, answers: list[Answer]) -> list[Answer]:
         """The answers of all ranks; every rank calls it equally often."""

@@ -68,7 +68,7 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     """The questions' caches before and after fusion, and the weights by which the fusers multiply their updates."""
     asking = Asking.of(communicator, questions)
     reading, fusers, batch = asking.reading, asking.fusers, asking.reading.batch
-    asking.read_by_receiver()
+    asking.receiver_cache()
     stacks = asking.opposite_stacks()
     weights: dict[int, Tensor] = {}
     handles = []
@@ -91,11 +91,7 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
 
 
 def load_measured(path: Path) -> dict[str, Tensor] | None:
-    """What was measured before; None if nothing.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """What was measured before, None if nothing; a UserError if its file is damaged."""
     if not path.exists():
         return None
     try:

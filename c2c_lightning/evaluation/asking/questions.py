@@ -1,36 +1,79 @@
-"""The questions of benchmarks in batches, dealt out to the ranks, and what the models make of a batch."""
+"""The questions of benchmarks in batches, dealt out to the ranks, what the models make of a batch, and how long it takes."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
+import torch
 
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.clock import Span, StageClock
-from c2c_lightning.evaluation.benchmarks import Benchmark
-from c2c_lightning.evaluation.benchmarks.item import Item
+from c2c_lightning.errors import UserError, check_at_least
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading
 from c2c_lightning.models.chat import merged
 
 T = TypeVar("T")
 TEMPLATE = 1000  # bytes that no chat template exceeds
+Mark = float | torch.cuda.Event
+Span = tuple[str, Mark, Mark]
+
+
+class StageClock:
+    """Times named stages, which run on a device, without making it wait for the host.
+
+    By CUDA events on a GPU, by a monotonic clock elsewhere.
+    """
+
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        self.spans: list[Span] = []
+        self.marks: dict[str, Mark] = {}
+        self.begun = self.now()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begun = self.now()
+        yield
+        self.spans.append((stage, begun, self.now()))
+
+    def mark(self, name: str) -> None:
+        """Notes the moment at which something happens first."""
+        if name not in self.marks:
+            self.marks[name] = self.now()
+
+    def now(self) -> Mark:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: Mark, second: Mark) -> float:
+        """Seconds from one moment to another; waits for the device."""
+        if not self.on_gpu:
+            return second - first
+        second.synchronize()
+        return first.elapsed_time(second) / 1000
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every stage, summed over the times it was entered."""
+        total: dict[str, float] = defaultdict(float)
+        for stage, first, second in self.spans:
+            total[stage] += self.between(first, second)
+        return dict(total)
 
 
 class Questions:
     """Items that are answered together, tokenized and read once for all methods.
 
-    Args:
-        benchmark: that they are of.
-        items: the questions.
-        partners: for each of them another question of the benchmark, whose cache the control fuses.
-        seed: of the order in which choices are shuffled.
+    Each has a partner, another question of the benchmark, whose cache the control fuses. Choices are shuffled by `seed`.
     """
 
     def __init__(self, benchmark: Benchmark, items: Sequence[Item], partners: Sequence[Item], seed: int = 0):
@@ -76,7 +119,7 @@ class Questions:
         self._made: dict[Hashable, tuple[Any, Span]] = {}
         self._parts.clear()
 
-    def without(self, done: set[str]) -> Questions:
+    def without(self, done: Container[str]) -> Questions:
         """The questions whose ids are not among `done`; itself if there are none to leave out."""
         left = [i for i, item in enumerate(self.items) if item.id not in done]
         if len(left) == len(self.items):
@@ -158,10 +201,8 @@ class BenchmarkData(L.LightningDataModule):
         if not benchmarks or twice:
             problem = f"has {twice} twice: give one of them another name" if twice else "is empty: name one"
             raise UserError(f"data.benchmarks {problem}.")
-        if batch_size < 1:
-            raise UserError(f"data.batch_size is {batch_size}: it must be at least 1.")
-        if seed < 0:
-            raise UserError(f"data.seed is {seed}: it must not be negative.")
+        check_at_least(1, "data.{}", batch_size=batch_size)
+        check_at_least(0, "data.{}", seed=seed)
         self.benchmarks, self.batch_size, self.seed = benchmarks, batch_size, seed
 
     def setup(self, stage: str) -> None:
@@ -187,24 +228,18 @@ class QuestionLoader:
     """
 
     def __init__(self, benchmark: Benchmark, batch_size: int, rank: int, world_size: int, seed: int):
-        self.benchmark, self.rank, self.world_size, self.seed = benchmark, rank, world_size, seed
-        self.global_batch = batch_size * world_size
+        items, global_batch = benchmark.items(), batch_size * world_size
+        partners = derangement(len(items), seed)
+        lengths = [sum(len(m["content"]) for m in benchmark.messages(item)) for item in items]
+        places = np.argsort(-np.array(lengths), kind="stable")
+        self.batches: list[Questions] = []
+        for i in range(0, len(places), global_batch):
+            mine = places[i : i + global_batch][rank::world_size]
+            asked, others = [items[k] for k in mine], [items[partners[k]] for k in mine]
+            self.batches.append(Questions(benchmark, asked, others, seed))
 
     def __len__(self) -> int:
-        return -(-len(self.benchmark.items()) // self.global_batch)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Questions]:
         return iter(self.batches)
-
-    @cached_property
-    def batches(self) -> list[Questions]:
-        items = self.benchmark.items()
-        partners = derangement(len(items), self.seed)
-        lengths = [sum(len(m["content"]) for m in self.benchmark.messages(item)) for item in items]
-        places = np.argsort(-np.array(lengths), kind="stable")
-        batches = []
-        for i in range(0, len(places), self.global_batch):
-            mine = places[i : i + self.global_batch][self.rank :: self.world_size]
-            asked, others = [items[k] for k in mine], [items[partners[k]] for k in mine]
-            batches.append(Questions(self.benchmark, asked, others, self.seed))
-        return batches

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from functools import partial
 
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.clock import StageClock
-from c2c_lightning.evaluation.asking.decoding import Decoded, Prefill, decode
-from c2c_lightning.evaluation.asking.methods import Answering, Asking, cache_bytes, of_receiver, sharer_at
+from c2c_lightning.errors import UserError, check_at_least
+from c2c_lightning.evaluation.asking.decoding import Prefill, Response, decode
+from c2c_lightning.evaluation.asking.methods import C2C, Answering, Asking, sharer_at
+from c2c_lightning.evaluation.asking.questions import Questions, StageClock
+from c2c_lightning.evaluation.benchmarks.prompt import known_placeholders
 from c2c_lightning.models import FrozenModels, Message
 from c2c_lightning.models.cache import prefill
 
@@ -45,10 +47,15 @@ class TextToText(Answering):
         max_message_tokens: int = 256,
         sharer: int = 0,
     ):
-        check_template("sharer_prompt", sharer_prompt, question="")
-        check_template("receiver_prompt", receiver_prompt, message="", prompt="")
-        if max_message_tokens < 1:
-            raise UserError(f"max_message_tokens of {type(self).__name__} is {max_message_tokens}: give at least 1.")
+        templates = {
+            "sharer_prompt": (sharer_prompt, ["question"]),
+            "receiver_prompt": (receiver_prompt, ["message", "prompt"]),
+        }
+        for key, (template, needed) in templates.items():
+            lacking = set(needed) - {*known_placeholders(template, needed, f"{key} of {type(self).__name__}")}
+            if lacking:
+                raise UserError(f"{key} of {type(self).__name__} {template!r} lacks {{{min(lacking)}}}.")
+        check_at_least(1, f"{{}} of {type(self).__name__}", max_message_tokens=max_message_tokens)
         self.sharer_prompt, self.receiver_prompt = sharer_prompt, receiver_prompt
         self.max_message_tokens, self.sharer = max_message_tokens, sharer
 
@@ -57,17 +64,18 @@ class TextToText(Answering):
 
     def prefill(self, asking: Asking) -> Prefill:
         questions, written = asking.questions, self.write(asking)
+        texts = [said.text for said in written]
         chats = []
-        for (*before, last), text in zip(questions.messages(), written.responses):
+        for (*before, last), text in zip(questions.messages(), texts):
             content = self.receiver_prompt.format(message=text, prompt=last["content"])
             chats.append([*before, {**last, "content": content}])
         start = self.read(asking, chats)
         more = start.handed_over or [0] * len(questions)
-        start.handed_over = [len(text.encode()) + extra for text, extra in zip(written.responses, more)]
-        start.sharer_tokens, start.messages = written.tokens, written.responses
+        start.handed_over = [len(text.encode()) + extra for text, extra in zip(texts, more)]
+        start.sharer_tokens, start.messages = [said.tokens for said in written], texts
         return start
 
-    def write(self, asking: Asking) -> Decoded:
+    def write(self, asking: Asking) -> list[Response]:
         """The sharer's messages."""
         model, tokenizer = sharer_at(asking.reading.models, self.sharer)
         questions, key = asking.questions, ("asked", self.sharer, self.sharer_prompt)
@@ -104,26 +112,12 @@ class C2CAfterText(TextToText):
     description = "the sharer writes a message; then C2C on message and question"
 
     def read(self, asking: Asking, chats: list[list[Message]]) -> Prefill:
-        models, fusers, clock = asking.reading.models, asking.fusers, asking.clock
-        with clock("text"):
+        models = asking.reading.models
+        with asking.clock("text"):
             batch = models.collate(chats)
         ids, mask = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]
         prefilled = asking.once("receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
-        reading = models.read(batch, prefilled)
-        with clock("sharer prefill"):
-            stacks = fusers.sharer_stacks(reading)
-        with clock("fusion"):
-            cache = fusers.fuse(reading, stacks)
-        return of_receiver(reading, cache, cache_bytes(reading, fusers, stacks))
-
-
-def check_template(key: str, template: str, **placeholders: str) -> None:
-    """Raises UserError unless a template has just these placeholders."""
-    try:
-        template.format(**placeholders)
-    except (KeyError, IndexError, ValueError) as error:
-        known = ", ".join(f"{{{name}}}" for name in placeholders)
-        raise UserError(f"{key} {template!r}: {error!s} is no placeholder of it; it may have {known}.") from error
-    for name in placeholders:
-        if f"{{{name}}}" not in template:
-            raise UserError(f"{key} {template!r} lacks {{{name}}}.")
+        asked = asking.questions
+        # No other method has the sharers read these prompts, so their caches need not be kept for any.
+        unshared = Questions(asked.benchmark, asked.items, asked.partners, asked.seed)
+        return C2C().prefill(replace(asking, questions=unshared, reading=models.read(batch, prefilled)))

@@ -2,9 +2,9 @@
 
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, BySubject
 from c2c_lightning.evaluation.benchmarks.choices import ARCChallenge, CEval, MMLURedux, OpenBookQA
-from c2c_lightning.evaluation.benchmarks.gsm8k import GSM8K
 from c2c_lightning.evaluation.benchmarks.harness_task import HarnessTask
-from c2c_lightning.evaluation.benchmarks.nano import NanoWorld
+from c2c_lightning.evaluation.benchmarks.item import Grade, Item
+from c2c_lightning.evaluation.benchmarks.open_questions import GSM8K, NanoWorld
 from c2c_lightning.evaluation.benchmarks.own import OwnQuestions
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt
 from c2c_lightning.evaluation.benchmarks.question_data import QuestionData
@@ -15,7 +15,9 @@ __all__ = [
     "Benchmark",
     "BySubject",
     "CEval",
+    "Grade",
     "HarnessTask",
+    "Item",
     "MMLURedux",
     "NanoWorld",
     "OpenBookQA",

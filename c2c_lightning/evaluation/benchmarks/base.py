@@ -21,7 +21,7 @@ import numpy as np
 from c2c_lightning.data.readers import stem
 from c2c_lightning.data.records import MalformedRecord
 from c2c_lightning.data.source import Source
-from c2c_lightning.errors import UserError, first_line, meant
+from c2c_lightning.errors import UserError, check_at_least, first_line, meant
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.benchmarks.item import Grade, Item, check_item
 from c2c_lightning.evaluation.benchmarks.prompt import Prompt, fill
@@ -36,19 +36,12 @@ NAME = r"^\w[\w.-]*$"
 
 
 class Row(NamedTuple):
-    """A record and where it stands.
+    """A record and where it stands."""
 
-    Attributes:
-        stem: of its file, or the hub subset's name.
-        number: in that file or subset, from 0.
-        source: file and line, for messages.
-        record: usually a dict of its columns; MalformedRecord where a line is not JSON.
-    """
-
-    stem: str
-    number: int
-    source: str
-    record: Any
+    stem: str  # of its file, or the hub subset's name
+    number: int  # in that file or subset, from 0
+    source: str  # file and line, for messages
+    record: Any  # usually a dict of its columns; MalformedRecord where a line is not JSON
 
 
 class Benchmark(ABC):
@@ -103,19 +96,13 @@ class Benchmark(ABC):
             raise UserError(
                 f"{self.name}.answer_mode is {answer_mode!r}: give one of {', '.join(get_args(AnswerMode))}."
             )
-        for key, value in (("max_new_tokens", max_new_tokens), ("limit", limit)):
-            if value is not None and value < 1:
-                raise UserError(f"{self.name}.{key} is {value}: give at least 1.")
+        check_at_least(1, f"{self.name}.{{}}", max_new_tokens=max_new_tokens, limit=limit)
         self.path = self.default_path if path is None else path
         if self.path is None:
             raise UserError(f"{self.name}.path is missing: name files, folders or hub ids.")
         self.split, self.subset = split or self.default_split, subset or self.default_subset
-        self.answer_mode, self.max_new_tokens, self.limit, self.exemplars = (
-            answer_mode,
-            max_new_tokens,
-            limit,
-            exemplars,
-        )
+        self.answer_mode, self.max_new_tokens = answer_mode, max_new_tokens
+        self.limit, self.exemplars = limit, exemplars
         own = "question" if self.by_likelihood else self.default_prompt
         self.prompt = Prompt.load(prompt or own, f"{self.name}.prompt")
         self.dropped: dict[str, int] = {}
@@ -160,11 +147,7 @@ class Benchmark(ABC):
         return self.answer_mode.startswith("likelihood")
 
     def leave_out(self, ids: set[str], reason: str) -> None:
-        """Drops questions that were read but cannot be asked, and counts them as `dropped`.
-
-        Raises:
-            UserError: none would be left.
-        """
+        """Drops questions that were read but cannot be asked, and counts them; a UserError if none would be left."""
         left = [item for item in self._items if item.id not in ids]
         if not left:
             raise UserError(f"{self.name}: all of its {len(ids)} questions are left out: {reason}.")

@@ -29,20 +29,8 @@ SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;/&\n]|\band\b|\bor\b)\s*|(?<=
 
 @dataclass
 class Labelled:
-    """Choices with labels of any kind, such as A-E or 1-5."""
-
     text: list[str]
-    label: list[str]
-
-    def answer(self, key: str) -> tuple[tuple[str, ...], str]:
-        """The choices' texts, and the letter of the one that `key` labels."""
-        if len(self.label) != len(self.text) or len(set(self.label)) != len(self.label):
-            raise MalformedRecord(
-                f"{len(self.text)} choices have the labels {self.label}; give each a label of its own"
-            )
-        if key not in self.label:
-            raise MalformedRecord(f"answerKey {key!r} is not among the choices {self.label}; give one of them")
-        return tuple(self.text), letter_at(self.label.index(key), self.text)
+    label: list[str]  # of any kind, such as A-E or 1-5
 
 
 @dataclass
@@ -63,8 +51,12 @@ class ARCChallenge(Benchmark):
     default_path, default_subset, default_name = "allenai/ai2_arc", "ARC-Challenge", "arc_challenge"
 
     def to_item(self, record: LabelledRecord, source: str) -> Item:
-        choices, letter = record.choices.answer(record.answerKey)
-        return Item(record.id, record.question, (letter,), choices)
+        texts, labels, key = record.choices.text, record.choices.label, record.answerKey
+        if len(labels) != len(texts) or len(set(labels)) != len(labels):
+            raise MalformedRecord(f"{len(texts)} choices have the labels {labels}; give each a label of its own")
+        if key not in labels:
+            raise MalformedRecord(f"answerKey {key!r} is not among the choices {labels}; give one of them")
+        return Item(record.id, record.question, (letter_at(labels.index(key), texts),), tuple(texts))
 
 
 class OpenBookQA(ARCChallenge):
@@ -153,9 +145,7 @@ def letter_at(place: Any, choices: Sequence[str]) -> str:
 def meanings(answer: Any, choices: Sequence[str]) -> set[str]:
     """The letters that an answer may mean: none if it can be nothing, several if it is ambiguous.
 
-    Args:
-        answer: a choice's text or letter or both, or its place counted from 0, as a number or in digits.
-        choices: the texts of the choices.
+    It is a choice's text or letter or both, or its place counted from 0, as a number or in digits.
     """
     letters = LETTERS[: len(choices)]
     if type(answer) is int:
@@ -175,8 +165,7 @@ def meanings(answer: Any, choices: Sequence[str]) -> set[str]:
 def all_meant(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:
     """The letters of all choices that an answer names, joined by commas, slashes, "and" or "or", digits by spaces.
 
-    Returns:
-        Letters in their order; none if any part means nothing, or more than one thing.
+    There are none if any part means nothing, or more than one thing.
     """
 
     @cache

@@ -28,14 +28,9 @@ LIST = r"(?:,|/|&|、|或|和|与|\bor\b|\band\b)"
 
 
 def extract_letter(response: str, letters: str) -> str | None:
-    """The letter that a response chooses.
+    """The letter that a response chooses, of those that there are, such as "ABCD".
 
-    Args:
-        response: what a model said; thinking between <think> tags is passed over.
-        letters: that there are to choose from, such as "ABCD".
-
-    Returns:
-        One of `letters`; None if the response names none, or several without saying which it means.
+    None if it names none, or several without saying which it means. Thinking between <think> tags is passed over.
     """
     if not letters:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2c_lightning.errors import UserError, meant
+from c2c_lightning.errors import UserError, check_at_least, meant
 from c2c_lightning.evaluation.benchmarks.base import Benchmark, Row
 from c2c_lightning.evaluation.benchmarks.extraction import without_thinking
 from c2c_lightning.evaluation.benchmarks.item import LETTERS, Grade, Item
@@ -26,19 +26,12 @@ FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"
 
 @dataclass(frozen=True)
 class HarnessItem(Item):
-    """A document of a task.
+    """A document of a task."""
 
-    Attributes:
-        task: its name.
-        turns: the conversation up to the response, as roles and contents.
-        begun: the response's first words, which the task gives.
-        continued: what they go on with, for each choice.
-    """
-
-    task: str = ""
-    turns: tuple[tuple[str, str], ...] = ()
-    begun: str = ""
-    continued: tuple[str, ...] = ()
+    task: str = ""  # its name
+    turns: tuple[tuple[str, str], ...] = ()  # the conversation up to the response, as roles and contents
+    begun: str = ""  # the response's first words, which the task gives
+    continued: tuple[str, ...] = ()  # what they go on with, for each choice
 
 
 class HarnessTask(Benchmark):
@@ -83,8 +76,7 @@ class HarnessTask(Benchmark):
         limit: int | None = None,
     ):
         super().__init__([], name=name or task, max_new_tokens=max_new_tokens or 256, limit=limit)
-        if max_context_characters is not None and max_context_characters < 2:
-            raise UserError(f"{self.name}.max_context_characters is {max_context_characters}: give at least 2.")
+        check_at_least(2, f"{self.name}.{{}}", max_context_characters=max_context_characters)
         if path and num_fewshot and not exemplars:
             raise UserError(
                 f"{self.name}.num_fewshot is {num_fewshot}: name a file for exemplars beside that for path."

@@ -18,23 +18,16 @@ TextOrNumber = Annotated[str, BeforeValidator(lambda value: str(value) if type(v
 
 @dataclass(frozen=True)
 class Item:
-    """A question with what counts as its answer.
+    """A question with what counts as its answer."""
 
-    Attributes:
-        id: unique in its benchmark.
-        question: the question alone, without choices, context or instructions.
-        answers: what is right: letters where there are choices, otherwise references, any of which will do.
-        choices: texts of the lettered choices, in the order of their letters; empty for an open question.
-        subject: what accuracy is broken down by; empty if the benchmark has no subjects.
-        context: a text that the question is about.
-    """
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-    subject: str = ""
-    context: str = ""
+    id: str  # unique in its benchmark
+    question: str  # the question alone, without choices, context or instructions
+    answers: tuple[
+        str, ...
+    ]  # what is right: letters where there are choices, otherwise references, any of which will do
+    choices: tuple[str, ...] = ()  # texts of the lettered choices, in the order of their letters; none if it is open
+    subject: str = ""  # what accuracy is broken down by; empty if the benchmark has no subjects
+    context: str = ""  # a text that the question is about
 
     @property
     def letters(self) -> str:

@@ -7,7 +7,7 @@ placeholder are doubled, as in `str.format`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Formatter
@@ -28,36 +28,20 @@ PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """The keys of a prompt's file.
+    """The keys of a prompt's file."""
 
-    Attributes:
-        name: what reports call it.
-        version: what they say beside it; a changed text gets a higher one.
-        message: the user's turn, with {question} and, where the prompt wants them, {context}, {choices}, {letters}.
-        response: the right answer as the message asks for it, with {answer} (letter or reference), {text} (of the
-            right choice) and {solution} (worked steps).
-        choice: the line of one choice, with {letter} and {text}.
-        subjects: the same keys for single subjects, where they differ.
-    """
-
-    name: str
-    version: StrictInt
-    message: str
+    name: str  # what reports call it
+    version: StrictInt  # what they say beside it; a changed text gets a higher one
+    message: str  # the user's turn, with {question} and, where the prompt wants them, {context}, {choices}, {letters}
+    # The right answer as the message asks for it, with {answer} (letter or reference), {text} (of the right choice) and
+    # {solution} (worked steps).
     response: str
-    choice: str = "{letter}. {text}"
-    subjects: Mapping[str, Prompt] = field(default_factory=dict)
+    choice: str = "{letter}. {text}"  # the line of one choice
+    subjects: Mapping[str, Prompt] = field(default_factory=dict)  # the same keys for single subjects, where they differ
 
     @classmethod
     def load(cls, name: str, key: str = "prompt") -> Prompt:
-        """A shipped prompt by its name, or a user's own by its path.
-
-        Args:
-            name: of either.
-            key: of the configuration, for messages.
-
-        Raises:
-            UserError: there is no such prompt, or its file is wrong.
-        """
+        """A shipped prompt by its name, or a user's own by its path; `key` is what a UserError about it begins with."""
         file = SHIPPED / f"{name}.yaml"
         if not file.is_file():
             file = Path(name).expanduser()
@@ -80,9 +64,11 @@ class Prompt:
         if each and "message" not in shared:  # every subject has its own
             shared["message"] = next(iter(each.values())).message
         prompt = checked({**shared, "subjects": each}, cls, where)
-        for key, allowed in PLACEHOLDERS.items():
-            _check_placeholders(getattr(prompt, key), allowed, f"{where}: {key}")
-        if "question" not in _placeholders(prompt.message):
+        used = {
+            key: known_placeholders(getattr(prompt, key), names, f"{where}: {key}")
+            for key, names in PLACEHOLDERS.items()
+        }
+        if "question" not in used["message"]:
             raise UserError(f"{where}: message does not ask the question; put {{question}} into it.")
         return prompt
 
@@ -105,7 +91,8 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _check_placeholders(template: str, allowed: tuple[str, ...], where: str) -> None:
+def known_placeholders(template: str, allowed: Sequence[str], where: str) -> list[str]:
+    """The placeholders of a template; a UserError if one of them is not allowed, `where` begins its message."""
     try:
         names = _placeholders(template)
     except ValueError as error:
@@ -116,6 +103,7 @@ def _check_placeholders(template: str, allowed: tuple[str, ...], where: str) -> 
             raise UserError(
                 f"{where}: unknown placeholder {{{name}}}. {hint} Double a brace that is none: {{{{ or }}}}."
             )
+    return names
 
 
 def _placeholders(template: str) -> list[str]:

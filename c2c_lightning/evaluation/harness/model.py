@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
-from c2c_lightning.evaluation.asking.clock import StageClock
 from c2c_lightning.evaluation.asking.decoding import Continuation, beginnings, likelihoods
 from c2c_lightning.evaluation.asking.methods import of_receiver
+from c2c_lightning.evaluation.asking.questions import StageClock
 from c2c_lightning.models import Message, Reading
 
 NAME = "c2c"
@@ -104,6 +104,7 @@ class C2CLM(TemplateLM):
         """What the harness writes into its results: which models talked, and how."""
         return {"fuse": self.fuse, **self.communicator.config()}
 
+    @torch.no_grad()
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability in nats of each continuation as the beginning of the response, and whether it is greedy.
 
@@ -118,7 +119,10 @@ class C2CLM(TemplateLM):
         bar = tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm)
         for k in range(0, len(contexts), self.batch_size):
             chunk = contexts[k : k + self.batch_size]
-            found = self._score([(c, [requests[i].args[1] for i in of_context[c]]) for c in chunk])
+            reading = self._read_all(chunk)
+            start = of_receiver(reading, self.communicator.prefill(reading, self.fuse))
+            continued = [[self._continued(c, requests[i].args[1]) for i in of_context[c]] for c in chunk]
+            found = likelihoods(start, continued, StageClock(self.device))
             for i, score in ((i, s) for c, of_one in zip(chunk, found) for i, s in zip(of_context[c], of_one)):
                 self.cache_hook.add_partial("loglikelihood", requests[i].args, score)
                 scores[i] = score
@@ -154,14 +158,6 @@ class C2CLM(TemplateLM):
                 bar.update()
         bar.close()
         return ordered.get_original(responses)
-
-    @torch.no_grad()
-    def _score(self, asked: list[tuple[str, list[str]]]) -> list[list[tuple[float, bool]]]:
-        """Scores the continuations of a batch of contexts."""
-        reading = self._read_all([context for context, _ in asked])
-        start = of_receiver(reading, self.communicator.prefill(reading, self.fuse))
-        continued = [[self._continued(context, said) for said in each] for context, each in asked]
-        return likelihoods(start, continued, StageClock(self.device))
 
     def _continued(self, context: str, said: str) -> Continuation:
         return self._beginnings(context)(conversation(context)[1], said)

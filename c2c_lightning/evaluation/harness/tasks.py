@@ -17,14 +17,7 @@ except ModuleNotFoundError as error:
 
 
 class Tasks(TaskManager):
-    """The harness's own tasks and the user's.
-
-    Args:
-        include_path: a folder with the user's; None for the harness's alone.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """The harness's own tasks, and the user's in the folder `include_path`; a UserError if there is no such folder."""
 
     def __init__(self, include_path: str | None = None):
         folder = None if include_path is None else Path(include_path).expanduser()
@@ -33,11 +26,7 @@ class Tasks(TaskManager):
         super().__init__(include_path=folder)
 
     def match(self, names: list[str]) -> list[str]:
-        """The names that patterns stand for, and files as they are.
-
-        Raises:
-            UserError: a name is no task, group or tag, nor a file, and which one is near it.
-        """
+        """The names that patterns stand for, and files as they are; a UserError names the task that is meant."""
         found: dict[str, None] = {}
         for name in names:
             matches = [name] if Path(name).is_file() else self.match_tasks([name])
@@ -67,12 +56,7 @@ find_tasks = lru_cache(Tasks)  # it takes seconds
 
 
 def load_tasks(task: str, include_path: str | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """A task by name, or all those of a tag or group.
-
-    Args:
-        task: a name or pattern.
-        include_path: as `Tasks` takes it.
-        changes: keys of a single task's configuration that stand in for its own.
+    """A task by name, or all those of a tag or group; `changes` stand in for a single task's own configuration.
 
     Raises:
         UserError: there is no such task, it cannot be loaded, or several are to be changed.

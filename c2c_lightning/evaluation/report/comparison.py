@@ -1,29 +1,38 @@
-"""Lays several evaluations side by side: what each gained, in what they differ, whether they may be compared."""
+"""Lays several evaluations side by side: what each gained, in what they differ, whether they may be compared.
+
+An evaluation that an older grader graded is graded again first, without the models that gave the answers.
+"""
 
 from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jsonargparse import ArgumentParser
 
 from c2c_lightning.drawing import INK, PALE, Row, draw_forest, shown
-from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
-from c2c_lightning.evaluation.report.findings import C2C, RECEIVER, SHARER, TEXT_TO_TEXT, Findings, Results
-from c2c_lightning.evaluation.report.formatting import NOTHING, compared, plain, points_with_interval, score, verdict
-from c2c_lightning.evaluation.report.page import Section, write_report
-from c2c_lightning.evaluation.report.regrading import up_to_date
+from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.evaluation.asking.answers import AnswerFile, questions_digest
+from c2c_lightning.evaluation.asking.controls import CONTROLS
+from c2c_lightning.evaluation.asking.methods import Answering, Method
+from c2c_lightning.evaluation.asking.module import METHODS, QUESTIONS, TOO_LONG
+from c2c_lightning.evaluation.benchmarks import Benchmark, grading
+from c2c_lightning.evaluation.report import page as written
+from c2c_lightning.evaluation.report.findings import C2C, MAIN, RECEIVER, Findings, Results, collect, findings
+from c2c_lightning.evaluation.report.page import NOTHING, Section, plain, write_report
 from c2c_lightning.evaluation.report.statistics import compare
 from c2c_lightning.evaluation.report.wording import reading_guide
-from c2c_lightning.files import read_json
-from c2c_lightning.runs import RESULTS_FILE, make_folder
+from c2c_lightning.files import json_text, read_bytes, read_json, read_yaml, write_whole
+from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, held, make_folder
 
-SHOWN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,10 +43,6 @@ class FinishedEvaluation:
     folder: Path
     facts: dict[str, str]  # its settings
     benchmarks: dict[str, Findings]
-
-    def answers(self, benchmark: str) -> dict[str, Answer]:
-        """C2C's answers by question id; empty if they are not kept."""
-        return AnswerFile(self.folder, benchmark, C2C).read()
 
 
 def compare_runs(runs: list[str] | str, output: str = "comparison") -> None:
@@ -118,35 +123,29 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def _side_by_side(name: str, evaluations: Sequence[FinishedEvaluation], folder: Path) -> Section:
     """Each evaluation by itself, as table and figure, with a warning where they are not comparable."""
     found = {each.label: each.benchmarks[name] for each in evaluations}
-    is_accuracy = all(each.measure == "accuracy" for each in found.values())
+    measure = "accuracy" if all(each.measure == "accuracy" for each in found.values()) else "score"
     gains, levels, drawn = [], [], []
     for label, each in found.items():
         gain, raw = each.question_specific_gain, each.raw_gain
-        difference = points_with_interval(gain.difference) if gain else NOTHING
-        gains.append(
-            {
-                "evaluation": label,
-                "question-specific gain": difference,
-                "over": gain.over if gain else NOTHING,
-                "verdict": verdict(gain, C2C, gain.over) if gain else "unverified",
-                "raw gain": points_with_interval(raw.difference) if raw else NOTHING,
-                "verdict on the raw gain": verdict(raw, C2C, RECEIVER) if raw else NOTHING,
-            }
-        )
-        measure = "accuracy" if is_accuracy else "score"
-        means = {method: score(of.accuracy.value, measure) for method, of in each.methods.items()}
-        levels.append(
-            {
-                "evaluation": label,
-                **{shown(method): means.get(method, NOTHING) for method in SHOWN},
-                "best control": f"{means[gain.over]} {gain.over}" if gain else NOTHING,
-            }
-        )
+        means = {method: written.score(of.accuracy.value, measure) for method, of in each.methods.items()}
+        gained = {"evaluation": label, "question-specific gain": None, "over": None, "verdict": "unverified"}
+        level = {"evaluation": label, **{shown(method): means.get(method) for method in MAIN}, "best control": None}
         if gain:
+            difference = written.points_with_interval(gain.difference)
+            gained |= {
+                "question-specific gain": difference,
+                "over": gain.over,
+                "verdict": written.verdict(gain, C2C, gain.over),
+            }
+            level["best control"] = f"{means[gain.over]} {gain.over}"
             drawn.append(Row(label, gain.difference, difference, INK if gain.significant else PALE))
+        gained["raw gain"] = written.points_with_interval(raw.difference) if raw else None
+        gained["verdict on the raw gain"] = written.verdict(raw, C2C, RECEIVER) if raw else None
+        gains.append(gained)
+        levels.append(level)
     tables = {
         "Gains in points [95% interval]": pd.DataFrame(gains),
-        "Accuracy" if is_accuracy else "Score (of 100)": pd.DataFrame(levels),
+        "Accuracy" if measure == "accuracy" else "Score (of 100)": pd.DataFrame(levels),
     }
     figures = {}
     if drawn:
@@ -180,10 +179,9 @@ def _not_comparable(name: str, evaluations: Sequence[FinishedEvaluation]) -> lis
 def _paired(name: str, evaluations: Sequence[FinishedEvaluation]) -> Section:
     """C2C of the first evaluation and of each other one, question by question."""
     first, *others = evaluations
-    own = first.answers(name)
+    own, *others_answers = (AnswerFile(each.folder, name, C2C).read() for each in evaluations)
     rows, unpaired = [], []
-    for other in others:
-        answers = other.answers(name)
+    for other, answers in zip(others, others_answers):
         same_items = other.benchmarks[name].items == first.benchmarks[name].items
         if not own or own.keys() != answers.keys() or not same_items:
             unpaired.append(other.label)
@@ -191,7 +189,7 @@ def _paired(name: str, evaluations: Sequence[FinishedEvaluation]) -> Section:
         scores = [[of[id].score for id in own] for of in (answers, own)]
         comparison = compare(*scores, seed=first.benchmarks[name].seed)
         columns = "only the other better", "only the baseline better"
-        rows.append({"C2C of": other.label} | compared(comparison, other.label, first.label, *columns))
+        rows.append({"C2C of": other.label} | written.compared(comparison, other.label, first.label, *columns))
     text = f"The baseline is {plain(first.label)}, the one that was named first."
     if unpaired:
         text += (
@@ -213,3 +211,51 @@ def _settings(evaluations: Sequence[FinishedEvaluation]) -> tuple[dict[str, str]
         return common, Section("Settings in which they differ", "There are none.")
     rows = table[differs].reset_index(names="setting")
     return common, Section("Settings in which they differ", tables={"What differs": rows})
+
+
+def up_to_date(folder: Path, results: Results) -> Results:
+    """The results of an evaluation as today's graders see them; its results.json and answers are brought up to date.
+
+    Where it cannot be graded again, as when its questions have moved, a warning says so and the results stay.
+    """
+    if results.grader == grading.version():
+        return results
+    try:
+        with held(folder, "evaluation"):
+            graded = _grade(folder)
+            for name in graded.keys() & results.benchmarks.keys():  # which only the models can tell
+                graded[name].merged = results.benchmarks[name].merged
+            now = replace(results, benchmarks=graded, grader=grading.version())
+            write_whole(folder / RESULTS_FILE, json_text(now))
+    except UserError as error:
+        log.warning("%s was graded by an older grader, and cannot be graded again: %s", folder, error)
+        return results
+    log.warning("%s was graded by an older grader: its answers are graded again", folder)
+    return now
+
+
+def _grade(folder: Path) -> dict[str, Findings]:
+    config = read_yaml(folder / CONFIG_FILE, dict[str, Any], "runs:", "Evaluate again.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--benchmarks", type=list[Benchmark])
+    for key in ("methods", "controls"):
+        parser.add_argument(f"--{key}", type=list[Method] | None)
+    named = {key: config["model"].get(key) for key in ("methods", "controls")}
+    try:
+        made = parser.instantiate_classes(parser.parse_object({**named, "benchmarks": config["data"]["benchmarks"]}))
+    except Exception as error:  # jsonargparse has many of its own
+        raise UserError(f"{folder / CONFIG_FILE}: {first_line(error)}") from error
+    methods = [make() for make in METHODS] if made.methods is None else made.methods
+    methods += [make() for make in CONTROLS] if made.controls is None else made.controls
+    return {each.name: _findings(folder, each, methods, config["data"]["seed"]) for each in made.benchmarks}
+
+
+def _findings(folder: Path, benchmark: Benchmark, methods: list[Method], seed: int) -> Findings:
+    asked = [method for method in methods if isinstance(method, Answering) and not method.why_not(benchmark)]
+    kept = {method.name: method.resume(folder, benchmark, seed) for method in asked}
+    answered = set.intersection(*map(set, kept.values()))
+    benchmark.leave_out({item.id for item in benchmark.items()} - answered, TOO_LONG)
+    digest = read_bytes(folder / QUESTIONS.format(benchmark.name), "digest of the questions").strip()
+    if digest != questions_digest(benchmark).encode():
+        raise UserError(f"{benchmark.name} has other questions, prompts or exemplars than were asked.")
+    return findings(collect(benchmark, methods, kept, seed))

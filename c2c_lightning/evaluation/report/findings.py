@@ -6,8 +6,9 @@ be made again, and runs be compared, without asking the models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -17,14 +18,14 @@ from c2c_lightning.drawing import Estimate
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.decoding import ROUNDING
 from c2c_lightning.evaluation.asking.methods import Derived, Method
-from c2c_lightning.evaluation.benchmarks import Benchmark
+from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.evaluation.benchmarks.base import NAME
-from c2c_lightning.evaluation.benchmarks.item import Item
 from c2c_lightning.evaluation.report.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
 from c2c_lightning.files import json_digest
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
+MAIN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
 BenchmarkName = Annotated[str, StringConstraints(pattern=NAME)]
 
 
@@ -38,14 +39,12 @@ class BenchmarkResults:
     left_out: dict[str, str] = field(default_factory=dict)  # methods that say nothing about it, with the reason
     seed: int = 0  # of what is drawn: whose cache the wrong question lends, orders of choices, resampling
     merged: int = 0  # questions whose turns were merged, because a chat template refused them as they are
-    # `accuracy` if every answer is right or wrong, otherwise `score`. Decided once over all answers, so that every part
-    # of a report uses the same word.
-    measure: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.measure:
-            scores = (answer.score for answers in self.answers.values() for answer in answers)
-            self.measure = "accuracy" if all(score in (0, 1) for score in scores) else "score"
+    @cached_property
+    def measure(self) -> str:
+        """`accuracy` if every answer is right or wrong, otherwise `score`: one word for all parts of a report."""
+        scores = (answer.score for answers in self.answers.values() for answer in answers)
+        return "accuracy" if all(score in (0, 1) for score in scores) else "score"
 
     @property
     def items(self) -> list[Item]:
@@ -55,33 +54,16 @@ class BenchmarkResults:
         """(items,) in [0, 1]."""
         return np.array([answer.score for answer in self.answers[method]])
 
-    def only(self, names: Sequence[str]) -> BenchmarkResults:
-        """The results of some of the methods; what they measure stays what all of them do."""
-        return replace(
-            self,
-            methods={name: self.methods[name] for name in names},
-            answers={name: self.answers[name] for name in names if name in self.answers},
-            left_out={name: reason for name, reason in self.left_out.items() if name in names},
-        )
-
-    @property
-    def generic(self) -> list[str]:
-        """The generic controls that were answered."""
-        return [name for name, method in self.methods.items() if method.generic and name in self.answers]
-
 
 def collect(
     benchmark: Benchmark,
     methods: Sequence[Method],
     kept: dict[str, dict[str, Answer]],
-    left_out: dict[str, str],
     seed: int,
 ) -> BenchmarkResults:
-    """Puts the kept answers, by method name and question id, in order, and adds those that are derived from them.
-
-    Methods that do not apply are `left_out`, with the reason.
-    """
+    """Puts the kept answers, by method name and question id, in order, and adds those that are derived from them."""
     items = benchmark.items()
+    left_out = {method.name: reason for method in methods if (reason := method.why_not(benchmark))}
     answers = {name: [by_id[item.id] for item in items] for name, by_id in kept.items()}
     for method in methods:
         if isinstance(method, Derived) and method.name not in left_out:
@@ -152,22 +134,25 @@ class Results:
     grader: str = ""  # version of what graded the responses
 
 
-def findings(results: BenchmarkResults) -> Findings:
-    """What an evaluation found out on one benchmark, of the methods and controls that are to be reported.
+def findings(results: BenchmarkResults, reported: Collection[str] | None = None) -> Findings:
+    """What an evaluation found out on one benchmark, of the methods and controls that are reported; None for all.
 
     The question-specific gain is C2C less the best of the generic controls. The receiver alone counts as
     one of them, for it knows nothing of the sharer either: otherwise controls that do harm would make the
     gain larger than what C2C has gained.
     """
-    scores = {name: results.scores(name) for name in results.answers}
+    reported = {*results.methods, *results.left_out} if reported is None else reported
+    scores = {name: results.scores(name) for name in results.answers if name in reported}
+    generic = [name for name in scores if results.methods[name].generic]
     rivals = [name for name in scores if name != C2C] if C2C in scores else []
     comparisons = {name: compare(scores[C2C], scores[name], results.seed) for name in rivals}
     gain = None
-    if rivals and results.generic:
+    if rivals and generic:
         # The receiver first: of equally good ones the first is named, and zero_update should equal it.
-        baselines = [*({RECEIVER} & scores.keys()), *results.generic]
+        baselines = [*({RECEIVER} & scores.keys()), *generic]
         gain = question_specific_gain(scores[C2C], {name: scores[name] for name in baselines}, results.seed)
     benchmark = results.benchmark
+    chances = [len(item.answers) / len(item.choices) for item in results.items if item.choices]
     return Findings(
         benchmark=benchmark.name,
         prompt=PromptFound(benchmark.prompt.name, benchmark.prompt.version),
@@ -176,10 +161,10 @@ def findings(results: BenchmarkResults) -> Findings:
         num_items=len(results.items),
         items=json_digest([asdict(item) for item in benchmark.items()])[:16],
         dropped=dict(benchmark.dropped),
-        guessing=_guessing(benchmark),
+        guessing=float(np.mean(chances)) if benchmark.has_choices else None,
         seed=results.seed,
         methods={name: _method(results, name) for name in scores},
-        left_out=dict(results.left_out),
+        left_out={name: reason for name, reason in results.left_out.items() if name in reported},
         comparisons=comparisons,
         raw_gain=comparisons.get(RECEIVER),
         question_specific_gain=gain,
@@ -209,9 +194,3 @@ def _method(results: BenchmarkResults, name: str) -> MethodFound:
         metrics={metric: float(np.mean([answer.metrics[metric] for answer in answers])) for metric in named},
         close=sum(answer.margin is not None and answer.margin < ROUNDING for answer in answers),
     )
-
-
-def _guessing(benchmark: Benchmark) -> float | None:
-    if not benchmark.has_choices:
-        return None
-    return float(np.mean([len(item.answers) / len(item.choices) for item in benchmark.items()]))

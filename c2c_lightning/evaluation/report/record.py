@@ -25,17 +25,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
-from rich.table import Table
 
-from c2c_lightning.drawing import shown
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.report.findings import Findings, Results, findings
-from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, points_with_interval, score, score_interval
 from c2c_lightning.evaluation.report.page import Section, write_report
-from c2c_lightning.evaluation.report.wording import gain_as_told, reading_guide, sections
+from c2c_lightning.evaluation.report.wording import reading_guide, sections, show
 from c2c_lightning.files import json_text, read_bytes, write_whole
 from c2c_lightning.runs import CONFIG_FILE, RESULTS_FILE, Interrupted, held
 from c2c_lightning.tracking import MLflowTracker, find_tracker, noted_tracking
@@ -46,7 +42,7 @@ FIGURES, SETTINGS_FILE = "figures", "settings.sha256"
 class EvaluationRecord(L.Callback):
     """Keeps the record, and writes the report when every question is answered.
 
-    `settings` is the digest of the settings that can change an answer (see `settings.py`).
+    `settings` is the digest of the settings that can change an answer (see `answers.digest`).
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: str = ""):
@@ -133,10 +129,10 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     parts: dict[str, list[Section]] = {}
     found: dict[str, Findings] = {}
     kinds = [type(analysis).__name__ for analysis in module.analyses]
-    for results in module.results():
+    for results in module.results:
         name = results.benchmark.name
         figures = folder / FIGURES / name
-        found[name] = findings(results.only([method.name for method in module.compared]))
+        found[name] = findings(results, [method.name for method in module.compared])
         parts[name] = sections(found[name], figures)
         for k, (kind, analysis) in enumerate(zip(kinds, module.analyses)):
             rank_zero_info(f"{name}: {kind}")
@@ -152,7 +148,7 @@ def report(trainer: L.Trainer, module: Evaluation, seconds: float) -> None:
     write_whole(folder / RESULTS_FILE, json_text(Results(title, facts, found, grading.version())))
     tracker = find_tracker(trainer)
     if tracker is not None:
-        log_report(tracker, module, found, parts)
+        log_report(tracker, folder, found, parts)
         tracker.save_undelivered(folder)
     show(found, folder)
 
@@ -180,10 +176,9 @@ def describe(module: Evaluation) -> dict[str, str]:
 
 
 def log_report(
-    tracker: MLflowTracker, module: Evaluation, found: dict[str, Findings], parts: dict[str, list[Section]]
+    tracker: MLflowTracker, folder: Path, found: dict[str, Findings], parts: dict[str, list[Section]]
 ) -> None:
-    """Hands report, figures, tables, gains, and the accuracies that the module has not logged to MLflow."""
-    folder = module.folder
+    """Hands report, figures, tables and gains to MLflow."""
     for name in (RESULTS_FILE, "report.html", "report.md"):
         tracker.log_artifact(folder / name)
     tracker.log_artifact(folder / FIGURES, FIGURES)
@@ -193,8 +188,6 @@ def log_report(
                 tracker.log_table(table, f"tables/{name}/{slug(section.title)}/{slug(caption)}.json")
     metrics = {}
     for name, of in found.items():
-        means = {f"{name}/{method}": one.accuracy.value for method, one in of.methods.items()}
-        metrics |= {f"accuracy/{key}": mean for key, mean in means.items() if key not in module.accuracy}
         for key, gain in (("question_specific_gain", of.question_specific_gain), ("raw_gain", of.raw_gain)):
             if gain:
                 metrics |= {f"{name}/{key}": gain.difference.value, f"{name}/{key}_p": gain.p}
@@ -205,25 +198,3 @@ def log_report(
 def slug(words: str) -> str:
     """Words as a file name."""
     return "_".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:80] or "table"
-
-
-def show(found: dict[str, Findings], folder: Path) -> None:
-    """Prints the scores, the gain, and where the report is."""
-    # Names may hold brackets, which are no markup of rich's.
-    console = Console(markup=False, soft_wrap=True)
-    for name, of in found.items():
-        table = Table("method", title=f"{name}: {of.num_items:,} questions")
-        for column in (of.measure, "95% interval"):
-            table.add_column(column, justify="right")
-        for method, one in of.methods.items():
-            value, interval = score(one.accuracy.value, of.measure), score_interval(one.accuracy, of.measure)
-            table.add_row(shown(method), value, interval)
-        console.print(table)
-        for method, reason in of.left_out.items():
-            console.print(f"not asked: {method}, because {reason}")
-        gain = gain_as_told(of)
-        if gain:
-            certainty = "" if gain.significant else f", {NOT_SIGNIFICANT}"
-            value = points_with_interval(gain.difference)
-            console.print(f"question-specific gain: {value} points, over {gain.over}{certainty}")
-    console.print(f"report: {folder / 'report.html'}")

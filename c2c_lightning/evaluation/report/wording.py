@@ -8,42 +8,26 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from typing_extensions import TypedDict
+from rich.console import Console
+from rich.table import Table
 
 from c2c_lightning.drawing import ACCENT, INK, PALE, Row, draw_forest, shown
-from c2c_lightning.evaluation.report import formatting as written
-from c2c_lightning.evaluation.report.findings import (
-    C2C,
-    RECEIVER,
-    SHARER,
-    TEXT_TO_TEXT,
-    WRONG_QUESTION,
-    Findings,
-    MethodFound,
-)
-from c2c_lightning.evaluation.report.formatting import NOT_SIGNIFICANT, NOTHING, plain, points_with_interval, score
-from c2c_lightning.evaluation.report.page import Section
+from c2c_lightning.evaluation.report import page as written
+from c2c_lightning.evaluation.report.findings import C2C, MAIN, RECEIVER, TEXT_TO_TEXT, WRONG_QUESTION, Findings
+from c2c_lightning.evaluation.report.page import NOTHING, Section, plain, points_with_interval, score
 from c2c_lightning.evaluation.report.statistics import Comparison, Gain
 from c2c_lightning.files import read_yaml
 
 FEW = 50  # questions
 
 
-class Words(TypedDict):
-    """The sentences of a report."""
-
-    verdicts: dict[str, dict[str, str]]
-    caution: str
-    cost: str
-    answer_modes: dict[str, str]
-    guide: dict[str, str]
-
-
 @cache
-def words() -> Words:
-    return read_yaml(Path(__file__).with_name("templates") / "words.yaml", Words, "words of a report")
+def words() -> dict[str, Any]:
+    """The sentences of a report."""
+    return read_yaml(Path(__file__).with_name("templates") / "words.yaml", dict[str, Any], "words of a report")
 
 
 def sections(found: Findings, figures: Path) -> list[Section]:
@@ -96,16 +80,15 @@ def _levels(found: Findings) -> str:
     """How well the main methods do."""
     measure = "Accuracy" if found.measure == "accuracy" else "Mean score (of 100)"
     means = {name: score(m.accuracy.value, found.measure) for name, m in found.methods.items()}
-    said = ", ".join(f"{shown(name)} {means[name]}" for name in (C2C, RECEIVER, SHARER, TEXT_TO_TEXT) if name in means)
+    said = ", ".join(f"{shown(name)} {means[name]}" for name in dict.fromkeys((C2C, *MAIN)) if name in means)
     return f"{measure} on {found.num_items:,} questions: {said}." if said else ""
 
 
 def _number(compared: Comparison, name: str, meaning: str) -> str:
     """A number that stands out (see `write_report`), what it is, and how certain."""
     value, low, high = (written.points(number) for number in asdict(compared.difference).values())
-    certainty = "" if compared.significant else f", {NOT_SIGNIFICANT}"
     interval = f"95% interval {low} to {high}, {written.p_in_words(compared.p)}"
-    return f"> **{value} points{certainty}** *{name}*: {meaning}\\\n> {interval}"
+    return f"> **{value} points{written.doubt(compared)}** *{name}*: {meaning}\\\n> {interval}"
 
 
 def _scores(found: Findings, figures: Path) -> Section:
@@ -188,12 +171,29 @@ def reading_guide(found: list[Findings]) -> list[Section]:
     """The words of a report, explained once for all its benchmarks, whose other methods are named too."""
     guide = words()["guide"]
     methods = {name: method for each in found for name, method in each.methods.items() if name != C2C}
-    known = {name: f"{_kind(m)}{m.description}" for name, m in methods.items() if name not in guide}
+    other = "control, but not generic, for it knows the question as well as C2C does; "
+    kinds = {name: "generic control; " if m.generic else other if m.control else "" for name, m in methods.items()}
+    known = {name: kinds[name] + m.description for name, m in methods.items() if name not in guide}
     table = pd.DataFrame((guide | known).items(), columns=["word", "meaning"])
     return [Section("Words", tables={"What they mean": table})]
 
 
-def _kind(method: MethodFound) -> str:
-    if method.generic:
-        return "generic control; "
-    return "control, but not generic, for it knows the question as well as C2C does; " if method.control else ""
+def show(found: dict[str, Findings], folder: Path) -> None:
+    """Prints the scores, the gain, and where the report is."""
+    # Names may hold brackets, which are no markup of rich's.
+    console = Console(markup=False, soft_wrap=True)
+    for name, of in found.items():
+        table = Table("method", title=f"{name}: {of.num_items:,} questions")
+        for column in (of.measure, "95% interval"):
+            table.add_column(column, justify="right")
+        for method, one in of.methods.items():
+            value, interval = score(one.accuracy.value, of.measure), written.score_interval(one.accuracy, of.measure)
+            table.add_row(shown(method), value, interval)
+        console.print(table)
+        for method, reason in of.left_out.items():
+            console.print(f"not asked: {method}, because {reason}")
+        gain = gain_as_told(of)
+        if gain:
+            value = points_with_interval(gain.difference)
+            console.print(f"question-specific gain: {value} points, over {gain.over}{written.doubt(gain)}")
+    console.print(f"report: {folder / 'report.html'}")

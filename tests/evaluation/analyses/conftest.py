@@ -50,4 +50,4 @@ def answered(communicator, benchmark) -> BenchmarkResults:
     further = [method for make in ANALYSES.values() for method in make().methods(communicator)]
     methods = [Receiver(), Sharer(), TOLD, C2C(), C2CAfterText(**PROMPTS), *further]
     kept = {m.name: {a.id: a for a in ask(m, communicator, questions)} for m in methods}
-    return collect(benchmark, methods, kept, {}, seed=0)
+    return collect(benchmark, methods, kept, seed=0)

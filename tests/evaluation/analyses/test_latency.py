@@ -7,13 +7,12 @@ import pytest
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.analyses import Latency
-from c2c_lightning.evaluation.analyses.latency import COLUMNS, STAGES
+from c2c_lightning.evaluation.analyses.latency import COLUMNS, METHODS, STAGES
 
 
 def test_the_stages_of_an_answer_add_up_to_its_total(communicator, answered):
     latency = Latency(questions=3, repeats=3)
-    methods = latency.chosen(answered)
-    assert [m.name for m in methods] == ["receiver", "sharer", "text_to_text", "c2c", "c2c_after_text"]
+    methods = [answered.methods[name] for name in METHODS]
     for size in (1, 3):
         timings = pd.DataFrame(latency.measure(communicator, answered, methods, size), columns=COLUMNS)
         for _, of_method in timings.groupby("method"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from c2c_lightning.evaluation.analyses import SubjectAccuracy
 from c2c_lightning.evaluation.analyses.solved import regions_of
@@ -29,10 +30,11 @@ def test_without_subjects_there_is_nothing_to_say(tmp_path, communicator):
 
 
 def test_every_question_is_in_one_region_of_the_diagram():
-    solved = {"receiver": {0, 1}, "sharer": set(), "c2c": {1, 2, 3}}
+    solved = pd.DataFrame({"receiver": [1, 1, 0, 0, 0], "sharer": [0] * 5, "c2c": [0, 1, 1, 1, 0]}).astype(bool)
     regions = regions_of(solved)
-    assert len(regions) == 7
+    assert len(regions) == 8
     assert {members: n for members, n in regions.items() if n} == {
+        (False, False, False): 1,
         (True, False, False): 1,
         (False, False, True): 2,
         (True, False, True): 1,
