@@ -79,6 +79,9 @@ PARTS = [
     Part("transformers.integrations.gguf.gguf_tokenizer_mapping", "GGUF_PRE_TOKENIZER_SPLITS", "words cut otherwise"),
     Part("transformers.modeling_gguf_pytorch_utils", "TENSOR_PROCESSORS", "which weights its reader passes over"),
     Part("transformers.modeling_gguf_pytorch_utils", "get_gguf_hf_weights_map", "the same"),
+    Part("transformers.models.llama.modeling_llama.LlamaRotaryEmbedding", "inv_freq", "how fast a model's keys turn"),
+    Part("transformers.models.llama.modeling_llama.LlamaRotaryEmbedding", "rope_type", "whether texts change that"),
+    Part("transformers.models.gptj.modeling_gptj.GPTJAttention", "embed_positions", "the same, of GPT-J and CodeGen"),
     Part("transformers.quantizers.AutoHfQuantizer", "supports_quant_method", "unknown quantisations are refused"),
     Part("transformers.PretrainedConfig", "_attn_implementation", "stored prompts are those of one attention kernel"),
 ]

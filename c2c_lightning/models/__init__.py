@@ -6,6 +6,7 @@ from c2c_lightning.models.chat import ChatConfig
 from c2c_lightning.models.loading import check_models, load_aligner, load_models
 from c2c_lightning.models.prompt_store import PromptStore
 from c2c_lightning.models.reading import FrozenModels, Reading
+from c2c_lightning.models.rotation import Rotation
 
 __all__ = [
     "AlignedPrompt",
@@ -17,6 +18,7 @@ __all__ = [
     "Message",
     "PromptStore",
     "Reading",
+    "Rotation",
     "check_models",
     "collate",
     "exchange_questions",
