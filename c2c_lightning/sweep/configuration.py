@@ -33,12 +33,9 @@ OWN = re.compile(
 
 
 def merge(base: Sequence[str], *overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Base files, later ones over earlier ones, and over them values by dotted key.
+    """Base files, later ones over earlier ones, and over them values by dotted key; interpolations stay as written.
 
-    Interpolations are kept as they are written.
-
-    Raises:
-        UserError: a file is missing or no YAML mapping.
+    Raises a UserError if a file is missing or no YAML mapping.
     """
     layers = []
     for file in map(Path, base):
@@ -70,11 +67,7 @@ def configuration(sweep: Sweep, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[str, Any]], C2CModule]) -> str | None:
-    """Builds the base and the edges of the space, weights aside, and lays their layers over the models' sizes.
-
-    Args:
-        sweep, space: what is checked.
-        build: makes the module of a configuration without its weights, or raises a UserError.
+    """Builds base and edges of the space without weights, by `build`, and lays their layers over the models' sizes.
 
     Returns:
         The day that the trials' chat templates take for today; None if none asks for it.

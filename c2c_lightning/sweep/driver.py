@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,9 @@ from c2c_lightning.runs import Interrupted
 from c2c_lightning.sweep.figures import draw_figures
 from c2c_lightning.sweep.labels import shown_score, title
 from c2c_lightning.sweep.live_table import LiveTable
-from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, wait_until_free
+from c2c_lightning.sweep.process import LOG, SECONDS_TO_STOP, FolderBusy, held
 from c2c_lightning.sweep.results import draw_over_seeds, over_seeds, ranking, write_best, write_csv, write_over_seeds
-from c2c_lightning.sweep.runner import cluster, room_for
+from c2c_lightning.sweep.runner import cluster, postponed, room_for
 from c2c_lightning.sweep.scheduling import Scheduler
 from c2c_lightning.sweep.settings import SWEEP_FILE, Sweep
 from c2c_lightning.sweep.space import Space
@@ -31,11 +31,7 @@ from c2c_lightning.tracking import noted_tracking
 
 
 def complete(sweep: Sweep, space: Space) -> Sweep:
-    """The sweep with what follows from its space: kind of search and number of trials.
-
-    Raises:
-        UserError: search, trials and space do not go together.
-    """
+    """The sweep with what follows from its space: kind of search and number of trials; a UserError if they disagree."""
     search = sweep.search or ("grid" if len(space.grids) == len(space.domains) else "tpe")
     if search != "grid" and space.grids:
         raise UserError(
@@ -55,12 +51,7 @@ def complete(sweep: Sweep, space: Space) -> Sweep:
 
 
 def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
-    """Runs what is left of a sweep, and leaves table, best configuration and figures in its folder.
-
-    Args:
-        sweep: complete and checked.
-        folder: of the sweep.
-        address: of a Ray cluster; None for one of this machine's own.
+    """Runs what is left of a sweep that is complete and checked: leaves table, best configuration, figures in a folder.
 
     Raises:
         UserError: the cluster can never meet the demand, no trial reports the metric, or every trial failed.
@@ -69,10 +60,7 @@ def run_sweep(sweep: Sweep, folder: Path, address: str | None) -> None:
     trials = Trials(folder, sweep)
     failed = trials.resume()
     write_whole(folder / SWEEP_FILE, yaml.safe_dump(asdict(sweep), sort_keys=False))
-    with interruptible(folder) as signals, ExitStack() as stack:
-        with postponed():
-            stack.enter_context(cluster(address))
-        stack.enter_context(terminated(signals))
+    with interruptible(folder), cluster(address):
         processes = int(min(sweep.concurrent or math.inf, room_for(sweep.resources)))
         with tracked(folder, sweep) as tracker:
             for trial in failed:
@@ -98,48 +86,17 @@ def train(trials: Trials, tracker: SweepTracker, processes: int) -> None:
                 with postponed():
                     going_on = scheduler.step()
         finally:
+            at_work = [trial.folder for group in scheduler.groups for trial in group.trials]
             scheduler.end()
-            wait_until_free([trial.folder for trial in trials.known.values()], SECONDS_TO_STOP)
+            # What did not stop in time is killed by its parent's end, and may still save.
+            with suppress(FolderBusy, OSError), held(at_work, SECONDS_TO_STOP):
+                pass
 
 
 @contextmanager
-def interruptible(folder: Path) -> Iterator[list[int]]:
-    """Ends in a message and in the signal's exit code what Ctrl-C ends, or one of the signals that are yielded."""
+def interruptible(folder: Path) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM as a cluster's scheduler sends it, end in a message and in the signal's exit code."""
     received: list[int] = []
-    try:
-        yield received
-    except KeyboardInterrupt:
-        say(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}")
-        raise Interrupted(128 + next(iter(received), signal.SIGINT)) from None
-
-
-@contextmanager
-def postponed() -> Iterator[None]:
-    """Ctrl-C takes effect when what is done here has been done; a second one at once.
-
-    Ray forks when it starts, and an exception that comes within a fork is lost and leaves logging locked.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, receive)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if received:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def terminated(received: list[int]) -> Iterator[None]:
-    """SIGTERM, as a cluster's scheduler sends it, is handled as Ctrl-C is, and is added to a list.
-
-    To be entered after Ray has started, which would handle it otherwise.
-    """
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -151,6 +108,9 @@ def terminated(received: list[int]) -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, receive)
     try:
         yield
+    except KeyboardInterrupt:
+        say(f"Stopped. Go on with: python -m c2c_lightning sweep --resume {folder}")
+        raise Interrupted(128 + next(iter(received), signal.SIGINT)) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -179,11 +139,7 @@ def conclude(sweep: Sweep, folder: Path, trials: list[Trial], tracker: SweepTrac
 
 
 def refuse_failure(trials: list[Trial], folder: Path) -> None:
-    """Says which trials of a sweep that has ended failed, and what can be done.
-
-    Raises:
-        UserError: all of them did.
-    """
+    """Says which trials of a sweep that has ended failed, and what can be done; a UserError if all of them did."""
     failed = [trial for trial in trials if trial.state == "failed"]
     if not failed:
         return

@@ -27,10 +27,7 @@ LINES_AROUND = 8
 class LiveTable(Live):
     """Keeps the table on a terminal up to date; in a log writes what happens, and the table at the end.
 
-    Args:
-        metric, mode: what trials are judged by.
-        total: how many trials there will be, if that is known.
-        console: where to write; None for standard output.
+    `total` is how many trials there will be, if that is known.
     """
 
     def __init__(self, metric: str, mode: Mode, total: int | None = None, console: Console | None = None):
@@ -82,10 +79,7 @@ def trial_table(
     """A row for each trial; where they are too many, for those that run and the best, and the rest in numbers.
 
     Args:
-        trials: by number.
-        metric, mode: what they are judged by.
         max_rows: how many rows there is room for, each on one line; None for all, with what is long wrapped.
-        total: how many trials there will be, if that is known.
         now: in seconds since 1970, by which the time left is counted; None to count from the last validations.
     """
     ranked = ranking(trials, metric, mode)

@@ -42,14 +42,8 @@ def held(folders: Sequence[Path], seconds: float = SECONDS_TO_WAIT) -> Iterator[
     """Holds trials' folders, so that what lies in them is nobody else's to change; yields their locks.
 
     A process that is started with the locks holds them for as long as it lives. So a trial that is begun again,
-    here or on another machine, waits for the end of the one before it, and two never write to one folder.
-
-    Args:
-        folders: to hold; while one is waited for, its log says for whom.
-        seconds: to wait for all of them.
-
-    Raises:
-        FolderBusy: they were not free in time.
+    here or on another machine, waits for the end of the one before it, and two never write to one folder. While one is
+    waited for, its log says for whom; raises FolderBusy if not all are free after so many seconds.
     """
     deadline = time.monotonic() + seconds
     with ExitStack() as stack:
@@ -92,13 +86,9 @@ def _sign(lock: TextIO, pid: int) -> None:
 def start_training(
     arguments: Sequence[str], locks: Mapping[Path, TextIO], working_folder: Path, cpus: float = 1.0
 ) -> subprocess.Popen[bytes]:
-    """Starts a command in its own process group, which ends when whoever started it does.
+    """Starts `python -m c2c_lightning` in its own process group, which ends when whoever started it does.
 
-    Args:
-        arguments: of `python -m c2c_lightning`.
-        locks: of the folders of the trials that it trains, see `held`; each folder gets its log.
-        working_folder: that it runs in.
-        cpus: threads that it may use.
+    It trains the trials of the folders that are held by `locks`; each folder gets its log.
     """
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     environment |= {
@@ -151,26 +141,6 @@ def die_with_parent() -> None:
     if os.getppid() != int(parent):  # it ended before the kernel was told
         os.kill(os.getpid(), signal.SIGTERM)
     os.environ[DIES_WITH_PARENT] = str(os.getpid())
-
-
-def is_free(folder: Path) -> bool:
-    """Whether no process is at work on a trial's folder."""
-    try:
-        with (folder / LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def wait_until_free(folders: Sequence[Path], seconds: float) -> list[Path]:
-    """Waits for the processes in trials' folders to end; returns the folders where one has not."""
-    deadline = time.monotonic() + seconds
-    while (busy := [folder for folder in folders if not is_free(folder)]) and time.monotonic() <= deadline:
-        time.sleep(0.1)
-    return busy
 
 
 def add_to_log(folder: Path, text: str) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 # Read when Ray is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,39 +31,59 @@ from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, LAST, PROGRESS_FILE, SU
 from c2c_lightning.sweep.process import held, start_training, stop_training
 from c2c_lightning.sweep.settings import Resources
 
+if TYPE_CHECKING:  # a machine runs one for each trial, and what follows a trial is to be light
+    from c2c_lightning.sweep.trials import Trial
+
 MEGABYTE = 2**20
 POLL = 0.2
 GROUP_FILE = "group"  # with whom a trial was trained last
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """Ctrl-C takes effect when what is done here has been done; a second one at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Ray, for as long as a sweep goes on.
+    """Ray, at an address, at $RAY_ADDRESS, or as a cluster of this machine's own, for as long as a sweep goes on.
 
-    Args:
-        address: of a cluster; None for $RAY_ADDRESS, or else a cluster of this machine's own.
-
-    Raises:
-        UserError: nobody answers at the address, or Ray does not start here.
+    Raises a UserError if nobody answers at the address, or Ray does not start here.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     # What trials hand over goes through files, so the object store stays empty.
     own = {} if address else {"include_dashboard": False, "object_store_memory": 100 * MEGABYTE}
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
-        if address and ":" in address and "://" not in address:
-            # Ray itself would go on trying for minutes.
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address or "local", **own, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        if address is None:
-            raise UserError(
-                f"Ray does not start on this machine: {first_line(error)}. It keeps its files in $RAY_TMPDIR, or else "
-                "in /tmp/ray: that must be writable, with a short path and room; its logs there may say more."
-            ) from error
-        raise UserError(f"no Ray cluster answers at {address!r}: {first_line(error)}") from error
-    try:
+        try:
+            if address and ":" in address and "://" not in address:
+                # Ray itself would go on trying for minutes.
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            with postponed():  # Ray forks, and an exception within a fork is lost and leaves logging locked
+                ray.init(address=address or "local", **own, **quiet)
+                signal.signal(signal.SIGTERM, terminated)  # which Ray has taken
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            if address is None:
+                raise UserError(
+                    f"Ray does not start on this machine: {first_line(error)}. It keeps its files in $RAY_TMPDIR, or "
+                    "else in /tmp/ray: that must be writable, with a short path and room; its logs there may say more."
+                ) from error
+            raise UserError(f"no Ray cluster answers at {address!r}: {first_line(error)}") from error
         yield
     finally:
         ray.shutdown()
@@ -69,13 +92,14 @@ def cluster(address: str | None) -> Iterator[None]:
 def room_for(resources: Resources) -> int:
     """How many processes of such a demand the machines that are there have room for, whatever else they run.
 
-    Who finds no room at the moment waits for it. At least 1, as a machine may be on its way.
-
-    Raises:
-        UserError: none, and no machine comes.
+    Who finds no room at the moment waits for it. At least 1, as a machine may be on its way; a UserError if none comes.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_fits(machine, resources) for machine in machines)
+    demand = {kind: asked for kind, asked in (("CPU", resources.cpus), ("GPU", resources.gpus)) if asked}
+    # To Ray's precision: ten times 0.1 fit into 1.
+    room = sum(
+        min(int(round(machine.get(kind, 0) / asked, 4)) for kind, asked in demand.items()) for machine in machines
+    )
     if room == 0 and not resources.autoscaling:
         largest = max(machines, key=lambda machine: (machine.get("GPU", 0), machine.get("CPU", 0)))
         raise UserError(
@@ -86,23 +110,18 @@ def room_for(resources: Resources) -> int:
     return max(1, room)
 
 
-def _fits(machine: dict[str, float], resources: Resources) -> int:
-    demand = {"CPU": resources.cpus, "GPU": resources.gpus}
-    # To Ray's precision: ten times 0.1 fit into 1.
-    return min(int(round(machine.get(kind, 0) / asked, 4)) for kind, asked in demand.items() if asked)
-
-
-class RayJob:
-    """Trials in these folders, trained by a Ray actor of their own on a machine that has room.
+class Group:
+    """Trials that share a process, or one by itself, and the Ray actor that runs it on a machine that has room.
 
     `begun` is done when it has a machine; `ended` when it has ended, with the folders of the trials that it trained.
     """
 
-    def __init__(self, folders: Sequence[Path], resources: Resources):
+    def __init__(self, trials: Sequence[Trial], resources: Resources):
+        self.trials = trials
         # Two calls at once, so that it can be stopped while it trains.
         kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=2)(Runner)
         self.actor = kind.remote()
-        names = [str(folder.resolve()) for folder in folders]
+        names = [str(trial.folder.resolve()) for trial in trials]
         self.begun = self.actor.ready.remote().future()
         self.ended = self.actor.train.remote(names, str(Path.cwd()), resources.cpus).future()
 
@@ -125,13 +144,10 @@ class Runner:
         """Returns when the runner has a machine."""
 
     def train(self, folders: Sequence[str], working_folder: str, cpus: float) -> list[str]:
-        """Trains the trials in these folders, or those of them that can be trained together.
+        """Trains the trials in these folders, or those of them that can be trained together, and returns their folders.
 
-        Returns:
-            The folders of the trials that the process trained; the others have a result, or wait for another process.
-
-        Raises:
-            FolderBusy: another process has not left one of the folders in time.
+        The others have a result, or wait for another process. FolderBusy says that another process has not left one of
+        the folders in time.
         """
         # What is to be done shows only when no process of an earlier driver is at work there any more: until then it
         # may end trials, or bring some of them further than others.

@@ -11,7 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ray.exceptions import RayError, RayTaskError
@@ -22,7 +21,7 @@ from c2c_lightning.runs import STOP_FILE, SUMMARY_FILE
 from c2c_lightning.sweep.configuration import sharable_key
 from c2c_lightning.sweep.live_table import LiveTable
 from c2c_lightning.sweep.process import SECONDS_TO_STOP, add_to_log, log_tail
-from c2c_lightning.sweep.runner import RayJob, origin
+from c2c_lightning.sweep.runner import Group, origin
 from c2c_lightning.sweep.settings import Asha, Mode
 from c2c_lightning.sweep.tracking import SweepTracker
 from c2c_lightning.sweep.trials import ENDED, Row, State, Trial, Trials
@@ -33,14 +32,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 MOST_LOST = 10
 # Worse than any score, yet so that Ray can interpolate between it and one.
 WORST = 1e300
-
-
-@dataclass
-class Group:
-    """Trials that share a process, or one by itself, and the job that runs them."""
-
-    trials: list[Trial]
-    job: RayJob
 
 
 class Scheduler:
@@ -63,7 +54,7 @@ class Scheduler:
     def step(self) -> bool:
         """Begins what there is room for, and follows what runs; returns whether anything is left to do."""
         self.fill()
-        wait([group.job.ended for group in self.groups], POLL, FIRST_COMPLETED)
+        wait([group.ended for group in self.groups], POLL, FIRST_COMPLETED)
         for group in list(self.groups):
             self.follow(group)
         if time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
@@ -75,11 +66,11 @@ class Scheduler:
         """Stops what runs and waits until it has saved; a trial that has not ended waits for the sweep to be resumed."""
         try:
             for group in self.groups:
-                group.job.stop()
-            wait([group.job.ended for group in self.groups if group.job.begun.done()], SECONDS_TO_STOP)
+                group.stop()
+            wait([group.ended for group in self.groups if group.begun.done()], SECONDS_TO_STOP)
         finally:
             for group in self.groups:
-                group.job.close()
+                group.close()
             for trial in self.trials.unended():
                 self.note(trial, "waiting", trial.reason)
 
@@ -94,10 +85,10 @@ class Scheduler:
             key = self.waiting[0][0]
             trials = [trial for other, trial in self.waiting if other == key][: self.together]
             self.waiting = [(other, trial) for other, trial in self.waiting if trial not in trials]
-            self.groups.append(Group(trials, self.start(trials)))
+            self.groups.append(self.start(trials))
 
-    def start(self, trials: Sequence[Trial]) -> RayJob:
-        return RayJob([trial.folder for trial in trials], self.sweep.resources)
+    def start(self, trials: Sequence[Trial]) -> Group:
+        return Group(trials, self.sweep.resources)
 
     def add(self, trial: Trial) -> None:
         """Puts a trial among those that wait."""
@@ -109,15 +100,15 @@ class Scheduler:
     def follow(self, group: Group) -> None:
         """Notes what has become of a group's trials since the last time."""
         # Asked before the last rows are read, or one that came in between would be missed.
-        ended = group.job.ended.done()
+        ended = group.ended.done()
         for trial in group.trials:
-            if trial.state == "waiting" and group.job.begun.done():
+            if trial.state == "waiting" and group.begun.done():
                 self.note(trial, "running")
             if trial.state == "running":
                 self.judge(trial, group)
         if ended:
             self.groups.remove(group)
-            group.job.close()
+            group.close()
             self.settle(group)
 
     def judge(self, trial: Trial, group: Group) -> None:
@@ -136,16 +127,16 @@ class Scheduler:
                 reason = f"at step {row['step']}, {shown} was not among the best 1/{self.sweep.asha.factor:g}"
                 self.note(trial, "stopped", reason, row["step"])
                 if len(group.trials) == 1:
-                    group.job.stop()
+                    group.stop()
                 else:
                     (trial.folder / STOP_FILE).touch()
                 return
 
     def settle(self, group: Group) -> None:
         """Says what has become of trials whose process has ended."""
-        error = group.job.ended.exception()
+        error = group.ended.exception()
         folders = {trial.number: str(trial.folder.resolve()) for trial in group.trials}
-        trained = list(folders.values()) if error is not None else group.job.ended.result()
+        trained = list(folders.values()) if error is not None else group.ended.result()
         for trial in group.trials:
             if trial.state in ENDED:
                 continue
@@ -208,12 +199,7 @@ class Halving:
     """Says which trials go on, by Ray's ASHA over the share of a trial's steps.
 
     A score that is not finite is worse than any other. Ray would compare with NaN, which is neither less nor more, and
-    so would never stop such a trial.
-
-    Args:
-        asha: where the rungs are.
-        metric, mode: what trials are compared by.
-        trials: of the sweep so far; those that have not ended will report again.
+    so would never stop such a trial. Of the sweep's trials so far, those that have not ended will report again.
     """
 
     def __init__(self, asha: Asha, metric: str, mode: Mode, trials: Iterable[Trial] = ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import yaml
 from c2c_lightning.cli.sweep import read_sweep
 from c2c_lightning.files import PROJECT
 from c2c_lightning.fuser import C2CFuser
+from c2c_lightning.sweep.process import LOCK
 from c2c_lightning.sweep.trials import Trials
 from tests.training.runs import BASE
 
@@ -113,6 +115,18 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
     while not condition():
         assert time.monotonic() < until, what
         time.sleep(0.05)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process is at work on a trial's folder."""
+    if not (folder / LOCK).exists():
+        return True
+    with (folder / LOCK).open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def is_alive(pid: int) -> bool:

@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from c2c_lightning.runs import Interrupted
-from c2c_lightning.sweep.driver import interruptible, postponed, terminated
+from c2c_lightning.sweep.driver import interruptible
+from c2c_lightning.sweep.runner import postponed
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def interrupt():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_its_own_exit_code_and_says_how_to_go_on(tmp_path, number, capsys):
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as ended, interruptible(tmp_path) as signals, terminated(signals):
+    with pytest.raises(Interrupted) as ended, interruptible(tmp_path):
         signal.raise_signal(number)
     assert ended.value.code == 128 + number
     assert f"sweep --resume {tmp_path}" in capsys.readouterr().out.replace("\n", "")
@@ -28,7 +29,7 @@ def test_a_signal_ends_in_its_own_exit_code_and_says_how_to_go_on(tmp_path, numb
 
 def test_sigterm_ends_a_sweep_that_a_script_has_put_into_the_background(tmp_path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with pytest.raises(Interrupted) as ended, interruptible(tmp_path) as signals, terminated(signals):
+    with pytest.raises(Interrupted) as ended, interruptible(tmp_path):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
 

@@ -16,13 +16,11 @@ from c2c_lightning.sweep.process import (
     LOG,
     FolderBusy,
     held,
-    is_free,
     log_tail,
     start_training,
     stop_training,
-    wait_until_free,
 )
-from tests.sweep.sweeps import is_alive, wait_for
+from tests.sweep.sweeps import is_alive, is_free, wait_for
 
 HELP = ["--help"]
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -49,9 +47,10 @@ def test_a_folder_is_busy_as_long_as_its_process_lives(tmp_path):
     assert is_free(tmp_path)
     started = start(HELP, tmp_path)
     assert not is_free(tmp_path)
-    assert wait_until_free([tmp_path], 0.0) == [tmp_path]
-    assert wait_until_free([tmp_path], 60.0) == []
-    assert started.wait(60.0) == 0
+    with pytest.raises(FolderBusy), held([tmp_path], seconds=0.0):
+        pass
+    with held([tmp_path], seconds=60.0):
+        assert started.wait(60.0) == 0
 
 
 def test_who_waits_for_a_folder_says_for_whom_and_gives_up_in_the_end(tmp_path):

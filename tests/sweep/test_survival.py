@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from c2c_lightning.sweep.process import is_free, log_tail
-from tests.sweep.sweeps import Workspace, process_of, wait_for
+from c2c_lightning.sweep.process import log_tail
+from tests.sweep.sweeps import Workspace, is_free, process_of, wait_for
 
 pytestmark = pytest.mark.slow
 
