@@ -18,7 +18,7 @@ from c2c_lightning.errors import UserError, meant, told
 # Command: (module and function that runs it, what it does). Imported when needed, for imports take seconds.
 COMMANDS = {
     "fit": ("c2c_lightning.cli.fit:run", "train a fuser"),
-    "fit-shared": ("c2c_lightning.cli.fit_shared:fit_shared", "train fusers that share models and data side by side"),
+    "fit-shared": ("c2c_lightning.cli.fit:fit_shared", "train fusers that share models and data side by side"),
     "validate": ("c2c_lightning.cli.fit:run", "validate a checkpoint"),
     "sweep": ("c2c_lightning.cli.sweep:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.cli.test:run", "say what a fuser's cache communication gave, with controls"),

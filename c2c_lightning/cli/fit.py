@@ -1,20 +1,24 @@
-"""`fit` and `validate`: LightningCLI wiring and nothing else."""
+"""`fit`, `validate` and `fit-shared`, which trains in one process what several `fit` would: LightningCLI wiring."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse.util import import_object
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from c2c_lightning.cli import lightning_parser
@@ -22,14 +26,26 @@ from c2c_lightning.cli.lightning_parser import CheckedCLI
 from c2c_lightning.data import InstructionData
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import ChatConfig, check_models
-from c2c_lightning.runs import CHECKPOINTS, CONFIG_FILE, RUNS, cut_off_early, give_back, held, make_folder, new_folder
+from c2c_lightning.runs import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    LAST,
+    RUNS,
+    TRIAL_FILE,
+    cut_off_early,
+    give_back,
+    held,
+    make_folder,
+    new_folder,
+)
+from c2c_lightning.sweep.configuration import differing_keys
 from c2c_lightning.tracking import MLflowTracker, noted_tracking
 from c2c_lightning.training.acceleration import keep_freed_memory
 from c2c_lightning.training.checkpoints import CheckpointWriter, find_checkpoint, run_folder, run_to_resume
-from c2c_lightning.training.gate_map import GateMap
 from c2c_lightning.training.interruption import Interruption
 from c2c_lightning.training.module import C2CModule
-from c2c_lightning.training.run_record import RunRecord
+from c2c_lightning.training.run_record import GateMap, RunRecord
+from c2c_lightning.training.shared import SharedCheckpointIO, SharedLogger, StopFiles, join
 
 VALIDATE_EVERY = 100
 TRAINER_DEFAULTS = {
@@ -132,7 +148,9 @@ class C2CCLI(CheckedCLI):
             return [MLflowTracker(run_name=folder.name, **noted_tracking(folder))]
         return config.logger if isinstance(config.logger, list) else [config.logger] if config.logger else []
 
-    def instantiate_trainer(self, callbacks: Sequence[L.Callback] = (), **kwargs: Any) -> L.Trainer:
+    def instantiate_trainer(
+        self, callbacks: Sequence[L.Callback] = (), checkpoints: CheckpointIO | None = None, **kwargs: Any
+    ) -> L.Trainer:
         if self.subcommand is None:
             return super().instantiate_trainer(**kwargs)
         config = self.config_init[self.subcommand].trainer
@@ -164,10 +182,10 @@ class C2CCLI(CheckedCLI):
                     enable_version_counter=False,
                 )
             )
-        plugins = kwargs.pop("plugins", config.plugins) or []
+        plugins = config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, CheckpointWriter()]
+        if checkpoints is not None or not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, checkpoints or CheckpointWriter()]
         return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
 
@@ -189,3 +207,96 @@ def reads_shards(strategy: Any) -> bool:
     """Whether a strategy, as it stands in a configuration, resumes sharded checkpoints."""
     path = getattr(strategy, "class_path", None)
     return path is not None and issubclass(import_object(path), ModelParallelStrategy)
+
+
+class TrialCLI(C2CCLI):
+    """`fit` as far as it goes without a trainer: configuration, model, data and loggers of one trial."""
+
+    def hold(self, folder: Path) -> None:
+        """Held by `fit_shared`."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def fit_shared(runs: list[str] | str, progress_bar: bool = True) -> None:
+    """Trains fusers that differ in nothing but the fuser and its gating, from the same prefill.
+
+    What each run leaves is what `fit` with its configuration leaves, and can be resumed by `fit`. Runs
+    that have a checkpoint are resumed. A file `stop` in a run's folder ends that run at its next validation.
+
+    Args:
+        runs: folders of the runs, with commas between them, or a list if one has a comma in its name. In each lies
+            trial.yaml, a configuration of `fit`.
+        progress_bar: show how far they are.
+
+    Raises:
+        UserError: a configuration that is missing, or with which nothing can be shared.
+    """
+    names = [name for name in runs.split(",") if name] if isinstance(runs, str) else runs
+    folders = [Path(name) for name in names]
+    if not folders or len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"runs is {runs!r}: name the folder of every run once.")
+    missing = [str(folder / TRIAL_FILE) for folder in folders if not (folder / TRIAL_FILE).is_file()]
+    if missing:
+        message = f"runs: there is no {', '.join(missing)}, a configuration as `fit --config` takes it."
+        cut = [name for name in map(",".join, pairwise(names)) if Path(name).is_dir()]
+        if cut:
+            message += f" The folder {cut[0]} has a comma in its name: give a list, --runs '{json.dumps(cut[:1])}'."
+        raise UserError(message)
+    with ExitStack() as at_end:
+        for folder in folders:
+            at_end.enter_context(held(folder, "run"))
+        _fit_together(folders, progress_bar)
+
+
+def _fit_together(folders: list[Path], progress_bar: bool) -> None:
+    begun = [(folder / CHECKPOINTS / LAST).exists() for folder in folders]
+    if any(begun) and not all(begun):
+        fresh = ", ".join(str(folder) for folder, has in zip(folders, begun) if not has)
+        raise UserError(f"trials go on together only from the same step, and these have no checkpoint yet: {fresh}.")
+    clis = [_parse(folder, progress_bar) for folder in folders]
+    configs = [yaml.safe_load(cli._parser("fit").dump(cli.config["fit"], skip_none=False)) for cli in clis]
+    different = differing_keys(configs)
+    if different:
+        raise UserError(
+            f"these runs differ in {', '.join(different)}, and only fuser, gate, layers, layer_map, optimizer and "
+            "prompt_store may differ where the prefill is shared: train them apart."
+        )
+    first = clis[0]
+    module = join([cli.model for cli in clis], folders, [cli.loggers() for cli in clis])
+    first.save_config_kwargs = {
+        "configs": {run.label: cli.config["fit"] for run, cli in zip(module.runs, clis, strict=True)}
+    }
+    trainer = C2CCLI.instantiate_trainer(
+        first, [StopFiles()], SharedCheckpointIO(module.runs), logger=SharedLogger(module.runs)
+    )
+    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise UserError(
+            f"trainer.devices is {trainer.num_devices} and trainer.strategy {type(trainer.strategy).__name__}: "
+            "a shared prefill is for one device (trainer.devices 1); train apart on several."
+        )
+    if trainer.precision == "16-mixed":
+        raise UserError(
+            "trainer.precision 16-mixed scales the losses of all trials together, so that one trial's overflow would "
+            "cost the others a step: give bf16-mixed, or train apart."
+        )
+    trainer.fit(module, datamodule=first.datamodule, ckpt_path=first.config["fit"].ckpt_path)
+    if module.failed:
+        raise UserError(" ".join(f"{folder}: {error}" for folder, error in module.failed.items()))
+
+
+def _parse(folder: Path, progress_bar: bool) -> TrialCLI:
+    """A trial's configuration, built as `fit` builds it in that folder."""
+    args = ["fit", "--config", str(folder / TRIAL_FILE), "--trainer.default_root_dir", str(folder)]
+    if (folder / CHECKPOINTS / LAST).exists():
+        args += ["--ckpt_path", str(folder / CHECKPOINTS / LAST)]
+    if not progress_bar:
+        args += ["--trainer.enable_progress_bar", "false"]
+    with warnings.catch_warnings():
+        # That there is a command line too, of which these are not the arguments.
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+        return TrialCLI(**WIRING, args=args)

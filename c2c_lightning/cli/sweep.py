@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,33 +156,20 @@ def build(config: Mapping[str, Any]) -> C2CModule:
     Raises:
         UserError: the configuration is refused: what `fit` would say.
     """
-    from c2c_lightning.cli.fit import WIRING
-    from c2c_lightning.cli.fit_shared import TrialCLI
+    from c2c_lightning.cli.fit import WIRING, TrialCLI
 
-    with warnings_alone(), tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(dict(config), file, sort_keys=False)
-        file.flush()
-        try:
-            return TrialCLI(**WIRING, run=False, args=["--config", file.name]).model
-        except SystemExit as error:  # how a parser refuses
-            message = str(error.code).removeprefix("error: ").replace(file.name, "the configuration")
-            raise UserError(message) from error
-        except Exception as error:
-            message = user_message(error)
-            if message is None:
-                raise
-            raise UserError(message) from error
-
-
-@contextlib.contextmanager
-def warnings_alone() -> Iterator[None]:
-    """Lightning logs nothing below a warning: every build would say what its seed is."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Lightning would say at every build what its seed is
     try:
-        yield
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            yaml.safe_dump(dict(config), file, sort_keys=False)
+            file.flush()
+            return TrialCLI(**WIRING, run=False, args=["--config", file.name]).model
+    except SystemExit as error:  # how a parser refuses
+        raise UserError(str(error.code).removeprefix("error: ").replace(file.name, "the configuration")) from error
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        raise UserError(message) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

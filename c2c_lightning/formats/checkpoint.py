@@ -1,4 +1,4 @@
-"""Checkpoints of runs: one file, or a folder into which every rank wrote its part; written whole, checked when read.
+"""Checkpoints of runs: one file, or a folder into which every rank wrote its part; checked when read.
 
 Nothing in a checkpoint is executed. One file is read by torch's own restricted unpickler. Of a sharded one torch unpickles
 `.metadata` and every value that is no tensor without restriction, so `check_sharded` looks at both before torch does.
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.files import checked, whole
+from c2c_lightning.files import checked
 from c2c_lightning.formats.config import FORMAT, check_config
 
 FUSERS = "communicator.fusers."  # begins the names of a fuser's tensors among a run's
@@ -188,13 +188,6 @@ class Checkpoint(Meta):
 
 
 REMEDY = "Take another checkpoint of the run."
-
-
-def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint that is there as a whole or not at all; raises a UserError if the disk is full."""
-    with whole(path) as unfinished:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(checkpoint, unfinished)
 
 
 def save(value: Any, path: Path) -> None:

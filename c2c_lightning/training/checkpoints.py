@@ -22,7 +22,6 @@ from c2c_lightning.formats.checkpoint import (
     read_checkpoint,
     read_meta,
     save,
-    write_checkpoint,
 )
 from c2c_lightning.runs import CHECKPOINTS, LAST, begun, checkpoints, cut_off_early
 from c2c_lightning.training.sharding import renamed
@@ -38,7 +37,9 @@ class CheckpointWriter(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_checkpoint(Path(path), checkpoint)
+        with whole(Path(path)) as unfinished:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            save(checkpoint, unfinished)
 
 
 def save_last(trainer: L.Trainer) -> Path:

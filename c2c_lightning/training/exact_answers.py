@@ -10,9 +10,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import nn
+from torchmetrics import MeanMetric, MetricCollection
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.models import Batch, FrozenModels, Reading
@@ -23,26 +22,10 @@ from c2c_lightning.models.loading import is_sharded
 SHARER_TOKENS = 32
 
 
-class Accuracy(nn.Module):
+def accuracies(methods: Sequence[str]) -> MetricCollection:
     """The share of exact answers, by method."""
-
-    def __init__(self, methods: Sequence[str]):
-        super().__init__()
-        # All from the start: their synchronisation is collective, whatever this rank's batches held.
-        self.metrics = nn.ModuleDict({method: MeanMetric() for method in methods})
-
-    def update(self, exact: Mapping[str, Sequence[bool]]) -> None:
-        """Adds whether each answer of a batch was exact, by method."""
-        for method, values in exact.items():
-            metric = self.metrics[method]
-            metric.update(torch.tensor(values, dtype=torch.float32, device=metric.device))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Accuracy by method over all ranks; begins anew."""
-        values = {method: metric.compute() for method, metric in self.metrics.items()}
-        for metric in self.metrics.values():
-            metric.reset()
-        return values
+    # All from the start: their synchronisation is collective, whatever this rank's batches held.
+    return MetricCollection({method: MeanMetric() for method in methods}, compute_groups=False)
 
 
 class ExactAnswers(nn.Module):
@@ -54,12 +37,12 @@ class ExactAnswers(nn.Module):
     def __init__(self, num_sharers: int):
         super().__init__()
         self.sharers = ["sharer", *(f"sharer_{i}" for i in range(1, num_sharers))]
-        self.alone = Accuracy(["receiver", *self.sharers])
+        self.alone = accuracies(["receiver", *self.sharers])
         # By a batch's place in the validation: its checksum, and which answers are exact by method.
         self.known: dict[int, tuple[int, dict[str, list[bool]]]] = {}
         self.asked = False
 
-    def update(self, reading: Reading, runs: Sequence[tuple[Communicator, Accuracy]]) -> None:
+    def update(self, reading: Reading, runs: Sequence[tuple[Communicator, MetricCollection]]) -> None:
         """Answers a batch whose `references` are set, by the communicators of all runs; counts what is exact."""
         self.asked, batch, models = True, reading.batch, reading.models
         nothing_asked = not batch.response_mask.any()
@@ -74,7 +57,8 @@ class ExactAnswers(nn.Module):
                 answers["wrong_question"] = greedy_answers(communicator, wrong)
             found.append((accuracy, which_are_exact(answers, batch)))
         for accuracy, exact in [] if nothing_asked else found:
-            accuracy.update(exact)
+            for method, values in exact.items():
+                accuracy[method].update(values)
 
     def _alone(self, models: FrozenModels, reading: Reading) -> dict[str, list[bool]]:
         """Which answers the frozen models get right without any other model's cache, by method."""

@@ -248,18 +248,21 @@ class C2CModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         asked, self.exact_answers.asked = self.exact_answers.asked, False
         alone = self.exact_answers.alone.compute() if asked else {}
+        self.exact_answers.alone.reset()
         for run in list(self.runs):
             # The mean is NaN also where no rank had a token to validate on; the sum is not.
             total = self.trainer.strategy.reduce(run.val_loss.mean_value.clone(), reduce_op="sum")
             loss = run.val_loss.compute()
+            accuracy = {**run.accuracy.compute(), **alone} if asked else {}
             run.val_loss.reset()
+            run.accuracy.reset()
             if not total.isfinite():
                 self.stop(run, run.not_finite(f"val/loss is {loss:g} at step {self.global_step}"))
                 continue
             self.log_of(run, "val/loss", loss, prog_bar=True)
             self.log_of(run, "val/perplexity", loss.exp())
-            for method, accuracy in ({**run.accuracy.compute(), **alone} if asked else {}).items():
-                self.log_of(run, f"val/accuracy/{method}", accuracy, prog_bar=method == "c2c")
+            for method, share in accuracy.items():
+                self.log_of(run, f"val/accuracy/{method}", share, prog_bar=method == "c2c")
             self.log_of(run, "fuser/parameters", float(sum(run.fuser_sizes)))
             for reason, count in getattr(self.trainer.datamodule, "left_out", {}).items():
                 self.log_of(run, f"data/{reason}", float(count), sync_dist=True, reduce_fx="sum")

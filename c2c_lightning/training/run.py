@@ -28,7 +28,7 @@ from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import run_folder
 from c2c_lightning.training.closed_form import ClosedForm
-from c2c_lightning.training.exact_answers import Accuracy
+from c2c_lightning.training.exact_answers import accuracies
 from c2c_lightning.training.optimizer import OptimizerConfig
 from c2c_lightning.training.sharding import local
 
@@ -63,7 +63,7 @@ class Run:
         self.fuser_sizes: list[int] = []
         # NaN is what is looked for, so it must not be left out of the mean.
         self.val_loss = MeanMetric(nan_strategy="disable")
-        self.accuracy = Accuracy(["c2c", "wrong_question"])
+        self.accuracy = accuracies(["c2c", "wrong_question"])
         self.gate_steps: list[int] = []
         self.gate_history: list[list[Tensor]] = []
         self.last_metrics: dict[str, float] = {}

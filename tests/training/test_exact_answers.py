@@ -7,7 +7,7 @@ import torch
 
 from c2c_lightning.fuser import GateConfig
 from c2c_lightning.models.batch import collate
-from c2c_lightning.training.exact_answers import Accuracy, ExactAnswers, greedy_answers
+from c2c_lightning.training.exact_answers import ExactAnswers, accuracies, greedy_answers
 from tests.models import tiny
 
 ASKED = [[{"role": "user", "content": text}] for text in ("Where does Ribigo live?", "Is it in Oslo?")]
@@ -32,7 +32,7 @@ def batch(communicator):
 def ask(communicator, batch, answers: ExactAnswers) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Accuracy by method, and what the first sharer was given to read."""
     read: list[torch.Tensor] = []
-    sharer, accuracy = communicator.models.sharers[0], Accuracy(["c2c", "wrong_question"])
+    sharer, accuracy = communicator.models.sharers[0], accuracies(["c2c", "wrong_question"])
     hook = sharer.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
     answers.update(communicator.read(batch), [(communicator, accuracy)])
     hook.remove()
