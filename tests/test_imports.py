@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "runs.py": {"files"},
     "tracking.py": {"files", "runs"},
     "fuser": set(),
+    "mapper": {"fuser"},
     "nano": set(),
     "models": {"files", "fuser"},
     "formats": {"files", "fuser", "models", "runs"},
@@ -46,6 +47,7 @@ MAY_IMPORT = {
 ENTRANCES = {"__init__.py", "__main__.py"}
 MUST_NOT_KNOW = {
     "fuser": {"lightning", "mlflow", "transformers"},
+    "mapper": {"lightning", "mlflow", "transformers"},
     "models": {"lightning", "mlflow"},
     "formats": {"lightning", "mlflow"},
     "communicator.py": {"lightning", "mlflow"},

@@ -9,7 +9,7 @@ from c2c_lightning.fuser.c2c import (
     ReplacingFuser,
     UnweightedFuser,
 )
-from c2c_lightning.fuser.fusers import Fusers, LayerMap, Layers, map_layers
+from c2c_lightning.fuser.fusers import Fusers, LayerMap, Layers, map_layers, select_layers
 from c2c_lightning.fuser.gate import PART_NAMES, Gate, GateConfig
 from c2c_lightning.fuser.low_rank import LowRankFuser
 from c2c_lightning.fuser.ridge import RidgeFuser
@@ -35,4 +35,5 @@ __all__ = [
     "UnweightedFuser",
     "fuse_all",
     "map_layers",
+    "select_layers",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -39,6 +39,21 @@ class KVShape:
         return self.num_kv_heads * self.head_dim
 
 
+def check_numbers(thing: str, owner: type, init_args: Mapping[str, Any]) -> None:
+    """Refuses what is no number where `owner`, a fuser's or mapper's class, has one as default."""
+    for name, value in init_args.items():
+        parameter = inspect.signature(owner).parameters.get(name)
+        numbers = {int: (int,), float: (int, float)}.get(type(parameter.default) if parameter else None)
+        if numbers and (isinstance(value, bool) or not isinstance(value, numbers)):
+            raise UserError(f"{thing} {name} is {value!r}: give a number, such as {parameter.default}.")
+
+
+def class_path(owner: type, room: str) -> str:
+    """Where a class is imported from; those of a room of ours go by the name that the room exports."""
+    module = room if owner.__module__.startswith(f"{room}.") else owner.__module__
+    return f"{module}.{owner.__qualname__}"
+
+
 class Fuser(nn.Module, ABC):
     """Fuses a sharer's KV stack into the receiver's: receiver + gate * update.
 
@@ -61,17 +76,11 @@ class Fuser(nn.Module, ABC):
 
     def __init__(self, sharer: KVShape, receiver: KVShape, gate: Gate, **init_args: Any):
         super().__init__()
-        for name, value in init_args.items():
-            parameter = inspect.signature(type(self)).parameters.get(name)
-            numbers = {int: (int,), float: (int, float)}.get(type(parameter.default) if parameter else None)
-            if numbers and (isinstance(value, bool) or not isinstance(value, numbers)):
-                raise UserError(f"fuser {name} is {value!r}: give a number, such as {parameter.default}.")
+        check_numbers("fuser", type(self), init_args)
         self.sharer, self.receiver, self.gate, self.init_args = sharer, receiver, gate, init_args
         self.recomputes = False  # activations in the backward pass, instead of keeping them
         self.num_groups = len(gate.parts) * len(gate.receiver_layers)
-        # FSDP2 replaces the class, so remember its path now. Ours go by the name that the package exports.
-        module = OURS if type(self).__module__.startswith(f"{OURS}.") else type(self).__module__
-        self.class_path = f"{module}.{type(self).__qualname__}"
+        self.class_path = class_path(type(self), OURS)  # FSDP2 replaces the class, so remember its path now
 
     @abstractmethod
     def update(self, sharer_GTF: Tensor, receiver_GTF: Tensor, groups: Tensor | None) -> Tensor:

@@ -146,7 +146,7 @@ def map_layers(layer_map: LayerMap, layers: Layers, num_receiver: int, num_share
         mapped = {r: round(r * scale) for r in range(num_receiver)}
     else:
         raise UserError(f"model.layer_map is {layer_map!r}: give terminal, depth or {{receiver layer: sharer layer}}.")
-    kept = _select(layers, num_receiver)
+    kept = select_layers(layers, num_receiver)
     chosen = {r: mapped[r] for r in sorted(mapped) if r in kept}
     if not chosen:
         raise UserError(
@@ -156,23 +156,26 @@ def map_layers(layer_map: LayerMap, layers: Layers, num_receiver: int, num_share
     return chosen
 
 
-def _select(layers: Layers, num_receiver: int) -> set[int]:
+def select_layers(layers: Layers, num_receiver: int, key: str = "model.layers") -> set[int]:
+    """The receiver layers that `layers` names, see `map_layers`; `key` is where the user gave them.
+
+    Raises:
+        UserError: an unknown word, or a layer that the receiver does not have.
+    """
     everything = range(num_receiver)
     if isinstance(layers, list):
-        _check(layers, num_receiver, "receiver", "model.layers")
+        _check(layers, num_receiver, "receiver", key)
         if len(set(layers)) < len(layers):
-            raise UserError(f"model.layers {layers} names a layer twice.")
+            raise UserError(f"{key} {layers} names a layer twice.")
         return set(layers)
     if layers == "all":
         return set(everything)
     word, _, number = layers.partition(":")
     if word not in ("first", "last", "every") or not number.isdigit() or int(number) == 0:
-        raise UserError(
-            f"model.layers is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers."
-        )
+        raise UserError(f"{key} is {layers!r}: give all, first:K, last:K, every:K (K at least 1) or a list of layers.")
     k = int(number)
     if k > num_receiver:
-        raise UserError(f"model.layers is {layers!r}, but the receiver has {num_receiver} layers: give all.")
+        raise UserError(f"{key} is {layers!r}, but the receiver has {num_receiver} layers: give all.")
     return set({"first": everything[:k], "last": everything[-k:], "every": everything[::k]}[word])
 
 
