@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
+from c2c_lightning.errors import UserError
 from c2c_lightning.files import checked
 from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
@@ -69,13 +70,18 @@ class Communicator(nn.Module):
         return self.models.respond(self.prefill(reading, fuse), reading.batch, **generate_kwargs)
 
     def generate(
-        self, messages: list[Message] | list[list[Message]], fuse: bool = True, **generate_kwargs: Any
+        self,
+        messages: list[Message] | list[list[Message]],
+        fuse: bool = True,
+        context: str | list[str] | None = None,
+        **generate_kwargs: Any,
     ) -> str | list[str]:
         """Answers one conversation, or a batch of them.
 
         Args:
             messages: chat messages (`role`, `content`), or a list of such conversations.
-            fuse: False for the receiver alone.
+            fuse: False for the receiver alone, which knows nothing of `context`.
+            context: a text that the first sharer alone reads, or one for each conversation; it belongs to the last turn.
             **generate_kwargs: anything that transformers' `generate` takes, if it works on a filled cache.
 
         Returns:
@@ -85,6 +91,14 @@ class Communicator(nn.Module):
         conversations = [messages] if single else messages
         remedy = "Give chat messages, [{'role': 'user', 'content': ...}], or a list of such conversations."
         checked(conversations, Conversations, "what generate was given", remedy)
+        texts = [context] * len(conversations) if isinstance(context, str) else context
+        if texts is not None:
+            if len(texts) != len(conversations):
+                raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
+            conversations = [
+                [*turns[:-1], {**turns[-1], **({"private": text} if fuse else {})}]
+                for turns, text in zip(conversations, texts)
+            ]
         reading = self.read(conversations)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences

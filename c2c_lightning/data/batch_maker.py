@@ -12,7 +12,7 @@ import numpy as np
 
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
-from c2c_lightning.models import AlignedPrompt, Aligner, Batch, collate
+from c2c_lightning.models import AlignedPrompt, Aligner, Batch, Message, collate
 from c2c_lightning.models.rendering import TemplateRunsOn
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class BatchMaker:
                 continue
             references.append(example.response)
             if partners is not None:
-                others.append(self._first_readable(partners[i]))
+                others.append(self._first_readable(partners[i], example))
         if not read:
             # A rank that has nothing to learn from must take part in the step all the same.
             nothing = self.aligner.prompt([{"role": "user", "content": "-"}])
@@ -89,10 +89,10 @@ class BatchMaker:
         if first:
             raise first
 
-    def _first_readable(self, examples: Iterable[Example]) -> AlignedPrompt | None:
+    def _first_readable(self, examples: Iterable[Example], asked: Example) -> AlignedPrompt | None:
         for example in examples:
             with suppress(UserError):
-                prompt = self.aligner.prompt(example.prompt)
+                prompt = self.aligner.prompt(told_otherwise(asked.prompt, example.prompt) or example.prompt)
                 self._check_length(prompt)
                 return prompt
         return None
@@ -108,11 +108,20 @@ class BatchMaker:
         return prompt, response
 
     def _check_length(self, prompt: AlignedPrompt, response: Sequence[int] = ()) -> None:
-        tokens = max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids))
+        text = [] if prompt.private is None else [len(prompt.private.ids), len(prompt.private.read_ids) + len(response)]
+        tokens = max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids), *text)
         if tokens > self.max_length:
             raise TooLong(
                 f"it has {tokens} tokens, but data.max_length is {self.max_length}: raise it, or shorten the data."
             )
+
+
+def told_otherwise(messages: list[Message], other: list[Message]) -> list[Message] | None:
+    """A conversation with the private text of another one; None if it has none."""
+    text = next((message["private"] for message in other if message.get("private")), None)
+    if text is None or not any(message.get("private") for message in messages):
+        return None
+    return [{**message, "private": text} if message.get("private") else message for message in messages]
 
 
 class Partners:

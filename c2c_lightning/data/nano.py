@@ -16,24 +16,32 @@ class NanoData(InstructionData):
     Args:
         batch_size: questions per device and micro-batch.
         val_batch_size: the same for validation.
+        told: ask about people whom neither model knows; the sharer reads a sentence about them that the receiver does not.
         seed: of the order; None for that of `seed_everything`.
         aligner: reads conversations for the models; comes from the model.
     """
 
     def __init__(
-        self, batch_size: int = 64, val_batch_size: int = 100, seed: int | None = None, aligner: Aligner | None = None
+        self,
+        batch_size: int = 64,
+        val_batch_size: int = 100,
+        told: bool = False,
+        seed: int | None = None,
+        aligner: Aligner | None = None,
     ):
         # All questions are about equally long, and those of like length are of one wording.
         sizes = {"batch_size": batch_size, "val_batch_size": val_batch_size}
         super().__init__(path=[], **sizes, bucket=False, exact_answers=True, seed=seed, aligner=aligner)
+        self.told = told
+        self._train, self._val = world.facts(world.TOLD_SEED if told else world.SEED)
 
     def train_examples(self) -> Sequence[Example]:
-        return [_example(fact, question) for fact in world.facts()[0] for question in fact.questions]
+        return [self._example(fact, question) for fact in self._train for question in fact.questions]
 
     def val_examples(self) -> Sequence[Example]:
-        return [_example(fact, fact.question) for fact in world.facts()[1]]
+        return [self._example(fact, fact.question) for fact in self._val]
 
-
-def _example(fact: world.Fact, question: str) -> Example:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}]
-    return Example(turns, source=f"nano world: {fact.name}")
+    def _example(self, fact: world.Fact, question: str) -> Example:
+        private = {"private": fact.plain_statement} if self.told else {}
+        turns = [{"role": "user", "content": question, **private}, {"role": "assistant", "content": fact.answer}]
+        return Example(turns, source=f"nano world: {fact.name}")

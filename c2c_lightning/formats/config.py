@@ -14,7 +14,7 @@ from typing import Annotated, Any, NotRequired
 
 import torch
 from pydantic import ConfigDict, Field, with_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
@@ -22,11 +22,12 @@ from c2c_lightning.errors import UserError, first_line, meant
 from c2c_lightning.files import checked
 from c2c_lightning.fuser import Fuser, FuserFactory, Fusers, GateConfig, KVShape, LayerMap, Layers
 from c2c_lightning.fuser.stacked import matrices, transposed
+from c2c_lightning.mapper import Mapper
 from c2c_lightning.models import Alignment, ChatConfig
 from c2c_lightning.models.loading import kv_shape, load_config, locate
 
 FORMAT = 2  # format 1, and the published one, has matrices as (out, in); see fuser/stacked.py
-OURS = "c2c_lightning.fuser."
+OURS = ("c2c_lightning.fuser.", "c2c_lightning.mapper.")
 RENAME = (
     "Name them anew: Communicator.from_pretrained(..., receiver=..., sharers=[...]), --model.receiver and "
     "--model.sharers of test, --receiver and --sharers of lm-eval, --receiver and --sharer of convert."
@@ -51,7 +52,8 @@ class FuserConfig(TypedDict):
     layer_map: LayerMap
     layers: Layers
     gate: dict[str, Any]
-    fuser: FuserSpec
+    fuser: FuserSpec | None
+    mapper: NotRequired[FuserSpec]
 
 
 def check_config(said: Any, where: str) -> dict[str, Any]:
@@ -118,10 +120,11 @@ def make_fusers(
         Fusers,
         shapes[0],
         shapes[1:],
-        import_fuser(config["fuser"], name, trust_remote_code),
+        config["fuser"] and import_class(config["fuser"], Fuser, name, trust_remote_code),
         config["layer_map"],
         config["layers"],
         GateConfig(**config["gate"]),
+        import_class(config["mapper"], Mapper, name, trust_remote_code) if "mapper" in config else None,
     )
     skeleton = on_meta(make, len(state), name)
     if config["format"] == 1:
@@ -134,11 +137,11 @@ def make_fusers(
     return fusers
 
 
-def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) -> FuserFactory:
-    """The fuser class that a config names, with its sizes filled in.
+def import_class(spec: FuserSpec, kind: type[nn.Module], name: str, trust_remote_code: bool = False) -> Any:
+    """The class of a fuser or mapper that a config names, with its sizes filled in.
 
     Raises:
-        UserError: the class is not one of this package and not to be trusted, or it is no fuser.
+        UserError: the class is not one of this package and not to be trusted, or not of this kind.
     """
     path = spec["class_path"]
     module, _, attribute = path.rpartition(".")
@@ -146,18 +149,18 @@ def import_fuser(spec: FuserSpec, name: str, trust_remote_code: bool = False) ->
         raise UserError(f"fuser {name!r} is a {path!r}, which is no import path of a class.")
     if not path.startswith(OURS) and not trust_remote_code:
         raise UserError(
-            f"fuser {name!r} is a {path}, which is none of {OURS}*: importing it would run code that came with the "
+            f"fuser {name!r} is a {path}, which is none of {OURS[0]}*: importing it would run code that came with the "
             "fuser or lies in this folder. If you trust it, say trust_remote_code."
         )
     if path.startswith(OURS):
-        module = OURS.rstrip(".")  # whichever file of the package an earlier version had the class in
+        module = ".".join(path.split(".")[:2])  # whichever file of the package an earlier version had the class in
     try:
-        fuser = getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a module may do anything when it is imported
         raise UserError(f"fuser {name!r} is a {path}, which cannot be imported: {first_line(error)}") from error
-    if not (isinstance(fuser, type) and issubclass(fuser, Fuser)):
-        raise UserError(f"fuser {name!r} is a {path}, which is no subclass of Fuser.")
-    return functools.partial(fuser, **spec["init_args"])
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"fuser {name!r} is a {path}, which is no subclass of {kind.__name__}.")
+    return functools.partial(found, **spec["init_args"])
 
 
 def on_meta(make: FuserFactory | functools.partial, most: int, name: str) -> Any:

@@ -155,6 +155,8 @@ def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     """The same for the same fuser, wherever it and its models lie and in whatever form."""
     keys = ("format", "alignment", "template_kwargs", "layer_map", "layers", "gate", "fuser")
     counted = {key: config[key] for key in keys}
+    if "mapper" in config:
+        counted["mapper"] = config["mapper"]
     if config["chat"] != asdict(ChatConfig()):  # fusers of before had no other
         counted["chat"] = config["chat"]
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())

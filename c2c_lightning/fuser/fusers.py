@@ -1,11 +1,11 @@
-"""The fusers of one run: one for each sharer; and which of its layers feeds which of the receiver's.
+"""What one run trains: a fuser for each sharer, which of its layers feeds which of the receiver's, and a mapper.
 
 Dimensions: L fused layers, B batch, H kv heads, N prompt tokens but the last, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.fuser.base import FuserFactory, KVShape
+from c2c_lightning.fuser.base import Fuser, FuserFactory, KVShape
 from c2c_lightning.fuser.c2c import C2CFuser
 from c2c_lightning.fuser.gate import Gate, GateConfig
 from c2c_lightning.fuser.stacked import pick
@@ -29,48 +29,69 @@ class Reading(Protocol):
     def sharer_stack(self, sharer: int, layers: Sequence[int]) -> Tensor: ...
     def aligned(self, sharer: int) -> Tensor: ...
     def cache_with(self, layers: Sequence[int], stack: Tensor) -> Any: ...
+    def receiver_cache(self) -> Any: ...
+    def with_mapper(self, mapper: nn.Module | None) -> Reading: ...
 
 
-class Fusers(nn.ModuleList):
-    """One fuser for each sharer.
+class Fusers(nn.Module):
+    """One fuser for each sharer, or none; and the mapper of private texts, if there is one.
 
     Args:
         receiver: shape of the receiver's cache.
         sharers: shapes of the sharers' caches.
-        fuser: makes a fuser from (sharer shape, receiver shape, gate).
+        fuser: makes a fuser from (sharer shape, receiver shape, gate); None for no fusion.
         layer_map: see `map_layers`.
         layers: see `map_layers`.
         gate: the layer-gating configuration, the same for every sharer.
+        mapper: makes a `mapper.Mapper` from (first sharer's shape, receiver shape); None for no private texts.
 
     Attributes:
         layer_maps: for each sharer {receiver layer: sharer layer}.
         fused_layers: the receiver layers that any sharer is mapped to, ascending.
 
     Raises:
-        UserError: an impossible layer map or gate, or several sharers for a fuser that reads none.
+        UserError: an impossible layer map or gate, several sharers for a fuser that reads none, or neither fuser nor
+            mapper.
     """
 
     def __init__(
         self,
         receiver: KVShape,
         sharers: Sequence[KVShape],
-        fuser: FuserFactory = C2CFuser,
+        fuser: FuserFactory | None = C2CFuser,
         layer_map: LayerMap = "terminal",
         layers: Layers = "all",
         gate: GateConfig | None = None,
+        mapper: Callable[[KVShape, KVShape], nn.Module] | None = None,
     ):
         super().__init__()
+        if fuser is None and mapper is None:
+            raise UserError("model.fuser and model.mapper are both null, so nothing would be communicated: give one.")
         self.layer_map, self.layers, self.gate = layer_map, layers, gate or GateConfig()
-        self.layer_maps = [map_layers(layer_map, layers, receiver.num_layers, sharer.num_layers) for sharer in sharers]
-        for i, (sharer, mapped) in enumerate(zip(sharers, self.layer_maps)):
+        fused = sharers if fuser else []
+        self.layer_maps = [map_layers(layer_map, layers, receiver.num_layers, sharer.num_layers) for sharer in fused]
+        self._number = len(fused)
+        for i, (sharer, mapped) in enumerate(zip(fused, self.layer_maps)):
             gates = Gate(self.gate, list(mapped), receiver.num_kv_heads, torch.initial_seed() + i)
-            self.append(fuser(sharer, receiver, gates))
+            self.add_module(str(i), fuser(sharer, receiver, gates))
+        self.mapper = mapper(sharers[0], receiver) if mapper else None
         if len(self) > 1 and self[0].for_one_sharer:
             kind = type(self[0]).__name__
             raise UserError(
                 f"fuser {kind} reads no sharer's cache, so it cannot be one of {len(self)}: name one sharer."
             )
         self.fused_layers = sorted({layer for mapped in self.layer_maps for layer in mapped})
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, sharer: int) -> Fuser:
+        if not 0 <= sharer < len(self):
+            raise IndexError(sharer)
+        return self.get_submodule(str(sharer))
+
+    def __iter__(self) -> Iterator[Fuser]:
+        return (self[i] for i in range(len(self)))
 
     @property
     def gates(self) -> list[Gate]:
@@ -87,6 +108,9 @@ class Fusers(nn.ModuleList):
             reading: of a batch of prompts.
             sharer_stacks: as `sharer_stacks` gives them; None for the reading's own.
         """
+        reading = reading.with_mapper(self.mapper)
+        if not len(self):
+            return reading.receiver_cache()
         return reading.cache_with(self.fused_layers, self.fused_stack(reading, sharer_stacks))
 
     def fused_stack(self, reading: Reading, sharer_stacks: dict[int, Tensor] | None = None) -> Tensor:
@@ -117,8 +141,14 @@ class Fusers(nn.ModuleList):
             "layer_map": self.layer_map,
             "layers": self.layers,
             "gate": asdict(self.gate),
-            "fuser": {"class_path": self[0].class_path, "init_args": self[0].init_args},
+            "fuser": spec(self[0]) if len(self) else None,
+            **({"mapper": spec(self.mapper)} if self.mapper else {}),
         }
+
+
+def spec(module: nn.Module) -> dict[str, Any]:
+    """A module's class and sizes, as configurations have them."""
+    return {"class_path": module.class_path, "init_args": module.init_args}
 
 
 def map_layers(layer_map: LayerMap, layers: Layers, num_receiver: int, num_sharer: int) -> dict[int, int]:

@@ -28,16 +28,17 @@ def fuse_all(runs: Sequence[Fusers], reading: Reading) -> list[Any]:
     Fusers that draw random numbers draw them from the seed that torch was given last, as they would alone.
     """
     seed = torch.initial_seed()
+    readings = [reading.with_mapper(fusers.mapper) for fusers in runs]
     stacks = [fusers.sharer_stacks(reading) for fusers in runs]
     fused: dict[int, Tensor] = {}
     rest = []
     for k, fusers in enumerate(runs):
         if fusers.training and any(fusers[i].draws for i in stacks[k]):
             torch.manual_seed(seed)
-            fused[k] = fusers.fused_stack(reading, stacks[k])
-        else:
+            fused[k] = fusers.fused_stack(readings[k], stacks[k])
+        elif len(fusers):
             rest.append(k)
-    receivers = {k: reading.receiver_stack(runs[k].fused_layers) for k in rest}
+    receivers = {k: readings[k].receiver_stack(runs[k].fused_layers) for k in rest}
     fused |= receivers
     for i in sorted({i for k in rest for i in stacks[k]}):
         with_sharer = {k: runs[k].rows(i, receivers[k].device) for k in rest if i in stacks[k]}
@@ -47,7 +48,10 @@ def fuse_all(runs: Sequence[Fusers], reading: Reading) -> list[Any]:
         ]
         for (k, rows), out in zip(with_sharer.items(), fuse_together(fusions)):
             fused[k] = out if rows is None else fused[k].index_copy(1, rows, out)
-    return [reading.cache_with(fusers.fused_layers, fused[k]) for k, fusers in enumerate(runs)]
+    return [
+        readings[k].cache_with(fusers.fused_layers, fused[k]) if k in fused else readings[k].receiver_cache()
+        for k, fusers in enumerate(runs)
+    ]
 
 
 class Fusion(NamedTuple):

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models.chat import ChatConfig, Message, as_text, has_tools, marked, merged, pinned
+from c2c_lightning.models.private_text import UNREAD, PrivateText
 from c2c_lightning.models.rendering import TemplateRunsOn, rendered
 
 Alignment = Literal["spans", "published"]
@@ -74,6 +75,15 @@ class AlignedPrompt:
     positions: list[np.ndarray]
     text: str  # the prompt as the receiver's template renders it
     merged: list[Message] | None = None  # the messages as they were read, if turns had to be merged
+    private: PrivateText | None = None  # what the first sharer alone reads; its slots are among the receiver's ids
+
+    @property
+    def own_ids(self) -> list[int]:
+        """The receiver's ids without slots."""
+        if self.private is None:
+            return self.receiver_ids
+        at = self.private.at
+        return self.receiver_ids[:at] + self.receiver_ids[at + self.private.num_slots :]
 
 
 class Aligner:
@@ -124,16 +134,56 @@ class Aligner:
     def prompt(self, messages: list[Message]) -> AlignedPrompt:
         """Aligns a conversation that ends before the response.
 
+        Args:
+            messages: a user's may have a `private` text beside its content, which the first sharer alone reads.
+
         Raises:
-            UserError: a chat template refuses it, also with turns merged if they may be; or says it otherwise.
+            UserError: a chat template refuses it, also with turns merged if they may be; or says it otherwise; or
+                several messages have private texts.
         """
+        shared = without_private(messages)
         try:
-            return self._aligned(messages)
+            prompt = self._aligned(shared)
         except UserError:
-            for fewer in merged(messages) if self.chat.turns == "merge" else ():
-                with suppress(UserError):
-                    return replace(self._aligned(fewer), merged=fewer)
-            raise
+            fitting = self._first_fitting(shared)
+            if fitting is None:
+                raise
+            prompt = fitting
+        told = [message for message in messages if message.get("private")]
+        if len(told) > 1 or any(message["role"] != "user" for message in told):
+            raise UserError("a private text stands beside the content of one user's message; give one text")
+        return self._with_text(prompt, prompt.merged or shared, told[0]) if told else prompt
+
+    def _first_fitting(self, messages: list[Message]) -> AlignedPrompt | None:
+        for fewer in merged(messages) if self.chat.turns == "merge" else ():
+            with suppress(UserError):
+                return replace(self._aligned(fewer), merged=fewer)
+        return None
+
+    def _with_text(self, prompt: AlignedPrompt, messages: list[Message], told: Message) -> AlignedPrompt:
+        """A prompt with slots for the private text of a message, before that message's content."""
+        text, tokenizer = told["private"], self.sharers[0]
+        i = next(i for i, m in enumerate(messages) if m["role"] == "user" and told["content"] in m["content"])
+        section = 2 * len(marked(messages[: i + 1], MARK)[0]) - 1
+        own = read(self.receiver, *self._locate_contents(self.receiver, messages))
+        itself = [*messages[:i], {**messages[i], "content": f"{text}\n\n{messages[i]['content']}"}, *messages[i + 1 :]]
+        reading = read(self.receiver, *self._locate_contents(self.receiver, itself))
+        begin = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
+        sharer = read(tokenizer, text, [Span(0, len(text))])
+        first, stop = np.searchsorted(reading.section, [section, section + 1])
+        num_read = np.searchsorted(reading.ends[first:stop], sharer.ends, side="right")
+        private = PrivateText(
+            ids=begin + sharer.ids,
+            first=len(begin),
+            at=int(np.searchsorted(own.section, section)),
+            read_ids=reading.ids,
+            opposite=np.where(num_read > 0, first + num_read - 1, UNREAD),
+        )
+        slots = [self.receiver.pad_token_id] * len(sharer.ids)
+        receiver_ids = prompt.receiver_ids[: private.at] + slots + prompt.receiver_ids[private.at :]
+        unfused = np.full(len(slots), UNALIGNED)
+        positions = [np.insert(opposite, private.at, unfused) for opposite in prompt.positions]
+        return replace(prompt, receiver_ids=receiver_ids, positions=positions, private=private)
 
     def _aligned(self, messages: list[Message]) -> AlignedPrompt:
         text, spans = self._locate_contents(self.receiver, messages)
@@ -158,7 +208,7 @@ class Aligner:
             UserError: the receiver's chat template changes the message, or refuses the conversation; the message
                 thinks where the prompt says that there is nothing to think; or an end of turn stands in it.
         """
-        tokenizer = self.receiver
+        tokenizer, messages = self.receiver, without_private(messages)
         before, said = prompt.merged or messages[:-1], messages[-1]
         if has_tools(messages[:-1]) and not has_tools(before):
             [said] = as_text([said])
@@ -217,8 +267,8 @@ class Aligner:
     def ids_after(self, prompt: AlignedPrompt, text: str) -> tuple[list[int], list[int]]:
         """The receiver's ids of a text that goes on from a prompt, and how much of it has been read by the end of each."""
         whole = self.receiver(prompt.text + text, add_special_tokens=False, return_offsets_mapping=True)
-        start = len(prompt.receiver_ids)
-        if whole.input_ids[:start] == prompt.receiver_ids:
+        start = len(prompt.own_ids)
+        if whole.input_ids[:start] == prompt.own_ids:
             ends = [end - len(prompt.text) for _, end in whole.offset_mapping]
             return whole.input_ids[start:], ends[start:]
         # Prompt and text merge in a token; generation starts from the prompt's own tokens.
@@ -231,6 +281,7 @@ class Aligner:
         Raises:
             UserError: the template refuses the conversation, also with turns merged if they may be.
         """
+        messages = without_private(messages)
         try:
             return self._rendered(tokenizer, messages, add_generation_prompt)
         except UserError:
@@ -291,6 +342,11 @@ class Aligner:
         for i in range(len(texts)):
             blank = spans.setdefault(i, Span(blank.end, blank.end))
         return text, [spans[i] for i in range(len(texts))]
+
+
+def without_private(messages: list[Message]) -> list[Message]:
+    """The messages as the receiver reads them."""
+    return [{key: value for key, value in message.items() if key != "private"} for message in messages]
 
 
 def in_json(text: str) -> str:

@@ -11,10 +11,15 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from c2c_lightning.models.alignment import UNALIGNED, AlignedPrompt
+from c2c_lightning.models.private_text import PrivateText, PrivateTexts
+
+
+ALONE = {"sharers": [], "private": None, "partners": None}
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Batch:
     # sentence in common. Without responses. Set in validation where `references` are; None where the data have no
     # other question.
     partners: Batch | None = None
+    private: PrivateTexts | None = None  # what the first sharer alone has read, for which prompts have slots
     supervised: Tensor = field(init=False)  # (2, T) rows and columns of the supervised tokens
 
     def __post_init__(self) -> None:
@@ -68,6 +74,19 @@ class Batch:
     @property
     def num_supervised(self) -> Tensor:
         return self.response_mask.sum()
+
+    def with_texts(self) -> Batch:
+        """The batch in which the receiver reads private texts itself, and no sharer reads anything."""
+        return replace(self, prompt_ids=self.private.read_ids, prompt_mask=self.private.read_mask, **ALONE)
+
+    def without_texts(self) -> Batch:
+        """The batch in which nobody has read the private texts, and no sharer reads anything."""
+        own = self.prompt_mask.bool()
+        own[:, :-1] = own[:, :-1].flatten().index_fill(0, self.private.slots, False).view_as(own[:, :-1])
+        lengths = own.sum(1)
+        columns = torch.arange(int(lengths.max()), device=own.device) >= lengths.max() - lengths[:, None]
+        ids = torch.zeros_like(columns, dtype=self.prompt_ids.dtype).masked_scatter(columns, self.prompt_ids[own])
+        return replace(self, prompt_ids=ids, prompt_mask=columns.long(), **ALONE)
 
 
 def collate(
@@ -97,7 +116,14 @@ def collate(
             columns = torch.where(opposite == UNALIGNED, UNALIGNED, opposite + shift)
             positions[row, positions.shape[1] - len(opposite) :] = columns
         sharers.append(SharerPrompt(ids, mask, positions))
-    return Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
+    batch = Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
+    if any(p.private for p in prompts):
+        nothing = np.array([], dtype=np.int64)
+        texts = [p.private or PrivateText([], 0, len(p.receiver_ids) - 1, p.receiver_ids, nothing) for p in prompts]
+        padded = pad([text.ids for text in texts], pad_ids[1], left=True)
+        read = pad([text.read_ids for text in texts], pad_ids[0], left=True)
+        batch.private = PrivateTexts.of(texts, padded, read, prompt_mask[:, :-1])
+    return batch
 
 
 def exchange_questions(batch: Batch, other: Batch) -> Batch:
@@ -114,7 +140,12 @@ def exchange_questions(batch: Batch, other: Batch) -> Batch:
     shorter_by = real.shape[1] - (batch.prompt_mask.shape[1] - 1)
     columns = torch.arange(shorter_by, real.shape[1], device=real.device)
     opposite = torch.maximum(columns, real.argmax(1, keepdim=True))
-    sharers = [SharerPrompt(s.ids, s.mask, s.positions.gather(1, opposite)) for s in other.sharers]
+    sharers = []
+    for their in other.sharers:
+        positions = their.positions.gather(1, opposite)
+        if batch.private is not None:  # nothing is fused into slots
+            positions = positions.flatten().index_fill(0, batch.private.slots, UNALIGNED).view_as(positions)
+        sharers.append(SharerPrompt(their.ids, their.mask, positions))
     return replace(batch, sharers=sharers)
 
 
@@ -124,7 +155,7 @@ def each_tensor(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
     for name, value in vars(part).items():
         if isinstance(value, Tensor):
             setattr(twin, name, function(value))
-        elif isinstance(value, Batch):
+        elif isinstance(value, Batch | PrivateTexts):
             setattr(twin, name, each_tensor(value, function))
         elif isinstance(value, list):
             setattr(twin, name, [each_tensor(v, function) if isinstance(v, SharerPrompt) else v for v in value])

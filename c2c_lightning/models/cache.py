@@ -1,6 +1,6 @@
 """KV caches of transformers as KV stacks, and forward passes that spend nothing on unwanted logits.
 
-Dimensions: L layers, B batch, H kv heads, N tokens, D head_dim, V vocabulary.
+Dimensions: L layers, B batch, H kv heads, N tokens, T tokens chosen of a batch or slots, D head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.fuser import PART_NAMES
 from c2c_lightning.models.loading import is_compiled, is_sharded, kv_shape
+from c2c_lightning.models.private_text import PrivateTexts
 
 
 @contextmanager
@@ -56,18 +57,39 @@ class PrefillCache(DynamicCache):
 def prefill(
     model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor, positions_BN: Tensor | None = None
 ) -> DynamicCache:
-    """The model's cache after reading left-padded prompts; no vocabulary logits are computed.
+    """The model's cache after reading left-padded prompts, without gradients; see `fill`."""
+    return fill(model, ids_BN, mask_BN, positions_BN)
+
+
+def fill(
+    model: PreTrainedModel,
+    ids_BN: Tensor,
+    mask_BN: Tensor,
+    positions_BN: Tensor | None = None,
+    cache: DynamicCache | None = None,
+) -> DynamicCache:
+    """The model's cache after reading tokens; no vocabulary logits are computed.
 
     Nor is the last layer's attention and MLP, unless something waits for the end of the forward pass.
     Sliding-window layers keep every token here: fusion needs them, and the window is kept by the mask.
-    Positions count the real tokens, unless others are given.
+
+    Args:
+        model: that reads.
+        ids_BN: the tokens.
+        mask_BN: 1 for real ones, those of `cache` included.
+        positions_BN: of the tokens; None to count the real ones.
+        cache: of what stands before them, which stays as it is; None for nothing.
     """
     filled = DynamicCache() if is_watched(model) else PrefillCache(kv_shape(model.config).num_layers)
+    if cache is not None:
+        filled.layers = branch(cache).layers
+    if positions_BN is None:
+        positions_BN = position_ids(mask_BN)[:, -ids_BN.shape[1] :]
     with logits_at(model, (slice(None), slice(0, 0))), suppress(LastLayerFilled):
         model(
             input_ids=ids_BN,
             attention_mask=mask_BN,
-            position_ids=position_ids(mask_BN) if positions_BN is None else positions_BN,
+            position_ids=positions_BN,
             past_key_values=filled,
             use_cache=True,
         )
@@ -116,3 +138,73 @@ def write_stack(cache: DynamicCache, layers: Sequence[int], stack: Tensor) -> No
     keys, values = (part.unbind() for part in stack.unbind())
     for i, layer in enumerate(layers):
         cache.layers[layer].keys, cache.layers[layer].values = keys[i], values[i]
+
+
+def tokens_of(cache: DynamicCache, layers: Sequence[int], places: Tensor) -> Tensor:
+    """The entries (2, L, T, H, D) of some layers of a cache at places among its B * N."""
+    return read_stack(cache, layers).transpose(3, 4).flatten(2, 3).index_select(2, places)
+
+
+def cache_with_slots(
+    model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor, texts: PrivateTexts, slots: Tensor, pad_id: int
+) -> DynamicCache:
+    """A model's cache of left-padded prompts with other entries in their slots; gradients pass to these entries.
+
+    Three pieces are put together: what stands before the slots, the slots, and what follows, read on top of both.
+    While a piece is read, all that stands before it is in one piece, with no padding within: sliding windows, which
+    count the entries of a cache and not positions, are then what they would be for each prompt alone.
+
+    Args:
+        model: the receiver.
+        ids_BN: of the prompts; those in slots are not looked at.
+        mask_BN: 1 for real tokens and slots.
+        texts: where the slots are.
+        slots: (2, L, T, H, D), keys turned to their positions.
+        pad_id: of the model.
+    """
+    B, N = ids_BN.shape
+    device, layers = ids_BN.device, range(slots.shape[1])
+    lengths = mask_BN.sum(1)
+    heads, before = texts.heads, texts.heads + texts.numbers
+    # Of every column the place in its prompt, counted from the first real token.
+    place_BN = torch.arange(N, device=device) - (N - lengths)[:, None]
+    is_head, is_rest = (place_BN >= 0) & (place_BN < heads[:, None]), place_BN >= before[:, None]
+    H, P, R = int(heads.max()), int(before.max()), int((lengths - before).max())
+    head_columns, prefix_columns = left_padded(heads, H), left_padded(before, P)
+    rest_columns = torch.arange(R, device=device) < (lengths - before)[:, None]
+
+    entries = slots.new_zeros(2, slots.shape[1], B * P, *slots.shape[3:])
+    in_prefix = torch.arange(P, device=device) - (P - before)[:, None]
+    if H:
+        head_ids = torch.full((B, H), pad_id, device=device).masked_scatter(head_columns, ids_BN[is_head])
+        with torch.no_grad():
+            head_cache = fill(model, head_ids, head_columns.long())
+        head = tokens_of(head_cache, layers, places(head_columns))
+        at = places((in_prefix >= 0) & (in_prefix < heads[:, None]))
+        entries = entries.index_copy(2, at, head)
+    entries = entries.index_copy(2, places(in_prefix >= heads[:, None]), slots)
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(zip(*entries.unflatten(2, (B, P)).transpose(3, 4).unbind())):
+        cache.update(keys, values, i)
+    if R:
+        rest_ids = torch.full((B, R), pad_id, device=device).masked_scatter(rest_columns, ids_BN[is_rest])
+        positions = before[:, None] + torch.arange(R, device=device)
+        cache = fill(model, rest_ids, torch.cat([prefix_columns, rest_columns], dim=1).long(), positions, cache)
+    columns = torch.cat([prefix_columns, rest_columns], dim=1)
+    if columns.shape[1] == N and bool((columns == mask_BN.bool()).all()):
+        return cache
+    stack = read_stack(cache, layers)
+    there = stack.new_zeros(2, len(layers), B * N, *slots.shape[3:])
+    there = there.index_copy(2, places(mask_BN.bool()), tokens_of(cache, layers, places(columns)))
+    write_stack(cache, layers, there.unflatten(2, (B, N)).transpose(3, 4))
+    return cache
+
+
+def left_padded(lengths: Tensor, width: int) -> Tensor:
+    """(B, width), true in the last `lengths` columns of each row."""
+    return torch.arange(width, device=lengths.device) >= width - lengths[:, None]
+
+
+def places(chosen: Tensor) -> Tensor:
+    """Where a mask (B, N) is true, among the B * N."""
+    return chosen.flatten().nonzero()[:, 0]

@@ -15,13 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from c2c_lightning.errors import UserError
+from c2c_lightning.mapper import Mapper
 from c2c_lightning.models.alignment import UNALIGNED, Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
-from c2c_lightning.models.cache import branch, logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.models.cache import branch, cache_with_slots, logits_at, position_ids, prefill, read_stack, write_stack
 from c2c_lightning.models.checks import check_tokens
 from c2c_lightning.models.decoding import generate
 from c2c_lightning.models.loading import kv_shape
+from c2c_lightning.models.private_text import UNREAD
 from c2c_lightning.models.prompt_store import PromptStore
+from c2c_lightning.models.rotation import Rotation
 
 
 class FrozenModels(nn.Module):
@@ -50,6 +54,7 @@ class FrozenModels(nn.Module):
         self.receiver, self.sharers = receiver, nn.ModuleList(sharers)
         self.requires_grad_(False).eval()
         self.aligner, self.store = aligner, store
+        self._rotations: dict[PreTrainedModel, Rotation] = {}
         self.receiver_shape, *self.sharer_shapes = (kv_shape(model.config) for model in (receiver, *sharers))
 
     def train(self, mode: bool = True) -> FrozenModels:
@@ -59,6 +64,12 @@ class FrozenModels(nn.Module):
     def read(self, batch: Batch, receiver_cache: DynamicCache | None = None) -> Reading:
         """What the models make of a batch; each of them reads it when first asked for. See `Reading`."""
         return Reading(self, batch, receiver_cache)
+
+    def rotation(self, model: PreTrainedModel) -> Rotation:
+        """How a model of these turns its keys; a UserError if nobody can undo it."""
+        if model not in self._rotations:
+            self._rotations[model] = Rotation(model)
+        return self._rotations[model]
 
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
         """A model's cache after reading left-padded prompts, or what the store has of it."""
@@ -93,6 +104,36 @@ class FrozenModels(nn.Module):
                 use_cache=True,
             ).logits
         return logits_1TV[0]
+
+    def text_loss(self, cache: DynamicCache, reading: Reading, answer: float, kl: float, entries: float) -> Tensor:
+        """How far responses are from the right ones, and from those of a receiver that has read private texts itself.
+
+        Args:
+            cache: of all prompt tokens but the last; the response is added to it.
+            reading: of the batch, with a mapper.
+            answer: weight of the cross-entropy, in nats.
+            kl: weight of the divergence of next-token distributions from those of that receiver, in nats.
+            entries: weight of the share of the variance of that receiver's entries that the slots do not have.
+
+        Returns:
+            Their sum over the supervised tokens.
+        """
+        batch, supervised = reading.batch, tuple(reading.batch.supervised)
+        log_probs_TV = self.response_logits(cache, batch, supervised).float().log_softmax(-1)
+        loss = answer * F.nll_loss(log_probs_TV, batch.response_ids[supervised], reduction="sum")
+        if kl:
+            with torch.no_grad():
+                itself = batch.with_texts()
+                taught_TV = self.response_logits(self.read(itself).receiver_cache(), itself, supervised)
+            taught_TV = taught_TV.float().log_softmax(-1)
+            loss = loss + kl * F.kl_div(log_probs_TV, taught_TV, reduction="sum", log_target=True)
+        if entries:
+            target, has_one = reading.entries_itself()
+            error = reading.mapped[:, :, has_one].float() - target.float()
+            spread = target.float() - target.float().mean(2, keepdim=True)
+            unexplained = error.square().sum((2, 3, 4)) / spread.square().sum((2, 3, 4)).clamp(min=1e-12)
+            loss = loss + entries * unexplained.mean() * batch.num_supervised
+        return loss
 
     @torch.no_grad()
     def respond(
@@ -145,6 +186,7 @@ class Reading:
         batch: the prompts, and the responses to them if there are any.
         receiver_cache: of all prompt tokens but the last, if the receiver has read them already.
         sharer_caches: of the sharers that have; a dict that several readings share.
+        mapper: makes what stands in the slots of private texts.
     """
 
     def __init__(
@@ -153,12 +195,14 @@ class Reading:
         batch: Batch,
         receiver_cache: DynamicCache | None = None,
         sharer_caches: dict[int, DynamicCache] | None = None,
+        mapper: Mapper | None = None,
     ):
-        self.models, self.batch = models, batch
+        self.models, self.batch, self.mapper = models, batch, mapper
         if receiver_cache is not None:
             self._receiver_cache = receiver_cache
         self._sharer_caches = {} if sharer_caches is None else sharer_caches
         self._stacks: dict[tuple[int, ...], Tensor] = {}
+        self._mapped_by: dict[Mapper | None, Reading] = {}
 
     def receiver_cache(self) -> DynamicCache:
         """The receiver's own cache of all prompt tokens but the last, to be written to."""
@@ -190,16 +234,72 @@ class Reading:
         """Places among the B * N receiver tokens that have a token of this sharer opposite."""
         return self.batch.sharers[sharer].aligned
 
+    def with_mapper(self, mapper: Mapper | None) -> Reading:
+        """The reading in which a mapper fills the slots; itself if it does already, or there are none."""
+        if self.batch.private is None or mapper is self.mapper:
+            return self
+        if mapper not in self._mapped_by:
+            twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
+            twin.text_entries = self.text_entries  # it does not depend on the mapper
+            self._mapped_by[mapper] = twin
+        return self._mapped_by[mapper]
+
+    @cached_property
+    def text_entries(self) -> Tensor:
+        """What the first sharer made of private texts: (2, L, T, H, D) of its tokens that have a slot, keys not turned."""
+        text, sharer = self.batch.private, self.models.sharers[0]
+        cache = self.models.prefill(sharer, text.ids, text.mask)
+        return self._unturned(sharer, cache, text.mask, text.tokens)
+
+    def entries_itself(self) -> tuple[Tensor, Tensor]:
+        """What a mapper is to come near: what the receiver makes of the texts where it reads them itself.
+
+        Returns:
+            Its entries (2, L, T', H, D) opposite the sharer's tokens, keys not turned, and which (T',) of the slots have
+            one.
+        """
+        text = self.batch.private
+        has_one = (text.opposite != UNREAD).nonzero()[:, 0]
+        cache = self.models.prefill(self.models.receiver, text.read_ids, text.read_mask)
+        return self._unturned(self.models.receiver, cache, text.read_mask, text.opposite[has_one]), has_one
+
+    @cached_property
+    def mapped(self) -> Tensor:
+        """What the mapper makes of the texts, (2, L, T, H, D), keys not turned.
+
+        Raises:
+            UserError: there is no mapper.
+        """
+        if self.mapper is None:
+            raise UserError(
+                "a conversation has a text that the sharer alone reads, and the fuser has no mapper for it: train one "
+                "with model.mapper, or put the text into the message."
+            )
+        return self.mapper(self.text_entries)
+
+    def slots(self) -> Tensor:
+        """What the mapper makes of the texts, (2, L, T, H, D), with keys turned to where the slots stand."""
+        receiver = self.models.receiver
+        keys, values = self.mapped.to(receiver.dtype).unbind()
+        positions = self.batch.private.positions[None]
+        turned = self.models.rotation(receiver).on(keys[:, None].transpose(2, 3), positions)
+        return torch.stack([turned.transpose(2, 3)[:, 0], values])
+
+    def _unturned(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, places: Tensor) -> Tensor:
+        keys, values = read_stack(cache, range(len(cache.layers))).unbind()
+        keys = self.models.rotation(model).off(keys, position_ids(mask))
+        return torch.stack([each.transpose(2, 3).flatten(1, 2).index_select(1, places) for each in (keys, values)])
+
     def with_sharers_of(self, other: Reading) -> Reading:
         """The reading in which the sharers have read other questions: what the receiver has read stays as it is."""
         exchanged = exchange_questions(self.batch, other.batch)
-        return Reading(self.models, exchanged, self._receiver_cache, other._sharer_caches)
+        return Reading(self.models, exchanged, self._receiver_cache, other._sharer_caches, self.mapper)
 
     def opposite_only(self, chosen_BN: Tensor) -> Reading:
         """The reading in which only the receiver's chosen tokens have a sharer's token opposite."""
         sharers = [replace(s, positions=s.positions.where(chosen_BN, UNALIGNED)) for s in self.batch.sharers]
         partly = replace(self.batch, sharers=sharers)
-        return Reading(self.models, partly, self._receiver_cache, self._sharer_caches)
+        return Reading(self.models, partly, self._receiver_cache, self._sharer_caches, self.mapper)
 
     def _sharer_cache(self, sharer: int) -> DynamicCache:
         if sharer not in self._sharer_caches:
@@ -209,5 +309,8 @@ class Reading:
 
     @cached_property
     def _receiver_cache(self) -> DynamicCache:
-        ids, mask = self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1]
-        return self.models.prefill(self.models.receiver, ids, mask)
+        ids, mask, receiver = self.batch.prompt_ids[:, :-1], self.batch.prompt_mask[:, :-1], self.models.receiver
+        if self.batch.private is None:
+            return self.models.prefill(receiver, ids, mask)
+        pad_id = self.models.aligner.receiver.pad_token_id
+        return cache_with_slots(receiver, ids, mask, self.batch.private, self.slots(), pad_id)

@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 
 SEED = 20261122
+TOLD_SEED = SEED + 1000  # of people whom neither model was trained on, of whom a sharer is told in private
 NUM_PEOPLE = 500
 NUM_HELD_OUT = 100
 

@@ -1,8 +1,9 @@
 """Accuracy where responses are short enough to be right word for word.
 
 Methods: `c2c`, the receiver on the fused cache; `wrong_question`, the same with the sharers' caches of the question's
-partner (see `Batch.partners`); `receiver` and `sharer` (`sharer_1`, ... of further ones), each alone, that is, without
-any other model's cache.
+partner (see `Batch.partners`), or with the partner's private text; `receiver` and `sharer` (`sharer_1`, ... of further
+ones), each alone, that is, without any other model's cache; with private texts also `reads_it`, the receiver that reads
+them itself.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class ExactAnswers(nn.Module):
     What frozen models answer alone never changes, so they are asked each question once in a run.
     """
 
-    def __init__(self, num_sharers: int):
+    def __init__(self, num_sharers: int, private: bool = False):
         super().__init__()
         self.sharers = ["sharer", *(f"sharer_{i}" for i in range(1, num_sharers))]
-        self.alone = accuracies(["receiver", *self.sharers])
+        self.alone = accuracies(["receiver", *self.sharers, *(["reads_it"] if private else [])])
         # By a batch's place in the validation: its checksum, and which answers are exact by method.
         self.known: dict[int, tuple[int, dict[str, list[bool]]]] = {}
         self.asked = False
@@ -49,7 +50,9 @@ class ExactAnswers(nn.Module):
         # Ranks that share a model gather it together, so none may leave out a question.
         if nothing_asked and not is_sharded(models):
             return
-        wrong = None if batch.partners is None else reading.with_sharers_of(models.read(batch.partners))
+        wrong = None if batch.partners is None else models.read(batch.partners)
+        if wrong is not None and batch.private is None:
+            wrong = reading.with_sharers_of(wrong)
         found = [(self.alone, self._alone(models, reading))]
         for communicator, accuracy in runs:
             answers = {"c2c": greedy_answers(communicator, reading)}
@@ -65,7 +68,11 @@ class ExactAnswers(nn.Module):
         batch = reading.batch
         checksum = zlib.crc32(repr(batch.references).encode(), zlib.crc32(batch.prompt_ids.cpu().numpy()))
         if self.known.get(batch.index, (None,))[0] != checksum:
-            answers = {"receiver": greedy_answers(None, reading)}
+            if batch.private is None:
+                answers = {"receiver": greedy_answers(None, reading)}
+            else:
+                asked = {"receiver": batch.without_texts(), "reads_it": batch.with_texts()}
+                answers = {method: greedy_answers(None, models.read(each)) for method, each in asked.items()}
             for sharer, prompt, tokenizer, method in zip(
                 models.sharers, batch.sharers, models.aligner.sharers, self.sharers
             ):

@@ -13,14 +13,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from transformers import DynamicCache
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import C2CFuser, FuserFactory, GateConfig, LayerMap, Layers, fuse_all
-from c2c_lightning.models import Batch, ChatConfig, FrozenModels, PromptStore, load_aligner, load_models
+from c2c_lightning.mapper import MapperFactory
+from c2c_lightning.models import Batch, ChatConfig, FrozenModels, PromptStore, Reading, load_aligner, load_models
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.training.acceleration import Compiled, compile_parts
 from c2c_lightning.training.exact_answers import ExactAnswers
+from c2c_lightning.training.mappers import TextTraining, solve_mappers
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import clip_gradients, shard
@@ -38,7 +41,9 @@ class C2CModule(L.LightningModule):
         alignment: `spans`, or `published` for the re-encoding of the published code.
         layer_map: `terminal`, `depth`, or {receiver layer: sharer layer}.
         layers: the receiver layers that may be fused: `all`, `first:K`, `last:K`, `every:K` or a list.
-        fuser: the fuser's class and sizes.
+        fuser: the fuser's class and sizes; null for no fusion.
+        mapper: class and sizes of the mapper of texts that the first sharer alone reads; null for none.
+        texts: how the mapper is trained.
         gate: the layer-gating configuration.
         optimizer: learning rates and their schedule.
         dtype: of the frozen models; `auto` for the one they were saved in. Fusers are always fp32.
@@ -57,7 +62,9 @@ class C2CModule(L.LightningModule):
         alignment: Alignment = "spans",
         layer_map: LayerMap = "terminal",
         layers: Layers = "all",
-        fuser: FuserFactory = C2CFuser,
+        fuser: FuserFactory | None = C2CFuser,
+        mapper: MapperFactory | None = None,
+        texts: TextTraining = TextTraining(),  # noqa: B008
         gate: GateConfig = GateConfig(),  # noqa: B008 (the command line shows its defaults)
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         dtype: str = "auto",
@@ -74,9 +81,10 @@ class C2CModule(L.LightningModule):
         self.prompt_store, self.compiled, self.recompute_fusers = prompt_store, compile, recompute_fusers
         self.date = chat.date
         self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs, chat)
-        self.runs = [Run(optimizer, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate)]
+        self.runs = [Run(optimizer, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate, mapper=mapper)]
+        self.texts = texts
         self.failed: dict[Path, UserError] = {}  # of several runs those that were stopped, by folder
-        self.exact_answers = ExactAnswers(len(sharers))
+        self.exact_answers = ExactAnswers(len(sharers), private=mapper is not None)
         self.schedule = Schedule()
         self.strict_loading = False  # checkpoints hold the fusers only
         self.seed = torch.initial_seed()
@@ -132,7 +140,7 @@ class C2CModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for run in self.runs:
-            if not any(gate.learns or gate.active() for gate in run.fusers.gates):
+            if len(run.fusers) and not any(gate.learns or gate.active() for gate in run.fusers.gates):
                 raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
             if any(parameter.dtype != torch.float32 for parameter in run.fusers.parameters()):
                 raise UserError(
@@ -148,11 +156,16 @@ class C2CModule(L.LightningModule):
             for fuser, size in zip(run.fusers, run.fuser_sizes):
                 layers, name = fuser.gate.receiver_layers, fuser.class_path.rpartition(".")[2]
                 rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
+            if run.fusers.mapper:
+                rank_zero_info(f"trained: {type(run.fusers.mapper).__name__}, {run.fuser_sizes[-1]:,} parameters")
 
     def on_train_start(self) -> None:
         for run in self.runs:
             if run.closed_form:
                 run.closed_form.check_validation(self.trainer)
+        if not self.global_step:  # a run that goes on has them in its checkpoint
+            mappers = [run.fusers.mapper for run in self.runs]
+            solve_mappers(self.trainer, self.models, mappers, self.texts.observed)
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -171,9 +184,19 @@ class C2CModule(L.LightningModule):
         caches = fuse_all([run.fusers for run in self.runs], reading)
         # One response after the other: as one large batch they would be rounded otherwise than alone.
         losses = [
-            run.training_loss(batch, *self.models.response_loss(cache, batch)) for run, cache in zip(self.runs, caches)
+            run.training_loss(batch, *self.loss_of(run, cache, reading)) for run, cache in zip(self.runs, caches)
         ]
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        # A mapper in closed form alone has nothing that an optimizer trains.
+        return loss if loss.requires_grad else loss.requires_grad_()
+
+    def loss_of(self, run: Run, cache: DynamicCache, reading: Reading) -> tuple[Tensor, Tensor]:
+        """What a run is to make small, summed over the supervised tokens, and their number."""
+        if reading.batch.private is None:
+            return self.models.response_loss(cache, reading.batch)
+        weights = self.texts.answer, self.texts.kl, self.texts.entries
+        loss = self.models.text_loss(cache, reading.with_mapper(run.fusers.mapper), *weights)
+        return loss, reading.batch.num_supervised
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         now = time.perf_counter()

@@ -46,7 +46,7 @@ class Run:
     Attributes:
         communicator: the frozen models and this run's fusers; None until the models are loaded.
         label: begins the names of all that is its own where a trainer trains several; otherwise empty.
-        fuser_sizes: parameters of each fuser.
+        fuser_sizes: parameters of each fuser, and of the mapper if there is one.
         val_loss, accuracy: of the validation that is under way.
         sums: of the micro-batches since the last optimizer step: loss, supervised tokens, all of the receiver's tokens.
         loss: of the last optimizer step, by supervised token.
@@ -85,7 +85,8 @@ class Run:
         except TypeError as error:  # now, and not when the trained fuser is exported
             raise UserError(f"model.template_kwargs or model.fuser has what JSON has not: {error}.") from error
         # Counted now: of what is sharded later a device has a part.
-        self.fuser_sizes = [sum(p.numel() for p in fuser.parameters()) for fuser in self.fusers]
+        trained = [*self.fusers, *([self.fusers.mapper] if self.fusers.mapper else [])]
+        self.fuser_sizes = [sum(p.numel() for p in part.parameters()) for part in trained]
         self.closed_form = ClosedForm(self.communicator)
         groups = self.optimizer.parameter_groups(self.fusers)
         self._shapes = {f"{FUSERS}{name}": tuple(tensor.shape) for name, tensor in self.fusers.state_dict().items()}
@@ -94,6 +95,12 @@ class Run:
     @property
     def fusers(self) -> Fusers:
         return self.communicator.fusers
+
+    @property
+    def name(self) -> str:
+        """The class of what is trained."""
+        trained = self.fusers.mapper if not len(self.fusers) else self.fusers[0]
+        return trained.class_path.rpartition(".")[2]
 
     @property
     def tracker(self) -> MLflowTracker | None:

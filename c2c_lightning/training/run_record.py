@@ -84,8 +84,7 @@ class RunRecord(L.Callback):
         tracker.log_artifact(run.folder / CONFIG_FILE)
         sharers = " + ".join(Path(name).name for name in settings["model"]["sharers"])
         pair = f"{Path(settings['model']['receiver']).name} <- {sharers}"
-        fuser = run.fusers[0].class_path.rpartition(".")[2]
-        tracker.set_tags({"pair": pair, "fuser": fuser, "run_folder": str(run.folder.resolve())})
+        tracker.set_tags({"pair": pair, "fuser": run.name, "run_folder": str(run.folder.resolve())})
 
     def on_validation_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":

@@ -229,7 +229,7 @@ def whole_state(fusers: nn.ModuleList) -> dict[str, Tensor]:
     """The fusers' state with whole tensors, on the first rank; all ranks have to ask for it."""
     if not is_sharded(fusers):
         return fusers.state_dict()
-    return get_model_state_dict(fusers, options=gathered(fusers[0].gate.logit.device))
+    return get_model_state_dict(fusers, options=gathered(local(next(fusers.parameters())).device))
 
 
 def clip_gradients(fusers: nn.ModuleList, max_norm: float = math.inf, max_value: float = math.inf) -> Tensor:
@@ -246,7 +246,7 @@ def clip_gradients(fusers: nn.ModuleList, max_norm: float = math.inf, max_value:
         shards = [gradient for gradient, p in zip(gradients, parameters) if p not in logits]
         whole = [gradient for gradient, p in zip(gradients, parameters) if p in logits]
         # Squares may be added up over ranks, as norms may not. A rank may have no part of anything.
-        squares = get_total_norm(shards).square().to(fusers[0].gate.logit.device)
+        squares = get_total_norm(shards).square().to(local(parameters[0]).device)
         dist.all_reduce(squares)
         norm = (squares + get_total_norm(whole).square().to(squares)).sqrt()
     else:

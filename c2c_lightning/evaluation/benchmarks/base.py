@@ -30,6 +30,7 @@ from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
 
+Context = Literal["both", "sharer", "nobody"]
 AnswerMode = Literal["generate", "logits", "likelihood", "likelihood_per_character"]
 # Names become parts of file names, also those that come from a file of results.
 NAME = r"^\w[\w.-]*$"
@@ -61,6 +62,8 @@ class Benchmark(ABC):
         exemplars: where the exemplars of few-shot prompts come from; None for the `exemplar_split` of a hub
             dataset, and none for files.
         subset: of a hub dataset that has several; None for the benchmark's own.
+        context: who reads the text that a question is about, if it has one: `both` models, the `sharer` alone, which
+            hands it over by a mapper, or `nobody`.
 
     Raises:
         UserError: one of them cannot be; the records are read and checked by `items`.
@@ -88,6 +91,7 @@ class Benchmark(ABC):
         limit: int | None = None,
         exemplars: str | list[str] | None = None,
         subset: str | None = None,
+        context: Context = "both",
     ):
         self.name = name or self.default_name or type(self).__name__.lower()
         if not re.fullmatch(NAME, self.name):
@@ -96,6 +100,9 @@ class Benchmark(ABC):
             raise UserError(
                 f"{self.name}.answer_mode is {answer_mode!r}: give one of {', '.join(get_args(AnswerMode))}."
             )
+        if context not in get_args(Context):
+            raise UserError(f"{self.name}.context is {context!r}: give one of {', '.join(get_args(Context))}.")
+        self.context = context
         check_at_least(1, f"{self.name}.{{}}", max_new_tokens=max_new_tokens, limit=limit)
         self.path = self.default_path if path is None else path
         if self.path is None:
@@ -170,11 +177,12 @@ class Benchmark(ABC):
         prompt = self.prompt.of(item.subject)
         values = {
             "question": item.question,
-            "context": item.context,
+            "context": item.context if self.context == "both" else "",
             "choices": prompt.choices(item.letters, item.choices),
             "letters": ", ".join(item.letters),
         }
-        return [{"role": "user", "content": fill(prompt.message, values)}]
+        private = {"private": item.context} if self.context == "sharer" and item.context else {}
+        return [{"role": "user", "content": fill(prompt.message, values), **private}]
 
     def response(self, item: Item) -> str:
         """The right answer in the form that the prompt asks for; where choices are ranked, the right one's text."""

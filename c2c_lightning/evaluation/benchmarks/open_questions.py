@@ -60,25 +60,29 @@ class NanoWorld(Benchmark):
 
     Args:
         max_new_tokens: of a response; answers are words of a few tokens.
+        told: ask about people whom neither model knows; a sentence about each is the question's context.
         limit: only the first so many questions.
         **kwargs: as for every benchmark; there are no files to name.
     """
 
-    default_name, default_prompt = "nano", "plain"  # the built-in pair knows no instructions
+    default_name, default_prompt = "nano", "question"  # the built-in pair knows no instructions
 
-    def __init__(self, max_new_tokens: int = 16, limit: int | None = None, **kwargs: Any):
+    def __init__(self, max_new_tokens: int = 16, limit: int | None = None, told: bool = False, **kwargs: Any):
         super().__init__([], max_new_tokens=max_new_tokens, limit=limit, **kwargs)
+        self.told = told
+        self._train, self._held_out = world.facts(world.TOLD_SEED if told else world.SEED)
 
     def rows(self) -> Iterator[Row]:
-        return _rows(world.facts()[1])
+        return _rows(self._held_out)
 
     def exemplar_rows(self) -> Iterator[Row]:
-        return _rows(world.facts()[0])
+        return _rows(self._train)
 
     def to_item(self, record: dict[str, Any], source: str) -> Item:
         fact: world.Fact = record["fact"]
         noun = fact.relation.noun
-        return Item(f"{fact.name}/{noun}", fact.question, (fact.answer,), subject=noun)
+        context = fact.plain_statement if self.told else ""
+        return Item(f"{fact.name}/{noun}", fact.question, (fact.answer,), subject=noun, context=context)
 
 
 def _rows(facts: Sequence[world.Fact]) -> Iterator[Row]:

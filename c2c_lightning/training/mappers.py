@@ -1,0 +1,77 @@
+"""How a run trains mappers: solved in closed form before the first step, then by the receiver's reading of their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+
+from c2c_lightning.errors import UserError
+from c2c_lightning.mapper import Mapper, RidgeMapper
+from c2c_lightning.models import FrozenModels
+
+
+@dataclass
+class TextTraining:
+    """What mappers are trained by.
+
+    Attributes:
+        answer: weight of the cross-entropy of the response.
+        kl: weight of the divergence from the next-token distributions of the receiver that reads the text itself.
+        entries: weight of the share of variance of that receiver's cache that the slots do not have.
+        observed: training batches that the closed form is solved from; None for all of an epoch.
+    """
+
+    answer: float = 1.0
+    kl: float = 1.0
+    entries: float = 0.0
+    observed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("answer", "kl", "entries"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"model.texts.{name} is {getattr(self, name)}: it must not be negative.")
+        if not self.answer + self.kl + self.entries > 0:
+            raise UserError("model.texts gives no loss a weight: set answer, kl or entries above 0.")
+        if self.observed is not None and self.observed < 1:
+            raise UserError(f"model.texts.observed is {self.observed}: give at least 1, or null for an epoch.")
+
+
+@torch.no_grad()
+def solve_mappers(
+    trainer: L.Trainer, models: FrozenModels, mappers: Sequence[Mapper | None], observed: int | None
+) -> None:
+    """Solves those mappers that have a closed form, from training batches that the models read once for all of them.
+
+    Raises:
+        UserError: the data have no private texts, or no end.
+    """
+    mappers = [mapper for mapper in mappers if isinstance(mapper, RidgeMapper)]
+    if not mappers:
+        return
+    loader = trainer.datamodule.train_dataloader()
+    total = loader.num_batches if observed is None else observed
+    if total is None:
+        raise UserError("data.streaming has no end: set model.texts.observed, the batches that mappers are solved from.")
+    total = total if loader.num_batches is None else min(total, loader.num_batches)
+    for mapper in mappers:
+        mapper.begin()
+    rank_zero_info(f"solving {len(mappers)} mapper(s) from {total} batches")
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    for batch, _ in zip(track(loader, "solving mappers", total, disable=not shown), range(total)):
+        reading = models.read(batch.to(models.receiver.device))
+        if batch.private is None:
+            continue
+        target, has_one = reading.entries_itself()
+        for mapper in mappers:
+            mapper.observe(reading.text_entries[:, :, has_one], target)
+    for mapper in mappers:
+        if trainer.world_size > 1:
+            for total in mapper.statistics.buffers():
+                dist.all_reduce(total)
+        mapper.solve()

@@ -1,0 +1,66 @@
+"""Texts that the sharer alone reads: slots stand where the text would have stood, and are read as it would be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import RidgeMapper
+from c2c_lightning.models import Aligner, FrozenModels
+from tests.models import tiny
+
+TEXTS = [
+    "Ribigo lives in Oslo, and everybody knows that.",
+    "The capital of Norway is a very large city. The user asks where it is.",
+    "Oslo.",
+]
+ASKED = ["Where does Ribigo live?", "Is it large, then?", "Which capital?"]
+
+
+def told(texts=TEXTS, asked=ASKED):
+    return [[{"role": "user", "content": question, "private": text}] for question, text in zip(asked, texts)]
+
+
+def to_itself(family: str, template: str | None = tiny.BARE) -> Communicator:
+    """A model that hands texts to itself, by a mapper that gives back what it gets."""
+    name = tiny.FAMILIES[family][0]
+    tokenizer = tiny.tokenizer(name) if template is None else tiny.with_template(name, template)
+    models = FrozenModels(tiny.model(family), [tiny.model(family)], Aligner(tokenizer, [tokenizer]))
+    fusers = Fusers(models.receiver_shape, models.sharer_shapes, fuser=None, mapper=RidgeMapper)
+    fusers.mapper.weight.copy_(torch.eye(fusers.mapper.weight.shape[1]))
+    return Communicator(models, fusers).eval()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_model_told_by_itself_answers_as_if_it_had_read_the_text(family):
+    model = to_itself(family)
+    # The text is read with nothing before it here, as there is nothing before the message.
+    batch = model.models.collate(told())
+    batch.response_ids, batch.response_mask = torch.arange(12).view(3, 4) + 5, torch.ones(3, 4, dtype=torch.long)
+    supervised = tuple(batch.response_mask.nonzero().T)
+    text = batch.private
+    ids = batch.prompt_ids[:, :-1].flatten().index_copy(0, text.slots, text.ids.flatten()[text.tokens])
+    ids = torch.cat([ids.view_as(batch.prompt_ids[:, :-1]), batch.prompt_ids[:, -1:]], dim=1)
+    read = replace(batch, prompt_ids=ids, private=None)
+    heard = model.models.response_logits(model.prefill(batch), batch, supervised).softmax(-1)
+    itself = model.models.response_logits(model.models.read(read).receiver_cache(), read, supervised).softmax(-1)
+    assert (heard - itself).abs().max() < 1e-3
+    assert torch.isfinite(heard).all()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_texts_of_a_batch_are_heard_as_one_at_a_time(family):
+    model = to_itself(family, template=None)
+    together = model.models.collate(told())
+    cache = model.prefill(together)
+    for row, conversation in enumerate(told()):
+        alone = model.models.collate([conversation])
+        one = model.prefill(alone)
+        length = int(together.prompt_mask[row].sum()) - 1
+        for layer, single in zip(cache.layers, one.layers):
+            assert torch.allclose(layer.keys[row, :, -length:], single.keys[0], atol=1e-4)
+            assert torch.allclose(layer.values[row, :, -length:], single.values[0], atol=1e-4)
+        assert torch.isfinite(cache.layers[0].keys).all()
