@@ -23,7 +23,8 @@ class QuestionData(InstructionData):
     """Questions as a benchmark asks them, each with its right answer in the form that the benchmark expects.
 
     Where choices are ranked by their likelihood, the response is the right choice's text; otherwise it is what the
-    benchmark's prompt asks for, such as a letter. Questions that validation has are left out of training.
+    benchmark's prompt asks for, such as a letter. Questions that validation has, and those about the same texts, are left
+    out of training.
 
     Args:
         benchmark: the questions, of a training set.
@@ -70,9 +71,15 @@ class QuestionData(InstructionData):
         if self.val_benchmark is not None:
             validation = examples_of(self.val_benchmark)
             asked = {str(example.prompt) for example in validation}
-            kept = [example for example in examples if str(example.prompt) not in asked]
+            about = {item.context for item in self.val_benchmark.items() if item.context}
+            kept = [
+                example
+                for example, item in zip(examples, self.benchmark.items())
+                if str(example.prompt) not in asked and item.context not in about
+            ]
             if len(kept) < len(examples):
-                log.warning("%d questions of validation are left out of training", len(examples) - len(kept))
+                message = "%d questions of validation, or about its texts, are left out of training"
+                log.warning(message, len(examples) - len(kept))
             if not kept:
                 raise UserError(
                     f"data.benchmark {self.benchmark.path!r} has no question that data.val_benchmark "
