@@ -18,7 +18,6 @@ from torch import Tensor
 from c2c_lightning.models.alignment import UNALIGNED, AlignedPrompt
 from c2c_lightning.models.private_text import PrivateText, PrivateTexts
 
-
 ALONE = {"sharers": [], "private": None, "partners": None}
 
 

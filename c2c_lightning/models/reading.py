@@ -19,7 +19,15 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.mapper import Mapper
 from c2c_lightning.models.alignment import UNALIGNED, Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
-from c2c_lightning.models.cache import branch, cache_with_slots, logits_at, position_ids, prefill, read_stack, write_stack
+from c2c_lightning.models.cache import (
+    branch,
+    cache_with_slots,
+    logits_at,
+    position_ids,
+    prefill,
+    read_stack,
+    write_stack,
+)
 from c2c_lightning.models.checks import check_tokens
 from c2c_lightning.models.decoding import generate
 from c2c_lightning.models.loading import kv_shape

@@ -57,7 +57,9 @@ def solve_mappers(
     loader = trainer.datamodule.train_dataloader()
     total = loader.num_batches if observed is None else observed
     if total is None:
-        raise UserError("data.streaming has no end: set model.texts.observed, the batches that mappers are solved from.")
+        raise UserError(
+            "data.streaming has no end: set model.texts.observed, the batches that mappers are solved from."
+        )
     total = total if loader.num_batches is None else min(total, loader.num_batches)
     for mapper in mappers:
         mapper.begin()

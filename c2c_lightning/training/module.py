@@ -183,9 +183,7 @@ class C2CModule(L.LightningModule):
         reading = self.models.read(batch)
         caches = fuse_all([run.fusers for run in self.runs], reading)
         # One response after the other: as one large batch they would be rounded otherwise than alone.
-        losses = [
-            run.training_loss(batch, *self.loss_of(run, cache, reading)) for run, cache in zip(self.runs, caches)
-        ]
+        losses = [run.training_loss(batch, *self.loss_of(run, cache, reading)) for run, cache in zip(self.runs, caches)]
         loss = torch.stack(losses).sum()
         # A mapper in closed form alone has nothing that an optimizer trains.
         return loss if loss.requires_grad else loss.requires_grad_()

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.mapper import RidgeMapper
 from c2c_lightning.models import Aligner, FrozenModels

@@ -13,22 +13,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.data.batch_maker import told_otherwise
 from c2c_lightning.evaluation.asking.answers import Answer
 from c2c_lightning.evaluation.asking.methods import C2C, Answers, Asking, Derived
 from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
+from c2c_lightning.mapper import Mapper
 from c2c_lightning.models import Reading
 
 END = 256
 
 
 class WrongQuestion(C2C):
-    """The receiver reads its own question, the sharer another one of the same benchmark.
+    """The receiver reads its own question, the sharer another one of the same benchmark, or another question's text.
 
     Which one is drawn once, with the evaluation's seed, so that every question serves just one other.
     """
@@ -40,8 +42,36 @@ class WrongQuestion(C2C):
 
     def heard(self, asking: Asking) -> Reading:
         questions, reading = asking.questions, asking.reading
+        if reading.batch.private is not None:
+            others = map(questions.benchmark.messages, questions.partners)
+            told = [told_otherwise(own, other) or own for own, other in zip(questions.messages(), others)]
+            return reading.models.read(reading.models.collate(told)).with_mapper(reading.mapper)
         partners = Questions(questions.benchmark, questions.partners, questions.items)
         return reading.with_sharers_of(partners.read(reading.models))
+
+
+class NothingSaid(C2C):
+    """Every slot of a private text has the mean of all: as many slots as C2C has, which say nothing."""
+
+    name = "nothing_said"
+    description = "C2C with the mean of all slots in place of the text's"
+    control = generic = True
+    needs_texts = True
+
+    def heard(self, asking: Asking) -> Reading:
+        return asking.reading.with_mapper(SaysNothing(asking.fusers.mapper))
+
+
+class SaysNothing(nn.Module):
+    """A mapper's slots with their mean over the batch in all of them."""
+
+    def __init__(self, mapper: Mapper):
+        super().__init__()
+        self.mapper = mapper
+
+    def forward(self, stack: Tensor) -> Tensor:
+        mapped = self.mapper(stack)
+        return mapped.mean(2, keepdim=True).expand_as(mapped)
 
 
 class ZeroUpdate(C2C):
@@ -50,6 +80,7 @@ class ZeroUpdate(C2C):
     name = "zero_update"
     description = "C2C with an update of zero"
     control = generic = True
+    needs_fusers = True
 
     def fused_stack(self, asking: Asking, stacks: dict[int, Tensor]) -> Tensor:
         stack = asking.reading.receiver_stack(asking.fusers.fused_layers)
@@ -62,6 +93,7 @@ class ZeroCache(C2C):
     name = "zero_cache"
     description = "C2C with zeros in place of the sharer's cache"
     control = generic = True
+    needs_fusers = True
 
     def sharer_stacks(self, asking: Asking) -> dict[int, Tensor]:
         reading, fusers, stacks = asking.reading, asking.fusers, {}
@@ -138,7 +170,7 @@ class MeanUpdate(C2C, Observer):
     name = "mean_update"
     description = "C2C with the mean update of all other questions of the benchmark"
     control = generic = True
-    needs_others = True
+    needs_others = needs_fusers = True
 
     def metric(self, communicator: Communicator) -> Metric:
         fusers = communicator.fusers
@@ -202,4 +234,4 @@ def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) ->
     return update
 
 
-CONTROLS = (WrongQuestion, ZeroUpdate, ZeroCache, MeanUpdate, CalibratedReceiver, ShuffledChoices)
+CONTROLS = (WrongQuestion, NothingSaid, ZeroUpdate, ZeroCache, MeanUpdate, CalibratedReceiver, ShuffledChoices)

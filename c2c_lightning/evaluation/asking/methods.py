@@ -40,9 +40,13 @@ class Method(ABC):
     generic: ClassVar[bool] = False  # it is a control that knows nothing of the question from the sharer
     needs_choices: ClassVar[bool] = False  # it says nothing about open questions
     needs_others: ClassVar[bool] = False  # it takes something of the benchmark's other questions
+    needs_fusers: ClassVar[bool] = False  # it changes something of what is fused
+    needs_texts: ClassVar[bool] = False  # it is about texts that the sharer alone reads
 
     def why_not(self, benchmark: Benchmark) -> str | None:
         """Why it says nothing about this benchmark; None if it does."""
+        if self.needs_texts and benchmark.context != "sharer":
+            return "the sharer reads no texts alone"
         if self.needs_choices and (benchmark.by_likelihood or not benchmark.has_choices):
             return "the questions have no lettered choices"
         if self.needs_others and len(benchmark.items()) < 2:
@@ -64,8 +68,12 @@ class Asking:
 
     @classmethod
     def of(cls, communicator: Communicator, questions: Questions) -> Asking:
-        reading = questions.read(communicator.models)
+        reading = questions.read(communicator.models).with_mapper(communicator.fusers.mapper)
         return cls(questions, reading, communicator.fusers, StageClock(communicator.models.receiver.device))
+
+    @property
+    def models(self) -> FrozenModels:
+        return self.reading.models
 
     def once(self, stage: str, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made when the first method asks for it; see `Questions.once`."""
@@ -191,6 +199,22 @@ class Receiver(Answering):
     description = "the receiver alone"
 
     def prefill(self, asking: Asking) -> Prefill:
+        if asking.reading.batch.private is not None:
+            batch = asking.reading.batch.without_texts()
+            asking = replace(asking, reading=asking.once("tokenization", "untold", partial(asking.models.read, batch)))
+        return of_receiver(asking.reading, asking.receiver_cache())
+
+
+class ReadsIt(Answering):
+    """The receiver reads itself what otherwise the sharer alone reads: what handing over can at best come to."""
+
+    name = "reads_it"
+    description = "the receiver, which reads the text itself"
+    needs_texts = True
+
+    def prefill(self, asking: Asking) -> Prefill:
+        batch = asking.reading.batch.with_texts()
+        asking = replace(asking, reading=asking.once("tokenization", "with texts", partial(asking.models.read, batch)))
         return of_receiver(asking.reading, asking.receiver_cache())
 
 
@@ -227,9 +251,14 @@ class C2C(Answering):
     description = "the receiver on its cache, fused with the sharer's"
 
     def prefill(self, asking: Asking) -> Prefill:
-        asking.receiver_cache()
+        if asking.reading.batch.private is None:
+            asking.receiver_cache()
         with asking.clock("tokenization"):
             asking = replace(asking, reading=self.heard(asking))
+        if not len(asking.fusers):
+            with asking.clock("receiver prefill"):
+                cache = asking.reading.receiver_cache()
+            return of_receiver(asking.reading, cache, cache_bytes(asking.reading, asking.fusers, ()))
         stacks = self.sharer_stacks(asking)
         with asking.clock("fusion"):
             fused = self.fused_stack(asking, stacks)
@@ -351,8 +380,14 @@ def of_receiver(reading: Reading, cache: DynamicCache, handed_over: Sequence[int
 
 
 def cache_bytes(reading: Reading, fusers: Fusers, sharers: Iterable[int]) -> list[int]:
-    """For each question the bytes of these sharers' caches that cross over: open layers, all of a sharer's tokens."""
+    """For each question the bytes that cross over.
+
+    Of these sharers' caches the open layers, with all of a sharer's tokens; of a private text what fills its slots.
+    """
     total = [0] * len(reading.batch)
+    if reading.batch.private is not None:
+        shape, size = reading.models.receiver_shape, reading.models.receiver.dtype.itemsize
+        total = (reading.batch.private.numbers * 2 * shape.num_layers * shape.features * size).tolist()
     for i in sharers:
         fuser, sharer = fusers[i], reading.models.sharers[i]
         per_token = len(fuser.gate.active()) * fuser.sharer.features * sharer.dtype.itemsize

@@ -26,6 +26,7 @@ from c2c_lightning.evaluation.asking.methods import (
     Asking,
     Method,
     OracleRouting,
+    ReadsIt,
     Receiver,
     Routing,
     Sharer,
@@ -39,7 +40,7 @@ from c2c_lightning.files import read_bytes, whole, write_whole
 from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
-METHODS = (Receiver, Sharer, TextToText, Routing, OracleRouting, C2C, C2CAfterText)
+METHODS = (Receiver, ReadsIt, Sharer, TextToText, Routing, OracleRouting, C2C, C2CAfterText)
 MEASURED, QUESTIONS = "measured", "questions-{}.sha256"
 TOO_LONG = "longer than a model can read"
 KEPT_BYTES = 2**28  # of caches that stay from being measured to being answered
@@ -126,7 +127,8 @@ class Evaluation(L.LightningModule):
         by_name: dict[str, Method] = {}
         for method in (*self.compared, *further):  # the first of a name counts
             by_name.setdefault(method.name, method)
-        self.asked = list(by_name.values())
+        fuses = len(self.communicator.fusers) > 0
+        self.asked = [method for method in by_name.values() if fuses or not method.needs_fusers]
         for method in self.asked:
             method.check(self.communicator.models)
         for analysis in self.analyses:
@@ -205,6 +207,8 @@ class Evaluation(L.LightningModule):
         return found
 
     def _unmeasured(self, benchmark: Benchmark) -> list[Observer]:
+        if not len(self.communicator.fusers):
+            return []
         return [observer for observer in self.observers if benchmark.name not in observer.measured]
 
     def _measured_path(self, benchmark: Benchmark, observer: Observer) -> Path:
