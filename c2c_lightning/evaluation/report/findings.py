@@ -20,12 +20,20 @@ from c2c_lightning.evaluation.asking.decoding import ROUNDING
 from c2c_lightning.evaluation.asking.methods import Derived, Method
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.evaluation.benchmarks.base import NAME
-from c2c_lightning.evaluation.report.statistics import Comparison, Gain, accuracy, compare, question_specific_gain
+from c2c_lightning.evaluation.report.statistics import (
+    Comparison,
+    Gain,
+    accuracy,
+    compare,
+    question_specific_gain,
+    retention,
+)
 from c2c_lightning.files import json_digest
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
-MAIN = (RECEIVER, SHARER, TEXT_TO_TEXT, C2C)
+READS_IT = "reads_it"
+MAIN = (RECEIVER, READS_IT, SHARER, TEXT_TO_TEXT, C2C)
 BenchmarkName = Annotated[str, StringConstraints(pattern=NAME)]
 
 
@@ -38,6 +46,7 @@ class BenchmarkResults:
     answers: dict[str, list[Answer]]  # by method name, in the order of the benchmark's items
     left_out: dict[str, str] = field(default_factory=dict)  # methods that say nothing about it, with the reason
     seed: int = 0  # of what is drawn: whose cache the wrong question lends, orders of choices, resampling
+    retention: Estimate | None = None  # of a text that the sharer alone reads; see `statistics.retention`
     merged: int = 0  # questions whose turns were merged, because a chat template refused them as they are
 
     @cached_property
@@ -168,8 +177,15 @@ def findings(results: BenchmarkResults, reported: Collection[str] | None = None)
         comparisons=comparisons,
         raw_gain=comparisons.get(RECEIVER),
         question_specific_gain=gain,
+        retention=_retention(scores, results.seed),
         merged=results.merged,
     )
+
+
+def _retention(scores: dict[str, np.ndarray], seed: int) -> Estimate | None:
+    if not {C2C, RECEIVER, READS_IT} <= scores.keys():
+        return None
+    return retention(scores[C2C], scores[RECEIVER], scores[READS_IT], seed)
 
 
 def _method(results: BenchmarkResults, name: str) -> MethodFound:

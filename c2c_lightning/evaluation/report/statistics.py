@@ -118,6 +118,36 @@ def question_specific_gain(c2c: Scores, controls: dict[str, Scores], seed: int =
     return Gain(**vars(comparisons[best]) | {"p": p, "significant": ahead and p < ALPHA, "over": best})
 
 
+def retention(told: Scores, untold: Scores, reads: Scores, seed: int = 0) -> Estimate | None:
+    """Which part of what reading a text gives is left when it is handed over: (told - untold) / (reads - untold).
+
+    The interval is a bootstrap over questions, with all three scores of each.
+
+    Args:
+        told: scores of the receiver to which the text was handed over.
+        untold: of the receiver alone.
+        reads: of the receiver that reads the text itself.
+        seed: of the resampling.
+
+    Returns:
+        1 for all of it; None where reading gives nothing on these questions.
+    """
+    scores = tuple(map(_array, (told, untold, reads)))
+
+    def ratio(told: np.ndarray, untold: np.ndarray, reads: np.ndarray, axis: int = -1) -> np.ndarray:
+        gained, possible = (told - untold).mean(axis), (reads - untold).mean(axis)
+        return np.divide(gained, possible, out=np.zeros_like(gained), where=possible != 0)
+
+    if scores[2].mean() <= scores[1].mean():
+        return None
+    value = float(ratio(*scores))
+    if len(scores[0]) < 2:
+        return Estimate(value, value, value)
+    resampling = {"confidence_level": LEVEL, "method": "percentile", **_resampling(seed)}
+    low, high = bootstrap(scores, ratio, paired=True, vectorized=True, **resampling).confidence_interval
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
 def _array(scores: Scores) -> np.ndarray:
     values = np.asarray(scores, dtype=np.float64)
     assert values.ndim == 1

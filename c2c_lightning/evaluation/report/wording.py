@@ -49,8 +49,16 @@ def headline(found: Findings) -> Section:
         numbers.append(_number(gain, "question-specific gain", f"C2C less {over}"))
     if raw:
         numbers.append(_number(raw, "raw gain", "C2C less the receiver alone"))
+    if found.retention:
+        numbers.insert(0, _retention(found))
     caution = [words()["caution"].format(few=FEW)] if found.num_items < FEW else []
     return Section(verdict["title"], "\n\n".join([*numbers, text, *caution, _levels(found)]))
+
+
+def _retention(found: Findings) -> str:
+    value, low, high = (f"{100 * number:.0f}%" for number in asdict(found.retention).values())
+    meaning = "of what the receiver gains by reading the text itself, it gains by what the sharer hands over"
+    return f"> **{value}** *retention*: {meaning}\\\n> 95% interval {low} to {high}"
 
 
 def gain_as_told(found: Findings) -> Gain | None:
