@@ -50,8 +50,7 @@ class Fusers(nn.Module):
         fused_layers: the receiver layers that any sharer is mapped to, ascending.
 
     Raises:
-        UserError: an impossible layer map or gate, several sharers for a fuser that reads none, or neither fuser nor
-            mapper.
+        UserError: an impossible layer map or gate, or several sharers for a fuser that reads none.
     """
 
     def __init__(
@@ -65,8 +64,6 @@ class Fusers(nn.Module):
         mapper: Callable[[KVShape, KVShape], nn.Module] | None = None,
     ):
         super().__init__()
-        if fuser is None and mapper is None:
-            raise UserError("model.fuser and model.mapper are both null, so nothing would be communicated: give one.")
         self.layer_map, self.layers, self.gate = layer_map, layers, gate or GateConfig()
         fused = sharers if fuser else []
         self.layer_maps = [map_layers(layer_map, layers, receiver.num_layers, sharer.num_layers) for sharer in fused]

@@ -77,6 +77,8 @@ class C2CModule(L.LightningModule):
         super().__init__()
         if not sharers:
             raise UserError("model.sharers is empty: name at least one model whose cache is to be read.")
+        if fuser is None and mapper is None:
+            raise UserError("model.fuser and model.mapper are both null, so nothing would be communicated: give one.")
         self.receiver, self.sharers, self.dtype_name = receiver, sharers, dtype
         self.prompt_store, self.compiled, self.recompute_fusers = prompt_store, compile, recompute_fusers
         self.date = chat.date

@@ -182,7 +182,8 @@ class GateMap(L.Callback):
         self, trainer: L.Trainer, module: C2CModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         for run in recorded(trainer):
-            note_gates(run, trainer.global_step)
+            if run.fusers.gates:
+                note_gates(run, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, module: C2CModule) -> None:
         for run in recorded(trainer):

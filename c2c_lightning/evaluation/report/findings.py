@@ -46,7 +46,6 @@ class BenchmarkResults:
     answers: dict[str, list[Answer]]  # by method name, in the order of the benchmark's items
     left_out: dict[str, str] = field(default_factory=dict)  # methods that say nothing about it, with the reason
     seed: int = 0  # of what is drawn: whose cache the wrong question lends, orders of choices, resampling
-    retention: Estimate | None = None  # of a text that the sharer alone reads; see `statistics.retention`
     merged: int = 0  # questions whose turns were merged, because a chat template refused them as they are
 
     @cached_property
@@ -130,6 +129,7 @@ class Findings:
     comparisons: dict[str, Comparison]  # of C2C with each other method
     raw_gain: Comparison | None
     question_specific_gain: Gain | None
+    retention: Estimate | None = None  # of a text that the sharer alone reads; see `statistics.retention`
     merged: int = 0  # questions whose turns were merged
 
 

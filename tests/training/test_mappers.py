@@ -1,0 +1,93 @@
+"""Mappers of texts that the sharer alone reads: solved, trained, resumed, saved, and asked."""
+
+import signal
+
+import pytest
+import torch
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.training.mappers import TextTraining
+from tests.training.runs import PROJECT, command, newest, same
+
+PRIVATE = [
+    f"--config={PROJECT / 'conf' / 'private.yaml'}",
+    "--model.mapper.init_args.width=16",
+    "--model.texts.observed=3",
+    "--data.init_args.batch_size=16",
+    "--data.init_args.val_batch_size=8",
+    "--trainer.limit_val_batches=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.max_steps=6",
+    "--trainer.val_check_interval=3",
+]
+QUESTION = [{"role": "user", "content": "In which country does Zoruba live?"}]
+TOLD = "The home town of Zoruba is Cairo."
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("told")
+    command(workspace, "fit", *PRIVATE)
+    return newest(workspace)
+
+
+def test_a_mapper_is_solved_before_the_first_step_and_then_trained(trained):
+    state = Communicator.from_pretrained(trained.folder).fusers.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"mapper"}
+    assert state["mapper.weight"].abs().sum() > 0  # in closed form
+    assert state["mapper.w2.weight"].abs().sum() > 0  # by steps
+    metrics = trained.summary["metrics"]
+    assert {"val/accuracy/c2c", "val/accuracy/receiver", "val/accuracy/reads_it"} <= metrics.keys()
+    assert metrics["val/accuracy/reads_it"] == 1.0
+    assert metrics["val/accuracy/receiver"] < 0.5
+
+
+def test_a_resumed_run_ends_with_the_same_mapper_to_the_bit(trained, tmp_path):
+    cut = [
+        "--trainer.callbacks+=tests.training.runs.RaiseSignal",
+        "--trainer.callbacks.step=4",
+        f"--trainer.callbacks.number={int(signal.SIGTERM)}",
+    ]
+    with pytest.raises(SystemExit):
+        command(tmp_path, "fit", *PRIVATE, *cut)
+    command(tmp_path, "fit", *PRIVATE, "--ckpt_path=last")
+    assert same(newest(tmp_path).checkpoint(), trained.checkpoint())
+
+
+def test_a_text_is_heard_in_answers_and_nowhere_else(trained):
+    model = Communicator.from_pretrained(trained.folder)
+    alone = model.generate(QUESTION, max_new_tokens=4)
+    assert model.generate(QUESTION, fuse=False, context=TOLD, max_new_tokens=4) == alone
+    one, other = ([{**QUESTION[0], "private": text}] for text in (TOLD, TOLD.replace("Cairo", "Oslo")))
+    caches = [model.prefill(model.models.collate([each])) for each in (one, other)]
+    assert not torch.equal(caches[0].layers[-1].values, caches[1].layers[-1].values)
+    told = model.generate(QUESTION, context=TOLD, max_new_tokens=4)
+    assert model.generate([QUESTION] * 2, context=[TOLD, TOLD], max_new_tokens=4) == [told, told]
+
+
+def test_what_cannot_be_handed_over_is_told_of(trained):
+    model = Communicator.from_pretrained(trained.folder)
+    with pytest.raises(UserError, match="2 contexts for 1 conversations"):
+        model.generate(QUESTION, context=[TOLD, TOLD])
+    with pytest.raises(UserError, match="one user's message"):
+        model.models.collate([[{"role": "user", "content": "A?", "private": TOLD}] * 2])
+    model.fusers.mapper = None
+    with pytest.raises(UserError, match=r"no mapper for it.*model\.mapper"):
+        model.generate(QUESTION, context=TOLD)
+    for wrong in ({"kl": -1.0}, {"answer": 0.0, "kl": 0.0}, {"observed": 0}):
+        with pytest.raises(UserError, match=r"model\.texts"):
+            TextTraining(**wrong)
+
+
+def test_a_text_is_heard_beside_what_is_fused(tmp_path):
+    fuser = "{class_path: c2c_lightning.fuser.C2CFuser, init_args: {hidden: 16}}"
+    command(tmp_path, "fit", *PRIVATE, f"--model.fuser={fuser}", "--trainer.max_steps=2")
+    model = Communicator.from_pretrained(newest(tmp_path).folder)
+    assert len(model.fusers) == 1
+    assert model.generate(QUESTION, context=TOLD, max_new_tokens=4)
+
+
+def test_nothing_is_trained_where_nothing_is_communicated(tmp_path):
+    with pytest.raises(SystemExit, match=r"model\.fuser and model\.mapper are both null"):
+        command(tmp_path, "fit", *PRIVATE, "--model.mapper=null")
