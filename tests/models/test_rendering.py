@@ -30,7 +30,7 @@ ENDLESS = [{"role": "user", "content": "Does it go on forever?"}]
 
 
 def aligner(template: str, turns: str = "refuse") -> Aligner:
-    tokenizer = tiny.tokenizer("chatml")
+    tokenizer = tiny.tokenizer.__wrapped__("chatml")  # one of its own, for it is changed
     tokenizer.chat_template, tokenizer.name_or_path = template, "them/theirs"
     return Aligner(tokenizer, [tiny.tokenizer("turns")], chat=ChatConfig(turns=turns))
 
