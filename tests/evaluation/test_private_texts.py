@@ -1,0 +1,82 @@
+"""Questions about texts that the sharer alone reads: every method knows what it should, and no more."""
+
+import numpy as np
+import pytest
+import torch
+
+from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.asking.controls import NothingSaid, WrongQuestion, ZeroUpdate
+from c2c_lightning.evaluation.asking.methods import C2C, Asking, ReadsIt, Receiver
+from c2c_lightning.evaluation.asking.questions import Questions
+from c2c_lightning.evaluation.benchmarks import NanoWorld
+from c2c_lightning.evaluation.report.statistics import retention
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import RidgeMapper
+from c2c_lightning.models import FrozenModels, load_aligner, load_models
+from c2c_lightning.nano import world
+
+PAIR = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Communicator:
+    """The built-in pair with a mapper that makes something else of every text."""
+    models = FrozenModels(*load_models(*PAIR), load_aligner(*PAIR))
+    fusers = Fusers(models.receiver_shape, models.sharer_shapes, fuser=None, mapper=RidgeMapper)
+    torch.nn.init.normal_(fusers.mapper.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    return Communicator(models, fusers)
+
+
+def asked(model: Communicator, context: str, shift: int = 0) -> Asking:
+    benchmark = NanoWorld(limit=24, told=True, context=context)
+    items = benchmark.items()
+    return Asking.of(model, Questions(benchmark, items, [*items[1:], items[0]]))
+
+
+def responses(method, asking: Asking) -> list[str]:
+    return [answer.response for answer in method.answer(asking)]
+
+
+def test_the_receiver_alone_knows_nothing_of_the_text_and_the_one_that_reads_it_all(model):
+    told = asked(model, "sharer")
+    assert responses(Receiver(), told) == responses(Receiver(), asked(model, "nobody"))
+    assert responses(ReadsIt(), told) == responses(Receiver(), asked(model, "both"))
+    assert np.mean([answer.score for answer in ReadsIt().answer(told)]) == 1.0
+
+
+def test_controls_hand_over_another_text_or_one_that_says_nothing(model):
+    told = asked(model, "sharer")
+    c2c, wrong, nothing = (
+        method.prefill(told).cache.layers[-1].keys for method in (C2C(), WrongQuestion(), NothingSaid())
+    )
+    assert not torch.equal(c2c, wrong)
+    slots = told.reading.batch.private.slots
+    in_slots = nothing.transpose(1, 2).flatten(0, 1)[slots]
+    assert in_slots.std(0).max() < c2c.transpose(1, 2).flatten(0, 1)[slots].std(0).max()
+    assert C2C().prefill(told).handed_over[0] > 0
+
+
+def test_methods_of_texts_say_nothing_of_questions_without(model):
+    for method in (ReadsIt(), NothingSaid()):
+        assert method.why_not(NanoWorld()) == "the sharer reads no texts alone"
+        assert method.why_not(NanoWorld(told=True, context="sharer")) is None
+    assert ZeroUpdate.needs_fusers
+    with pytest.raises(UserError, match=r"nano\.context is 'me': give one of both, sharer, nobody"):
+        NanoWorld(told=True, context="me")
+
+
+def test_people_who_are_told_of_are_known_to_neither_model():
+    known = {name for names in world.people() for name in names}
+    told = {fact.name for part in world.facts(world.TOLD_SEED) for fact in part}
+    assert known.isdisjoint(told)
+
+
+def test_retention_is_the_part_of_what_reading_gives_that_is_left():
+    untold, reads = np.zeros(200), np.r_[np.ones(100), np.zeros(100)]
+    half = np.r_[np.ones(50), np.zeros(150)]
+    found = retention(half, untold, reads)
+    assert found.value == 0.5
+    assert 0.38 < found.low < 0.45 < 0.55 < found.high < 0.62
+    assert retention(reads, untold, reads).low == 1.0
+    assert retention(half, reads, untold) is None
