@@ -35,6 +35,7 @@ METADATA_CLASSES = {
     "torch.serialization": {"_get_layout"},
     "torch": {"Size"},
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # as Python 3.13 calls them
     "collections": {"OrderedDict"},
 }
 
