@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from subprocess import PIPE
 
 import pytest
 from torch.utils.data import DataLoader
@@ -72,12 +69,17 @@ def test_threads_do_not_get_each_others_texts():
 
 
 def test_after_a_rendering_that_was_interrupted_comes_the_text_that_is_asked_for(monkeypatch):
-    reads, never = aligner(ON_WORDS), subprocess.Popen(["sleep", "999"], stdin=PIPE, stdout=PIPE)
-    monkeypatch.setattr(_apart, "process", never)
-    threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    reads = aligner(ON_WORDS)
+    reads.render(reads.receiver, SHORT)
+    first = _apart.process
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first.stdout, "readline", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        reads.render(reads.receiver, SHORT)
-    assert never.wait() == -signal.SIGKILL
+        reads.render(reads.receiver, [{"role": "user", "content": "Something else."}])
+    assert first.wait() == -signal.SIGKILL
     assert "Ribigo" in reads.render(reads.receiver, SHORT)
 
 
