@@ -32,7 +32,7 @@ TINY = {
     "data.init_args.val_batch_size": 8,
     "model.fuser.init_args.hidden": 16,
 }
-PATIENCE = 240.0
+PATIENCE = 1200.0
 
 
 class BurningFuser(C2CFuser):
