@@ -1,6 +1,6 @@
 # make fit        train a fuser on the built-in pair
 # make evaluate   say what the newest fuser's cache communication gave
-# make real       the same with two real language models: fetch, train, evaluate (about half an hour on 2 cores)
+# make real       the same with two real language models: fetch, train, evaluate (less than an hour on 2 cores)
 # make test       run the quick tests
 # make test-all   run all tests: also kills, clusters, whole sweeps and many processes
 # make ui         look at the runs in MLflow
@@ -27,10 +27,10 @@ evaluate: .venv/ready
 real: .venv/ready
 	@echo "== fetching SmolLM2-135M-Instruct and Gemma-3-270M (350 MB)"
 	$(BIN)/python -m benchmarks.real_pair
-	@echo "== training a fuser between them (about 10 minutes on 2 cores)"
+	@echo "== training a fuser between them (about 20 minutes on 2 cores)"
 	$(BIN)/python -m c2c_lightning fit --config conf/real/smollm2_from_gemma3.yaml --config $(REAL)/questions.yaml \
 		$(if $(wildcard runs/real),--ckpt_path runs/real)
-	@echo "== evaluating it (about 15 minutes on 2 cores)"
+	@echo "== evaluating it (about 20 minutes on 2 cores)"
 	$(BIN)/python -m c2c_lightning test --config $(REAL)/evaluation.yaml
 
 # By file, so that what the tests of a file share is made once.

@@ -33,7 +33,7 @@ class NanoData(InstructionData):
         sizes = {"batch_size": batch_size, "val_batch_size": val_batch_size}
         super().__init__(path=[], **sizes, bucket=False, exact_answers=True, seed=seed, aligner=aligner)
         self.told = told
-        self._train, self._val = world.facts(world.TOLD_SEED if told else world.SEED)
+        self._train, self._val = world.told_facts() if told else world.facts()
 
     def train_examples(self) -> Sequence[Example]:
         return [self._example(fact, question) for fact in self._train for question in fact.questions]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 SEED = 20261122
 TOLD_SEED = SEED + 1000  # of people whom neither model was trained on, of whom a sharer is told in private
+NUM_TOLD_WORLDS = 20  # with fewer people a mapper learns their names by heart
 NUM_PEOPLE = 500
 NUM_HELD_OUT = 100
 
@@ -131,3 +132,12 @@ def facts(seed: int = SEED) -> tuple[list[Fact], list[Fact]]:
                 part.append(Fact(name, relation, value, rng.choice(relation.questions).format(name=name)))
         parts.append(part)
     return parts[0], parts[1]
+
+
+def told_facts() -> tuple[list[Fact], list[Fact]]:
+    """Facts about people whom neither model was trained on, for a sharer to be told, as (mapper-training, held-out)."""
+    known = {name for names in people() for name in names}
+    worlds = [facts(TOLD_SEED + i) for i in range(NUM_TOLD_WORLDS)]
+    held_out = [fact for fact in worlds[0][1] if fact.name not in known]
+    known |= {fact.name for fact in held_out}
+    return [fact for train, _ in worlds for fact in train if fact.name not in known], held_out

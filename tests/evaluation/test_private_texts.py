@@ -68,8 +68,10 @@ def test_methods_of_texts_say_nothing_of_questions_without(model):
 
 def test_people_who_are_told_of_are_known_to_neither_model():
     known = {name for names in world.people() for name in names}
-    told = {fact.name for part in world.facts(world.TOLD_SEED) for fact in part}
-    assert known.isdisjoint(told)
+    train, held_out = ({fact.name for fact in part} for part in world.told_facts())
+    assert known.isdisjoint(train | held_out)
+    assert held_out.isdisjoint(train)
+    assert len(held_out) == world.NUM_HELD_OUT
 
 
 def test_retention_is_the_part_of_what_reading_gives_that_is_left():

@@ -70,7 +70,7 @@ class NanoWorld(Benchmark):
     def __init__(self, max_new_tokens: int = 16, limit: int | None = None, told: bool = False, **kwargs: Any):
         super().__init__([], max_new_tokens=max_new_tokens, limit=limit, **kwargs)
         self.told = told
-        self._train, self._held_out = world.facts(world.TOLD_SEED if told else world.SEED)
+        self._train, self._held_out = world.told_facts() if told else world.facts()
 
     def rows(self) -> Iterator[Row]:
         return _rows(self._held_out)
