@@ -17,7 +17,7 @@ from tests.models import tiny
 def communicator(dropout: float = 0.0):
     made = tiny.communicator("qwen3", "qwen2", gate=GateConfig())
     fuser = made.fusers[0]
-    made.fusers[0] = C2CFuser(fuser.sharer, fuser.receiver, fuser.gate, hidden=16, dropout=dropout)
+    made.fusers.add_module("0", C2CFuser(fuser.sharer, fuser.receiver, fuser.gate, hidden=16, dropout=dropout))
     return made.train()
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from c2c_lightning import Communicator
-from c2c_lightning.formats.config import import_fuser
-from c2c_lightning.fuser import Gate, GateConfig, KVShape
+from c2c_lightning.formats.config import import_class
+from c2c_lightning.fuser import Fuser, Gate, GateConfig, KVShape
 from c2c_lightning.fuser.ridge import STATISTICS
 from tests.training.ranks import FSDP2, launch
 from tests.training.runs import PROJECT, same
@@ -98,7 +98,7 @@ def test_the_docs_say_how_many_parameters_each_has_between_the_papers_models():
     for name, millions in stated.items():
         with torch.device("meta"):
             gate = Gate(GateConfig(), list(range(28)), 8)
-            make = import_fuser({"class_path": f"c2c_lightning.fuser.{name}", "init_args": {}}, name)
+            make = import_class({"class_path": f"c2c_lightning.fuser.{name}", "init_args": {}}, Fuser, name)
             fuser = make(KVShape(24, 2, 64), KVShape(28, 8, 128), gate)
         assert f"{sum(p.numel() for p in fuser.parameters()) / 1e6:.1f}" == millions
 
