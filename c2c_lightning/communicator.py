@@ -18,6 +18,7 @@ from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
+from c2c_lightning.models.alignment import without_private
 
 
 class Said(TypedDict):
@@ -95,11 +96,9 @@ class Communicator(nn.Module):
         if texts is not None:
             if len(texts) != len(conversations):
                 raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
-            conversations = [
-                [*turns[:-1], {**turns[-1], **({"private": text} if fuse else {})}]
-                for turns, text in zip(conversations, texts)
-            ]
-        reading = self.read(conversations)
+            checked(list(texts), list[str | None], "contexts that generate was given", "Give a text, or one for each.")
+            conversations = [[*turns[:-1], {**turns[-1], "private": text}] for turns, text in zip(conversations, texts)]
+        reading = self.read(conversations if fuse else [*map(without_private, conversations)])
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])

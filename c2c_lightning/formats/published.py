@@ -192,7 +192,8 @@ def refuse_unpublishable(config: Mapping[str, Any]) -> None:
     """Raises a UserError if the published format has no such fuser."""
     gate = GateConfig(**config["gate"])
     for is_wrong, what in (
-        (config["fuser"]["class_path"] not in (CLASS_PATH, ITS_FIRST), "is no C2CFuser"),
+        (config["fuser"] is None or "mapper" in config, "has a mapper of private texts, and not a C2CFuser alone"),
+        (config["fuser"] and config["fuser"]["class_path"] not in (CLASS_PATH, ITS_FIRST), "is no C2CFuser"),
         (len(config["sharers"]) != 1, f"has {len(config['sharers'])} sharers, and not one"),
         (gate.kind != "learned", f"has gates of kind {gate.kind}, and not learned ones"),
         (gate.parts != "both", f"fuses {gate.parts}, and not both keys and values"),

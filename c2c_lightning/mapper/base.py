@@ -58,6 +58,11 @@ class Mapper(nn.Module, ABC):
     def map(self, x_TI: Tensor) -> Tensor:
         """The slots' features (T, O) for those of T tokens; a feature is ((part * L + layer) * H + head) * D + d."""
 
+    def says_nothing(self) -> Tensor:
+        """The features (O) of a slot that is told nothing of any text; here the map of zeros."""
+        number = 2 * self.sharer.num_layers * self.sharer.features
+        return self.map(next(self.buffers(), next(self.parameters(), torch.zeros(0))).new_zeros(1, number))[0]
+
     def forward(self, stack: Tensor) -> Tensor:
         """What the receiver's cache is to have in the slots of T tokens.
 

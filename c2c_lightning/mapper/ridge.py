@@ -178,6 +178,10 @@ class RidgeMapper(Mapper):
             return mean_TO + deviation_TH
         return mean_TO.index_add(1, self.told, deviation_TH.to(mean_TO.dtype))
 
+    def says_nothing(self) -> Tensor:
+        """The features (O) of the slot of a mean token of the text that `solve` was given; see `Mapper.says_nothing`."""
+        return self.map(self.mean_x[None])[0]
+
     def deviation(self, x_TI: Tensor) -> Tensor:
         """What the layers that hear get (T, H) beside their means, for features from which mean_x was taken off."""
         G, K = self.reads.shape

@@ -149,10 +149,16 @@ class Aligner:
             if fitting is None:
                 raise
             prompt = fitting
-        told = [message for message in messages if message.get("private")]
-        if len(told) > 1 or any(message["role"] != "user" for message in told):
+        told = [i for i, message in enumerate(messages) if (message.get("private") or "").strip()]
+        if len(told) > 1 or any(messages[i]["role"] != "user" for i in told):
             raise UserError("a private text stands beside the content of one user's message; give one text")
-        return self._with_text(prompt, prompt.merged or shared, told[0]) if told else prompt
+        if not told:
+            return prompt
+        turns, [at] = prompt.merged or shared, told
+        if prompt.merged:
+            said = messages[at]["content"]
+            at = max(i for i, turn in enumerate(turns) if turn["role"] == "user" and said in turn["content"])
+        return self._with_text(prompt, turns, at, messages[told[0]]["private"])
 
     def _first_fitting(self, messages: list[Message]) -> AlignedPrompt | None:
         for fewer in merged(messages) if self.chat.turns == "merge" else ():
@@ -160,13 +166,12 @@ class Aligner:
                 return replace(self._aligned(fewer), merged=fewer)
         return None
 
-    def _with_text(self, prompt: AlignedPrompt, messages: list[Message], told: Message) -> AlignedPrompt:
-        """A prompt with slots for the private text of a message, before that message's content."""
-        text, tokenizer = told["private"], self.sharers[0]
-        i = next(i for i, m in enumerate(messages) if m["role"] == "user" and told["content"] in m["content"])
+    def _with_text(self, prompt: AlignedPrompt, messages: list[Message], i: int, text: str) -> AlignedPrompt:
+        """A prompt with slots for a private text before the content of message i."""
+        tokenizer = self.sharers[0]
         section = 2 * len(marked(messages[: i + 1], MARK)[0]) - 1
         own = read(self.receiver, *self._locate_contents(self.receiver, messages))
-        itself = [*messages[:i], {**messages[i], "content": f"{text}\n\n{messages[i]['content']}"}, *messages[i + 1 :]]
+        itself = with_private([*messages[:i], {**messages[i], "private": text}, *messages[i + 1 :]])
         reading = read(self.receiver, *self._locate_contents(self.receiver, itself))
         begin = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
         sharer = read(tokenizer, text, [Span(0, len(text))])
@@ -347,6 +352,15 @@ class Aligner:
 def without_private(messages: list[Message]) -> list[Message]:
     """The messages as the receiver reads them."""
     return [{key: value for key, value in message.items() if key != "private"} for message in messages]
+
+
+def with_private(messages: list[Message]) -> list[Message]:
+    """The messages as a model reads them that reads private texts itself."""
+    told = [message.get("private") or "" for message in messages]
+    return [
+        {**message, "content": f"{text}\n\n{message['content']}"} if text.strip() else message
+        for text, message in zip(told, without_private(messages))
+    ]
 
 
 def in_json(text: str) -> str:

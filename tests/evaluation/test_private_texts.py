@@ -1,15 +1,19 @@
 """Questions about texts that the sharer alone reads: every method knows what it should, and no more."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.controls import NothingSaid, WrongQuestion, ZeroUpdate
-from c2c_lightning.evaluation.asking.methods import C2C, Asking, ReadsIt, Receiver
-from c2c_lightning.evaluation.asking.questions import Questions
-from c2c_lightning.evaluation.benchmarks import NanoWorld
+from c2c_lightning.evaluation.asking.controls import NothingSaid, ShuffledChoices, WrongQuestion, ZeroUpdate
+from c2c_lightning.evaluation.asking.methods import C2C, Asking, ReadsIt, Receiver, Sharer
+from c2c_lightning.evaluation.asking.questions import Questions, too_long
+from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText
+from c2c_lightning.evaluation.benchmarks import NanoWorld, OwnQuestions
 from c2c_lightning.evaluation.report.statistics import retention
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.mapper import RidgeMapper
@@ -82,3 +86,74 @@ def test_retention_is_the_part_of_what_reading_gives_that_is_left():
     assert 0.38 < found.low < 0.45 < 0.55 < found.high < 0.62
     assert retention(reads, untold, reads).low == 1.0
     assert retention(half, reads, untold) is None
+
+
+def test_slots_that_say_nothing_are_the_same_whatever_the_text_and_the_batch(model):
+    torch.nn.init.normal_(model.fusers.mapper.mean_x, generator=torch.Generator().manual_seed(1))
+    benchmark = NanoWorld(limit=24, told=True, context="sharer")
+    first, *others = benchmark.items()
+    said = []
+    for items in ([first], [others[0]], [first, others[1]]):
+        asking = Asking.of(model, Questions(benchmark, items, items))
+        keys = NothingSaid().heard(asking).mapped[:, :, :1]
+        assert torch.equal(NothingSaid().heard(asking).mapped, keys.expand_as(asking.reading.mapped))
+        said.append(keys)
+    assert torch.equal(said[0], said[1])
+    assert torch.equal(said[0], said[2])
+
+
+def test_a_wrong_text_is_never_the_right_one(model, tmp_path):
+    path = tmp_path / "own.jsonl"
+    about = ["Oslo is large.", "Oslo is large.", "", "Cairo is old."]
+    rows = [{"question": f"Which, {i}?", "reference": "a", "context": text} for i, text in enumerate(about)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    benchmark = OwnQuestions(str(path), context="sharer")
+    items = benchmark.items()
+    asking = Asking.of(model, Questions(benchmark, items, [*items[1:], items[0]]))
+    right, wrong = asking.reading.batch.private, WrongQuestion().heard(asking).batch.private
+    said = [
+        [model.models.aligner.sharers[0].decode(ids[mask.bool()]) for ids, mask in zip(texts.ids, texts.mask)]
+        for texts in (right, wrong)
+    ]
+    assert said == [about, ["Cairo is old.", "Cairo is old.", "", "Oslo is large."]]
+    assert WrongQuestion().why_not(benchmark) is None
+    path.write_text("\n".join(map(json.dumps, rows[:3])))
+    reason = "all questions are about one text"
+    assert WrongQuestion().why_not(OwnQuestions(str(path), context="sharer")) == reason
+
+
+def test_texts_reach_every_method_that_reads_them_and_no_other(model):
+    told, nobody = asked(model, "sharer"), asked(model, "nobody")
+    assert responses(Sharer(), told) == responses(Sharer(), asked(model, "both"))
+    assert responses(Sharer(), nobody) != responses(Sharer(), told)
+    question = nobody.questions.items[0]
+    assert question.context not in nobody.questions.benchmark.question_text(question)
+    assert question.context in told.questions.benchmark.question_text(question)
+    write = C2CAfterText(max_message_tokens=4)
+    prefilled = write.prefill(told)
+    chats = [
+        [{**turns[0], "content": f"Background: {said}\n\n{turns[0]['content']}"}]
+        for said, turns in zip(prefilled.messages, told.questions.messages())
+    ]
+    heard = model.prefill(model.models.collate(chats))
+    assert torch.equal(prefilled.cache.layers[-1].keys, heard.layers[-1].keys)
+
+
+def test_texts_that_a_model_cannot_read_are_too_long(model):
+    benchmark = NanoWorld(limit=4, told=True, context="sharer")
+    assert not too_long(benchmark, model.models)
+    first, *rest = benchmark.items()
+    benchmark._items = [replace(first, context=first.context * 200), *rest]
+    assert too_long(benchmark, model.models) == {first.id}
+
+
+def test_lettered_choices_are_shuffled_beside_a_text(model, tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"question": f"Which, {i}?", "choices": ["Oslo", "Cairo"], "answer": "A", "context": f"It is {i}."}
+        for i in range(2)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    benchmark = OwnQuestions(str(path), context="sharer", max_new_tokens=2)
+    asking = Asking.of(model, Questions(benchmark, benchmark.items(), benchmark.items()[::-1]))
+    assert len(ShuffledChoices().answer(asking)) == 2

@@ -63,3 +63,18 @@ def test_texts_of_a_batch_are_heard_as_one_at_a_time(family):
             assert torch.allclose(layer.keys[row, :, -length:], single.keys[0], atol=1e-4)
             assert torch.allclose(layer.values[row, :, -length:], single.values[0], atol=1e-4)
         assert torch.isfinite(cache.layers[0].keys).all()
+
+
+def test_a_text_stands_before_its_own_message_and_not_before_one_that_has_its_words():
+    aligner = to_itself("llama").models.aligner
+    asked = [{"role": "user", "content": f"Say it again. {ASKED[2]}"}, {"role": "assistant", "content": "Oslo."}]
+    prompt = aligner.prompt([*asked, {"role": "user", "content": ASKED[2], "private": TEXTS[0]}])
+    before = aligner.receiver.decode(prompt.receiver_ids[: prompt.private.at])
+    assert ASKED[2] in before
+    assert "Oslo." in before
+
+
+def test_white_space_is_no_text():
+    aligner = to_itself("llama").models.aligner
+    for nothing in ("", " \n", None):
+        assert aligner.prompt([{"role": "user", "content": ASKED[0], "private": nothing}]).private is None

@@ -7,6 +7,7 @@ import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
+from c2c_lightning.formats.fuser_folder import convert
 from c2c_lightning.training.mappers import TextTraining
 from tests.training.runs import PROJECT, command, newest, same
 
@@ -62,7 +63,10 @@ def test_a_text_is_heard_in_answers_and_nowhere_else(trained):
     one, other = ([{**QUESTION[0], "private": text}] for text in (TOLD, TOLD.replace("Cairo", "Oslo")))
     caches = [model.prefill(model.models.collate([each])) for each in (one, other)]
     assert not torch.equal(caches[0].layers[-1].values, caches[1].layers[-1].values)
+    beside = [{**QUESTION[0], "private": TOLD}]
+    assert model.generate(beside, fuse=False, max_new_tokens=4) == alone
     told = model.generate(QUESTION, context=TOLD, max_new_tokens=4)
+    assert model.generate(beside, max_new_tokens=4) == told
     assert model.generate([QUESTION] * 2, context=[TOLD, TOLD], max_new_tokens=4) == [told, told]
 
 
@@ -70,6 +74,8 @@ def test_what_cannot_be_handed_over_is_told_of(trained):
     model = Communicator.from_pretrained(trained.folder)
     with pytest.raises(UserError, match="2 contexts for 1 conversations"):
         model.generate(QUESTION, context=[TOLD, TOLD])
+    with pytest.raises(UserError, match="contexts that generate was given"):
+        model.generate(QUESTION, context=[5])
     with pytest.raises(UserError, match="one user's message"):
         model.models.collate([[{"role": "user", "content": "A?", "private": TOLD}] * 2])
     model.fusers.mapper = None
@@ -78,6 +84,11 @@ def test_what_cannot_be_handed_over_is_told_of(trained):
     for wrong in ({"kl": -1.0}, {"answer": 0.0, "kl": 0.0}, {"observed": 0}):
         with pytest.raises(UserError, match=r"model\.texts"):
             TextTraining(**wrong)
+
+
+def test_the_published_format_has_no_mappers(trained, tmp_path):
+    with pytest.raises(UserError, match="has a mapper of private texts"):
+        convert(str(trained.folder), str(tmp_path / "published"))
 
 
 def test_a_text_is_heard_beside_what_is_fused(tmp_path):

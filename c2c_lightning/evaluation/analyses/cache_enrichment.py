@@ -63,7 +63,7 @@ class CacheEnrichment(Analysis):
         self.shots, self.by_layer, self.seed = shots, by_layer, seed
 
     def methods(self, communicator: Communicator) -> list[FewShot]:
-        layers = range(communicator.fusers[0].receiver.num_layers) if self.by_layer else ()
+        layers = range(communicator.models.receiver_shape.num_layers) if self.by_layer else ()
         of_layers = [EnrichedLayer(layer, self.shots, self.seed) for layer in layers]
         return [FewShot(self.shots, self.seed), Enriched(self.shots, self.seed), *of_layers]
 

@@ -40,21 +40,38 @@ class WrongQuestion(C2C):
     control = generic = True
     needs_others = True
 
+    def why_not(self, benchmark: Benchmark) -> str | None:
+        texts = {item.context.strip() for item in benchmark.items()} - {""}
+        if benchmark.context == "sharer" and len(texts) == 1:
+            return "all questions are about one text"
+        return super().why_not(benchmark)
+
     def heard(self, asking: Asking) -> Reading:
         questions, reading = asking.questions, asking.reading
         if reading.batch.private is not None:
-            others = map(questions.benchmark.messages, questions.partners)
+            pairs = zip(questions.items, questions.partners)
+            others = [questions.benchmark.messages(of_another_text(*pair, questions.benchmark)) for pair in pairs]
             told = [told_otherwise(own, other) or own for own, other in zip(questions.messages(), others)]
             return reading.models.read(reading.models.collate(told)).with_mapper(reading.mapper)
         partners = Questions(questions.benchmark, questions.partners, questions.items)
         return reading.with_sharers_of(partners.read(reading.models))
 
 
+def of_another_text(item: Item, partner: Item, benchmark: Benchmark) -> Item:
+    """The question whose text an item gets: its partner, or the next of the benchmark's that is about another text."""
+    if partner.context.strip() not in ("", item.context.strip()):
+        return partner
+    every = benchmark.items()
+    start = every.index(partner)
+    around = (*every[start:], *every[:start])
+    return next(other for other in around if other.context.strip() not in ("", item.context.strip()))
+
+
 class NothingSaid(C2C):
-    """Every slot of a private text has the mean of all: as many slots as C2C has, which say nothing."""
+    """Every slot of a private text has what a mean token of any text gets: as many slots as C2C has, which say nothing."""
 
     name = "nothing_said"
-    description = "C2C with the mean of all slots in place of the text's"
+    description = "C2C with slots that say nothing, all alike, in place of the text's"
     control = generic = True
     needs_texts = True
 
@@ -63,15 +80,17 @@ class NothingSaid(C2C):
 
 
 class SaysNothing(nn.Module):
-    """A mapper's slots with their mean over the batch in all of them."""
+    """A mapper that tells every slot the same, whatever the text: the mean of a text's own slots would say what it is."""
 
     def __init__(self, mapper: Mapper):
         super().__init__()
         self.mapper = mapper
 
     def forward(self, stack: Tensor) -> Tensor:
-        mapped = self.mapper(stack)
-        return mapped.mean(2, keepdim=True).expand_as(mapped)
+        mapped, shape = self.mapper(stack), self.mapper.receiver
+        nothing = self.mapper.says_nothing().to(mapped.dtype)
+        sizes = 2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim
+        return nothing.view(sizes).expand_as(mapped)
 
 
 class ZeroUpdate(C2C):
@@ -121,7 +140,8 @@ class ShuffledChoices(C2C):
         questions = asking.questions
         items, orders = zip(*(shuffled_choices(item, questions.seed) for item in questions.items))
         shuffled = Questions(questions.benchmark, items, questions.partners, questions.seed)
-        said = super().ask(replace(asking, questions=shuffled, reading=shuffled.read(asking.reading.models)))
+        reading = shuffled.read(asking.models).with_mapper(asking.fusers.mapper)
+        said = super().ask(replace(asking, questions=shuffled, reading=reading))
         return [replace(a, letters=[a.letters[i] for i in np.argsort(order)]) for a, order in zip(said, orders)]
 
     def graded(self, answer: Answer, benchmark: Benchmark, item: Item, seed: int) -> Answer:

@@ -24,6 +24,7 @@ from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import FrozenModels, Message, Reading
+from c2c_lightning.models.alignment import with_private
 from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, prefill
 
@@ -219,7 +220,7 @@ class ReadsIt(Answering):
 
 
 class Sharer(Answering):
-    """A sharer reads the question in its own template and tokens, and answers it.
+    """A sharer reads the question in its own template and tokens, the first one with its private text, and answers it.
 
     Args:
         index: which one, of several.
@@ -236,9 +237,15 @@ class Sharer(Answering):
     def prefill(self, asking: Asking) -> Prefill:
         reading, questions = asking.reading, asking.questions
         model, tokenizer = sharer_at(reading.models, self.index)
-        if reading.models.aligner.alignment != "spans":  # what the reading has made it read is not its own text
+        tells = self.index == 0 and reading.batch.private is not None  # what is fused is of prompts without the text
+        # Of published alignment, what the reading has made it read is not its own text.
+        if tells or reading.models.aligner.alignment != "spans":
             key = ("own text", self.index)
-            return asking.read_prompts(model, tokenizer, questions.messages, "sharer prefill", key)
+
+            def chats() -> list[list[Message]]:
+                return [with_private(chat) if tells else chat for chat in questions.messages()]
+
+            return asking.read_prompts(model, tokenizer, chats, "sharer prefill", key)
         prompt, cache = reading.batch.sharers[self.index], asking.sharer_cache(self.index)
         cache.crop(-1)  # the response begins with reading the last token
         return Prefill(model, tokenizer, prompt.ids, prompt.mask, cache)

@@ -99,7 +99,10 @@ class Evaluation(L.LightningModule):
 
     @property
     def analyses(self) -> list[Analysis]:
-        return [callback for callback in self.trainer.callbacks if isinstance(callback, Analysis)]
+        """Those that have something to look at: without a fuser there are no caches before and after fusion."""
+        found = [callback for callback in self.trainer.callbacks if isinstance(callback, Analysis)]
+        fuses = len(self.communicator.fusers) > 0
+        return [analysis for analysis in found if fuses or not isinstance(analysis, Observer)]
 
     @property
     def observers(self) -> list[Observer]:

@@ -17,6 +17,7 @@ import torch
 from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading
+from c2c_lightning.models.alignment import with_private
 from c2c_lightning.models.chat import merged
 
 T = TypeVar("T")
@@ -159,10 +160,15 @@ def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
     for item in benchmark.items():
         messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
         # A token stands for a byte at least: most questions need not be tokenized.
-        if sum(len(message["content"].encode()) for message in messages) + TEMPLATE + response <= min(rooms):
+        size = sum(len(message["content"].encode()) for message in with_private(messages))
+        if size + TEMPLATE + response <= min(rooms):
             continue
         prompt = models.aligner.prompt(messages)
-        lengths = map(len, (prompt.receiver_ids, *prompt.sharer_ids))
+        lengths = list(map(len, (prompt.receiver_ids, *prompt.sharer_ids)))
+        if prompt.private is not None:
+            lengths[0] = max(lengths[0], len(prompt.private.read_ids))
+            # The sharer alone reads text and question together.
+            lengths[1] += len(prompt.private.ids)
         if any(length + response > room for length, room in zip(lengths, rooms)):
             ids.add(item.id)
     return ids
@@ -230,7 +236,7 @@ class QuestionLoader:
     def __init__(self, benchmark: Benchmark, batch_size: int, rank: int, world_size: int, seed: int):
         items, global_batch = benchmark.items(), batch_size * world_size
         partners = derangement(len(items), seed)
-        lengths = [sum(len(m["content"]) for m in benchmark.messages(item)) for item in items]
+        lengths = [sum(len(m["content"]) for m in with_private(benchmark.messages(item))) for item in items]
         places = np.argsort(-np.array(lengths), kind="stable")
         self.batches: list[Questions] = []
         for i in range(0, len(places), global_batch):

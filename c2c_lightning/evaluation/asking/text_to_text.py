@@ -115,9 +115,11 @@ class C2CAfterText(TextToText):
         models = asking.reading.models
         with asking.clock("text"):
             batch = models.collate(chats)
-        ids, mask = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1]
-        prefilled = asking.once("receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
+        ids, mask, prefilled = batch.prompt_ids[:, :-1], batch.prompt_mask[:, :-1], None
+        if batch.private is None:  # with texts of the sharer's own no other method reads these prompts
+            prefilled = asking.once("receiver prefill", self.told, partial(prefill, models.receiver, ids, mask))
         asked = asking.questions
         # No other method has the sharers read these prompts, so their caches need not be kept for any.
         unshared = Questions(asked.benchmark, asked.items, asked.partners, asked.seed)
-        return C2C().prefill(replace(asking, questions=unshared, reading=models.read(batch, prefilled)))
+        reading = models.read(batch, prefilled).with_mapper(asking.fusers.mapper)
+        return C2C().prefill(replace(asking, questions=unshared, reading=reading))

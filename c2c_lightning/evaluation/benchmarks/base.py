@@ -168,9 +168,10 @@ class Benchmark(ABC):
         return self._exemplar_items
 
     def question_text(self, item: Item) -> str:
-        """The question with its context and its lettered choices, without any instruction."""
+        """The question with its lettered choices, without any instruction, and with its context unless nobody reads it."""
         choices = "" if self.by_likelihood else self.prompt.of(item.subject).choices(item.letters, item.choices)
-        return "\n\n".join(filter(None, (item.context, item.question, choices)))
+        context = "" if self.context == "nobody" else item.context
+        return "\n\n".join(filter(None, (context, item.question, choices)))
 
     def messages(self, item: Item) -> list[Message]:
         """The chat that asks the question."""
@@ -181,7 +182,7 @@ class Benchmark(ABC):
             "choices": prompt.choices(item.letters, item.choices),
             "letters": ", ".join(item.letters),
         }
-        private = {"private": item.context} if self.context == "sharer" and item.context else {}
+        private = {"private": item.context} if self.context == "sharer" and item.context.strip() else {}
         return [{"role": "user", "content": fill(prompt.message, values), **private}]
 
     def response(self, item: Item) -> str:
