@@ -13,6 +13,7 @@ import numpy as np
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import AlignedPrompt, Aligner, Batch, Message, collate
+from c2c_lightning.models.alignment import with_private
 from c2c_lightning.models.rendering import TemplateRunsOn
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,11 @@ class BatchMaker:
 
     def _first_readable(self, examples: Iterable[Example], asked: Example) -> AlignedPrompt | None:
         for example in examples:
+            told = told_otherwise(asked.prompt, example.prompt)
+            if told == asked.prompt or (told is None and with_private(asked.prompt) != asked.prompt):
+                continue  # it has no other text to tell
             with suppress(UserError):
-                prompt = self.aligner.prompt(told_otherwise(asked.prompt, example.prompt) or example.prompt)
+                prompt = self.aligner.prompt(told or example.prompt)
                 self._check_length(prompt)
                 return prompt
         return None
@@ -141,7 +145,7 @@ class Partners:
         self.cycle = np.random.default_rng(seed).permutation(len(examples))
         self.place_in_cycle = np.argsort(self.cycle)
         self.records = [example.source for example in examples]
-        prompts = ["\n".join(message["content"] for message in example.prompt) for example in examples]
+        prompts = ["\n".join(message["content"] for message in with_private(e.prompt)) for e in examples]
         self.prompts = [hash(prompt) for prompt in prompts]
         sentences = [_sentences(prompt) for prompt in prompts]
         count = Counter(sentence for of_one in sentences for sentence in of_one)

@@ -230,6 +230,12 @@ def _message(speaker: str, content: Any, turn: dict[str, Any] | None = None) -> 
         message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
     if turn.get("weight") == 0:
         message["weight"] = 0
+    if (private := turn.get("private")) is not None:
+        if role != "user" or not isinstance(private, str):
+            raise MalformedRecord(
+                f"the {role}'s message has {SHORT.repr(private)} as private; a user's may have a text"
+            )
+        message["private"] = private
     try:
         json.dumps(message, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes

@@ -97,6 +97,8 @@ def check_configurations(sweep: Sweep, space: Space, build: Callable[[Mapping[st
 def check_layers(module: C2CModule) -> None:
     """Lays the layer map and the gates over the models' sizes."""
     receiver, fusers = kv_shape(load_config(module.receiver)), module.runs[0].fuser_settings
+    if fusers["fuser"] is None:
+        return
     for name in module.sharers:
         sharer = kv_shape(load_config(name))
         mapped = map_layers(fusers["layer_map"], fusers["layers"], receiver.num_layers, sharer.num_layers)

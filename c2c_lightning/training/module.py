@@ -26,7 +26,7 @@ from c2c_lightning.training.exact_answers import ExactAnswers
 from c2c_lightning.training.mappers import TextTraining, solve_mappers
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
-from c2c_lightning.training.sharding import clip_gradients, shard
+from c2c_lightning.training.sharding import FSDP1, FSDP2, clip_gradients, shard
 
 
 class C2CModule(L.LightningModule):
@@ -105,6 +105,11 @@ class C2CModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.runs[0].communicator is not None:
             return
+        if self.runs[0].fuser_settings.get("mapper") and isinstance(self.trainer.strategy, FSDP1 | FSDP2):
+            raise UserError(
+                f"model.mapper cannot be sharded, and trainer.strategy is {type(self.trainer.strategy).__name__}: "
+                "set it to ddp, or to auto."
+            )
         loaded = load_models(self.receiver, self.sharers, self.dtype_name)
         models = FrozenModels(*loaded, self.aligner, self.prompt_store)
         for run in self.runs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from some_data import LONG, examples, pairs, write_jsonl
 
 from c2c_lightning.data import InstructionData, NanoData
-from c2c_lightning.data.batch_maker import Partners
+from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.records import Example, to_examples
 
 PASSAGE = "The ferry to the island of Hven leaves from Landskrona at noon. "
@@ -79,3 +79,18 @@ def test_data_of_one_question_have_no_partners(aligner, tmp_path):
     train, val = (write_jsonl(tmp_path / f"{name}.jsonl", pairs(n)) for name, n in (("train", 9), ("val", 1)))
     (batch,) = InstructionData(train, val_path=val, exact_answers=True, aligner=aligner).val_dataloader()
     assert batch.partners is None
+
+
+def test_the_partner_of_a_question_about_a_private_text_tells_another(aligner):
+    texts = ["Oslo is large.", "Oslo is large.", None, "Cairo is old."]
+    some = [ask(f"Which of the {i}?", f"line {i}") for i in range(4)]
+    for example, text in zip(some, texts):
+        example.messages[0] |= {"private": text} if text else {}
+    make = BatchMaker(aligner, max_length=200, exact_answers=True)
+    batch = make(some[:2], [[some[1], some[2], some[3]], [some[2], some[0], some[3]]])
+    said = [
+        aligner.sharers[0].decode(ids[mask.bool()])
+        for ids, mask in zip(batch.partners.private.ids, batch.partners.private.mask)
+    ]
+    assert all("Cairo is old." in text for text in said)
+    assert first_partners([some[0], some[3]]) == [some[3], some[0]]

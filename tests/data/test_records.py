@@ -296,3 +296,11 @@ def test_the_share_of_malformed_records_is_judged_after_enough_of_them():
     with pytest.raises(ValueError) as error:
         tally.check()
     assert str(error.value).count("not JSON") == MalformedTally.SHOWN
+
+
+def test_a_private_text_stays_beside_the_users_content():
+    turns = [{"role": "user", "content": "Where?", "private": "In Oslo."}, {"role": "assistant", "content": "Oslo"}]
+    assert to_messages({"messages": turns}) == turns
+    turns[1]["private"] = "In Cairo."
+    with pytest.raises(MalformedRecord, match=r"the assistant's message has 'In Cairo\.' as private"):
+        to_messages({"messages": turns})

@@ -36,7 +36,7 @@ def test_no_question_of_validation_is_trained_on(file, caplog):
     training, validation = file("train.jsonl", QUESTIONS), file("val.jsonl", QUESTIONS[4:])
     data = QuestionData(OwnQuestions(training), OwnQuestions(validation))
     assert [len(data.train_examples()), len(data.val_examples())] == [4, 2]
-    assert "2 questions of validation are left out of training" in caplog.text
+    assert "2 questions of validation, or about its texts, are left out of training" in caplog.text
     with pytest.raises(UserError, match=r"has no question that data\.val_benchmark"):
         QuestionData(OwnQuestions(validation), OwnQuestions(training)).train_examples()
 
@@ -57,3 +57,14 @@ def test_fit_trains_on_the_questions_of_a_benchmark(file, fit):
               "--data.benchmark.answer_mode=likelihood", "--data.val_fraction=0.3", "--trainer.max_steps=2")  # fmt: skip
     assert run.summary["steps"] == 2
     assert run.summary["metrics"]["val/loss"] > 0
+
+
+def test_no_text_of_the_questions_held_out_is_trained_on(file):
+    about = [{**question, "context": f"Text {i // 2}."} for i, question in enumerate(QUESTIONS)]
+    data = QuestionData(OwnQuestions(file("q.jsonl", about), context="sharer"), val_fraction=0.3)
+    held, kept = ({e.prompt[0]["private"] for e in part} for part in (data.val_examples(), data.train_examples()))
+    assert len(held) == 1
+    assert not held & kept
+    one = OwnQuestions(file("one.jsonl", about[:2]), context="sharer")
+    with pytest.raises(UserError, match="questions about one text"):
+        QuestionData(one).train_examples()

@@ -9,6 +9,7 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
 from c2c_lightning.formats.fuser_folder import convert
 from c2c_lightning.training.mappers import TextTraining
+from tests.training.ranks import FSDP2
 from tests.training.runs import PROJECT, command, newest, same
 
 PRIVATE = [
@@ -102,3 +103,8 @@ def test_a_text_is_heard_beside_what_is_fused(tmp_path):
 def test_nothing_is_trained_where_nothing_is_communicated(tmp_path):
     with pytest.raises(SystemExit, match=r"model\.fuser and model\.mapper are both null"):
         command(tmp_path, "fit", *PRIVATE, "--model.mapper=null")
+
+
+def test_mappers_are_not_sharded(tmp_path):
+    with pytest.raises(SystemExit, match=r"model\.mapper cannot be sharded, and trainer\.strategy is FSDP2"):
+        command(tmp_path, "fit", *PRIVATE, "--trainer.devices=1", *FSDP2)

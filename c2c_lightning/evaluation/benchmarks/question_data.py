@@ -93,7 +93,14 @@ class QuestionData(InstructionData):
                 f"data.benchmark {self.benchmark.path!r} has one question, of which data.val_fraction "
                 f"{self.val_fraction} cannot be held out: give data.val_benchmark, or data.val_fraction 0."
             )
-        held = held_out(np.arange(len(examples)), self.val_fraction)
+        first: dict[str, int] = {}
+        texts = [first.setdefault(item.context or item.id, i) for i, item in enumerate(self.benchmark.items())]
+        if len(first) == 1:
+            raise UserError(
+                f"data.benchmark {self.benchmark.path!r} has questions about one text, of which none can be held out: "
+                "give data.val_benchmark, or data.val_fraction 0."
+            )
+        held = held_out(np.array(texts), self.val_fraction)
         return list(compress(examples, ~held)), list(compress(examples, held))
 
 
