@@ -157,3 +157,7 @@ def test_lettered_choices_are_shuffled_beside_a_text(model, tmp_path):
     benchmark = OwnQuestions(str(path), context="sharer", max_new_tokens=2)
     asking = Asking.of(model, Questions(benchmark, benchmark.items(), benchmark.items()[::-1]))
     assert len(ShuffledChoices().answer(asking)) == 2
+
+
+def test_people_who_are_told_of_serve_as_exemplars():
+    assert len(NanoWorld(limit=4, told=True, context="sharer").exemplar_items()) > 100

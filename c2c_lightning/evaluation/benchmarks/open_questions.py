@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ class NanoWorld(Benchmark):
         return _rows(self._held_out)
 
     def exemplar_rows(self) -> Iterator[Row]:
-        return _rows(self._train)
+        # Of those who are told of, a name may be in several worlds.
+        return _rows({(fact.name, fact.relation.noun): fact for fact in self._train}.values())
 
     def to_item(self, record: dict[str, Any], source: str) -> Item:
         fact: world.Fact = record["fact"]
@@ -85,6 +86,6 @@ class NanoWorld(Benchmark):
         return Item(f"{fact.name}/{noun}", fact.question, (fact.answer,), subject=noun, context=context)
 
 
-def _rows(facts: Sequence[world.Fact]) -> Iterator[Row]:
+def _rows(facts: Iterable[world.Fact]) -> Iterator[Row]:
     for number, fact in enumerate(facts):
         yield Row("nano", number, f"nano world: {fact.name}", {"fact": fact})
