@@ -1,5 +1,6 @@
 """Mappers of texts that the sharer alone reads: solved, trained, resumed, saved, and asked."""
 
+import json
 import signal
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_text_is_heard_in_answers_and_nowhere_else(trained):
     told = model.generate(QUESTION, context=TOLD, max_new_tokens=4)
     assert model.generate(beside, max_new_tokens=4) == told
     assert model.generate([QUESTION] * 2, context=[TOLD, TOLD], max_new_tokens=4) == [told, told]
+
+
+def test_an_evaluation_says_how_much_of_the_text_is_retained(trained, tmp_path):
+    questions = "[{class_path: NanoWorld, init_args: {told: true, context: sharer, limit: 8}}]"
+    config = f"--config={PROJECT / 'conf' / 'eval' / 'private.yaml'}"
+    command(tmp_path, "test", config, f"--model.fuser={trained.folder}", f"--data.benchmarks={questions}")
+    [results] = (json.loads(file.read_text()) for file in trained.folder.glob("evaluation-*/results.json"))
+    [found] = results["benchmarks"].values()
+    assert found["methods"].keys() == {"receiver", "reads_it", "c2c", "wrong_question", "nothing_said"}
+    accuracy = {name: method["accuracy"]["value"] for name, method in found["methods"].items()}
+    assert accuracy["reads_it"] == 1.0
+    gained = (accuracy["c2c"] - accuracy["receiver"]) / (1.0 - accuracy["receiver"])
+    assert found["retention"]["value"] == pytest.approx(gained)
+    assert "NetworkMapper" in results["facts"]["fuser"]
+    assert "gate" not in results["facts"]
 
 
 def test_what_cannot_be_handed_over_is_told_of(trained):

@@ -159,14 +159,18 @@ def describe(module: Evaluation) -> dict[str, str]:
     config = communicator.config()
     size = sum(parameter.numel() for parameter in communicator.fusers.parameters())
     sharers = " + ".join(config["sharers"])
+    trained = [config[part]["class_path"].rpartition(".")[2] for part in ("fuser", "mapper") if config.get(part)]
+    fused = {
+        "layers": f"{config['layers']} ({config['layer_map']} layer map)",
+        "gate": ", ".join(f"{key} {value}" for key, value in config["gate"].items() if value is not None),
+    }
     return {
         "pair": f"{' + '.join(Path(s).name for s in config['sharers'])} to {Path(config['receiver']).name}",
         "receiver": f"{config['receiver']} ({communicator.models.receiver.num_parameters():,} parameters)",
         "sharer": f"{sharers} ({sum(s.num_parameters() for s in communicator.models.sharers):,} parameters)",
-        "fuser": f"{module.fuser} ({config['fuser']['class_path'].rpartition('.')[2]}, {size:,} parameters)",
+        "fuser": f"{module.fuser} ({' and '.join(trained)}, {size:,} parameters)",
         "alignment": config["alignment"],
-        "layers": f"{config['layers']} ({config['layer_map']} layer map)",
-        "gate": ", ".join(f"{key} {value}" for key, value in config["gate"].items() if value is not None),
+        **(fused if config["fuser"] else {}),
         "precision": f"frozen models in {str(communicator.models.receiver.dtype).removeprefix('torch.')}, trainer.precision "
         f"{module.trainer.precision}",
         "device": f"{module.trainer.world_size} x {module.device.type}",
