@@ -8,6 +8,7 @@ import yaml
 from c2c_lightning.cli import fit as fit_cli
 from c2c_lightning.cli import test as test_cli
 from c2c_lightning.cli.sweep import build, read_sweep
+from c2c_lightning.data.source import Source
 from c2c_lightning.evaluation.asking.module import Evaluation
 from c2c_lightning.sweep.configuration import check_configurations
 from c2c_lightning.sweep.driver import complete
@@ -49,7 +50,8 @@ def test_the_model_part_can_be_built_with_tiny_models_in_place_of_hub_names(path
     )
     assert isinstance(built.model, C2CModule)
     built.model.configure_model()
-    assert built.model.communicator.fusers.fused_layers
+    fusers = built.model.communicator.fusers
+    assert fusers.fused_layers or fusers.mapper
 
 
 @pytest.mark.parametrize("folder", ["real", "real/hub"])
@@ -63,6 +65,18 @@ def test_the_real_pair_is_trained_on_questions_as_its_evaluation_asks_them(folde
     assert {(each.prompt.name, each.answer_mode) for each in asked} == {(trained.prompt.name, trained.answer_mode)}
     assert trained.by_likelihood
     assert built.trainer.default_root_dir == "runs/real"
+
+
+def test_the_real_pair_is_told_of_other_passages_than_it_is_asked_about(monkeypatch):
+    monkeypatch.setenv("REAL_TEXTS", "texts")
+    monkeypatch.setattr(Source, "check", lambda self: None)  # the passages are the user's
+    args = ["--config=conf/private.yaml", "--config=conf/real/told.yaml"]
+    data = fit_cli.C2CCLI(**fit_cli.WIRING, run=False, args=args).datamodule
+    args = ["--config=conf/real/told_evaluation.yaml"]
+    [asked] = test_cli.EvaluationCLI(**test_cli.WIRING, run=False, args=args).datamodule.benchmarks
+    assert data.benchmark.context == data.val_benchmark.context == asked.context == "sharer"
+    assert data.val_benchmark.path == asked.path
+    assert data.val_benchmark.split == asked.split != data.benchmark.split
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])

@@ -98,6 +98,11 @@ class C2CModule(L.LightningModule):
         return self.runs[0].communicator.models
 
     def setup(self, stage: str) -> None:
+        if self.runs[0].fuser_settings.get("mapper") and isinstance(self.trainer.strategy, FSDP1 | FSDP2):
+            raise UserError(
+                f"model.mapper cannot be sharded, and trainer.strategy is {type(self.trainer.strategy).__name__}: "
+                "set it to ddp, or to auto."
+            )
         for run in self.runs:
             if run.folder is None:  # the only one
                 run.folder, run.loggers = Path(self.trainer.default_root_dir), self.trainer.loggers
@@ -105,11 +110,6 @@ class C2CModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.runs[0].communicator is not None:
             return
-        if self.runs[0].fuser_settings.get("mapper") and isinstance(self.trainer.strategy, FSDP1 | FSDP2):
-            raise UserError(
-                f"model.mapper cannot be sharded, and trainer.strategy is {type(self.trainer.strategy).__name__}: "
-                "set it to ddp, or to auto."
-            )
         loaded = load_models(self.receiver, self.sharers, self.dtype_name)
         models = FrozenModels(*loaded, self.aligner, self.prompt_store)
         for run in self.runs:
