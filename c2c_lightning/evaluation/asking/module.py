@@ -123,6 +123,10 @@ class Evaluation(L.LightningModule):
                 benchmark.leave_out(too_long(benchmark, self.communicator.models), TOO_LONG)
 
     def on_test_start(self) -> None:
+        if not any(benchmark.context == "sharer" for benchmark in self.benchmarks):
+            self.methods, self.controls = (
+                [method for method in methods if not method.needs_texts] for methods in (self.methods, self.controls)
+            )
         twice = repeated(observer.name for observer in self.observers)
         if twice:
             raise UserError(f"trainer.callbacks has {twice} twice with the same arguments: leave one out.")
