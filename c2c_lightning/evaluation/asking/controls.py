@@ -87,10 +87,9 @@ class SaysNothing(nn.Module):
         self.mapper = mapper
 
     def forward(self, stack: Tensor) -> Tensor:
-        mapped, shape = self.mapper(stack), self.mapper.receiver
-        nothing = self.mapper.says_nothing().to(mapped.dtype)
-        sizes = 2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim
-        return nothing.view(sizes).expand_as(mapped)
+        shape = self.mapper.receiver
+        nothing = self.mapper.says_nothing().view(2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim)
+        return nothing.expand(-1, -1, stack.shape[2], -1, -1)
 
 
 class ZeroUpdate(C2C):
