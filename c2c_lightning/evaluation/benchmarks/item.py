@@ -22,9 +22,8 @@ class Item:
 
     id: str  # unique in its benchmark
     question: str  # the question alone, without choices, context or instructions
-    answers: tuple[
-        str, ...
-    ]  # what is right: letters where there are choices, otherwise references, any of which will do
+    # What is right: letters where there are choices, otherwise references, any of which will do.
+    answers: tuple[str, ...]
     choices: tuple[str, ...] = ()  # texts of the lettered choices, in the order of their letters; none if it is open
     subject: str = ""  # what accuracy is broken down by; empty if the benchmark has no subjects
     context: str = ""  # a text that the question is about
