@@ -154,6 +154,19 @@ def test_a_report_grades_again_where_the_grader_changed_and_needs_no_model(few, 
     assert "cannot be graded again: nano has other questions" in caplog.text
 
 
+def test_answers_for_an_analysis_are_not_dropped_by_a_report_that_cannot_grade_them(few, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "analysed"
+    shutil.copytree(few.folder, folder)
+    analysed = few.results
+    found = analysed["benchmarks"]["nano"]["methods"]
+    found["only_layer_1"] = found["c2c"]
+    (folder / "results.json").write_text(json.dumps(analysed))
+    monkeypatch.setattr(grading, "version", lambda: "another")
+    compare_runs(str(folder), str(tmp_path / "comparison"))
+    assert Evaluated(folder).results == analysed
+    assert "only_layer_1 was asked for an analysis" in caplog.text
+
+
 def test_a_finished_evaluation_asks_nothing_again(few, fuser, monkeypatch):
     before = few.results["benchmarks"]
     monkeypatch.setattr(

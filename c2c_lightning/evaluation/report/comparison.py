@@ -222,7 +222,7 @@ def up_to_date(folder: Path, results: Results) -> Results:
         return results
     try:
         with held(folder, "evaluation"):
-            graded = _grade(folder)
+            graded = _grade(folder, results.benchmarks)
             for name in graded.keys() & results.benchmarks.keys():  # which only the models can tell
                 graded[name].merged = results.benchmarks[name].merged
             now = replace(results, benchmarks=graded, grader=grading.version())
@@ -234,7 +234,7 @@ def up_to_date(folder: Path, results: Results) -> Results:
     return now
 
 
-def _grade(folder: Path) -> dict[str, Findings]:
+def _grade(folder: Path, before: dict[str, Findings]) -> dict[str, Findings]:
     config = read_yaml(folder / CONFIG_FILE, dict[str, Any], "runs:", "Evaluate again.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--benchmarks", type=list[Benchmark])
@@ -247,10 +247,18 @@ def _grade(folder: Path) -> dict[str, Findings]:
         raise UserError(f"{folder / CONFIG_FILE}: {first_line(error)}") from error
     methods = [make() for make in METHODS] if made.methods is None else made.methods
     methods += [make() for make in CONTROLS] if made.controls is None else made.controls
-    return {each.name: _findings(folder, each, methods, config["data"]["seed"]) for each in made.benchmarks}
+    return {
+        each.name: _findings(folder, each, methods, before[each.name], config["data"]["seed"])
+        for each in made.benchmarks
+        if each.name in before
+    }
 
 
-def _findings(folder: Path, benchmark: Benchmark, methods: list[Method], seed: int) -> Findings:
+def _findings(folder: Path, benchmark: Benchmark, methods: list[Method], before: Findings, seed: int) -> Findings:
+    methods = [method for method in methods if method.name in before.methods or method.name in before.left_out]
+    unknown = before.methods.keys() - {method.name for method in methods}
+    if unknown:
+        raise UserError(f"{min(unknown)} was asked for an analysis, which needs the models: evaluate again.")
     asked = [method for method in methods if isinstance(method, Answering) and not method.why_not(benchmark)]
     kept = {method.name: method.resume(folder, benchmark, seed) for method in asked}
     answered = set.intersection(*map(set, kept.values()))
