@@ -287,7 +287,8 @@ def _is_learned(message: Message) -> bool:
 
 
 def _characters(message: Message) -> int:
-    return len(message["content"]) + sum(len(json.dumps(message[key])) for key in BESIDE_TEXT if key in message)
+    texts = len(message["content"]) + len(message.get("private") or "")
+    return texts + sum(len(json.dumps(message[key])) for key in BESIDE_TEXT if key in message)
 
 
 def unwritten(value: Any) -> Any:

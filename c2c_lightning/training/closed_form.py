@@ -19,6 +19,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import RidgeFuser
 from c2c_lightning.models import Batch
 from c2c_lightning.models.batch import SharerPrompt
+from c2c_lightning.models.private_text import PrivateTexts
 
 HELD_OUT_EVERY, HELD_OUT_FIRST, HELD_OUT_MOST = 5, 1, 8
 SCALES = (-10.0, 4.0)  # log2 of an update's length by that of the receiver's cache
@@ -118,6 +119,7 @@ class ClosedForm:
         return [
             {name: getattr(batch, name) for name in names}
             | {"sharers": [[sharer.ids, sharer.mask, sharer.positions] for sharer in batch.sharers]}
+            | {"private": batch.private and vars(batch.private)}
             for batch in self.held_out
         ]
 
@@ -125,4 +127,6 @@ class ClosedForm:
         """Takes over what `state` gave."""
         self.held_out.clear()
         for tensors in state:
-            self.held_out.append(Batch(**{**tensors, "sharers": [SharerPrompt(*s) for s in tensors["sharers"]]}))
+            private = PrivateTexts(**tensors["private"]) if tensors.get("private") else None
+            sharers = [SharerPrompt(*sharer) for sharer in tensors["sharers"]]
+            self.held_out.append(Batch(**{**tensors, "sharers": sharers, "private": private}))

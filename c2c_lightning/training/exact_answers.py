@@ -66,7 +66,8 @@ class ExactAnswers(nn.Module):
     def _alone(self, models: FrozenModels, reading: Reading) -> dict[str, list[bool]]:
         """Which answers the frozen models get right without any other model's cache, by method."""
         batch = reading.batch
-        checksum = zlib.crc32(repr(batch.references).encode(), zlib.crc32(batch.prompt_ids.cpu().numpy()))
+        read = [batch.prompt_ids] if batch.private is None else [batch.prompt_ids, batch.private.ids]
+        checksum = zlib.crc32(repr([ids.tolist() for ids in read] + [batch.references]).encode())
         if self.known.get(batch.index, (None,))[0] != checksum:
             if batch.private is None:
                 answers = {"receiver": greedy_answers(None, reading)}

@@ -83,8 +83,7 @@ class C2CModule(L.LightningModule):
         self.prompt_store, self.compiled, self.recompute_fusers = prompt_store, compile, recompute_fusers
         self.date = chat.date
         self.aligner = load_aligner(receiver, sharers, alignment, template_kwargs, chat)
-        self.runs = [Run(optimizer, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate, mapper=mapper)]
-        self.texts = texts
+        self.runs = [Run(optimizer, texts, fuser=fuser, layer_map=layer_map, layers=layers, gate=gate, mapper=mapper)]
         self.failed: dict[Path, UserError] = {}  # of several runs those that were stopped, by folder
         self.exact_answers = ExactAnswers(len(sharers), private=mapper is not None)
         self.schedule = Schedule()
@@ -172,7 +171,7 @@ class C2CModule(L.LightningModule):
                 run.closed_form.check_validation(self.trainer)
         if not self.global_step:  # a run that goes on has them in its checkpoint
             mappers = [run.fusers.mapper for run in self.runs]
-            solve_mappers(self.trainer, self.models, mappers, self.texts.observed)
+            solve_mappers(self.trainer, self.models, mappers, self.runs[0].texts.observed)
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -199,7 +198,7 @@ class C2CModule(L.LightningModule):
         """What a run is to make small, summed over the supervised tokens, and their number."""
         if reading.batch.private is None:
             return self.models.response_loss(cache, reading.batch)
-        weights = self.texts.answer, self.texts.kl, self.texts.entries
+        weights = run.texts.answer, run.texts.kl, run.texts.entries
         loss = self.models.text_loss(cache, reading.with_mapper(run.fusers.mapper), *weights)
         return loss, reading.batch.num_supervised
 

@@ -29,11 +29,13 @@ from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import run_folder
 from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.exact_answers import accuracies
+from c2c_lightning.training.mappers import TextTraining
 from c2c_lightning.training.optimizer import OptimizerConfig
 from c2c_lightning.training.sharding import local
 
 LABEL = re.compile(r"run\d+_")
 TRACEBACK_FILE = "traceback.txt"
+OF_TRAINING = ("model.optimizer.", "model.texts.")  # settings that mean nothing to a validation
 
 
 class Run:
@@ -41,6 +43,7 @@ class Run:
 
     Args:
         optimizer: learning rates and their schedule.
+        texts: how a mapper is trained.
         **fusers: `fuser_settings`, the keyword arguments of `Fusers`.
 
     Attributes:
@@ -54,8 +57,8 @@ class Run:
         last_metrics: those of a checkpoint that the run goes on from.
     """
 
-    def __init__(self, optimizer: OptimizerConfig, **fusers: Any):
-        self.optimizer, self.fuser_settings = optimizer, fusers
+    def __init__(self, optimizer: OptimizerConfig, texts: TextTraining | None = None, **fusers: Any):
+        self.optimizer, self.texts, self.fuser_settings = optimizer, texts or TextTraining(), fusers
         self.communicator: Communicator | None = None
         self.folder: Path | None = None
         self.loggers: Sequence[Logger] = []
@@ -182,7 +185,7 @@ class Run:
             )
         now, then = flatten(self._settings(dtype), "model"), flatten(saved["c2c"], "model")
         for key in now.keys() & then.keys():
-            if then[key] != now[key] and (fitting or not key.startswith("model.optimizer.")):
+            if then[key] != now[key] and (fitting or not key.startswith(OF_TRAINING)):
                 raise UserError(
                     f"the checkpoint was trained with {key} {then[key]}, but this run says {now[key]}. "
                     "Give the same value to resume, or start without --ckpt_path."
@@ -223,7 +226,8 @@ class Run:
     def _settings(self, dtype: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
         config = self.communicator.config()
-        return {"format": FORMAT, **config, "dtype": dtype, "optimizer": asdict(self.optimizer)}
+        trained = {"optimizer": asdict(self.optimizer)} | ({"texts": asdict(self.texts)} if self.fusers.mapper else {})
+        return {"format": FORMAT, **config, "dtype": dtype, **trained}
 
     def metrics(self, trainer: L.Trainer) -> dict[str, float]:
         """The newest metrics, sorted by name."""

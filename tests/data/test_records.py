@@ -304,3 +304,9 @@ def test_a_private_text_stays_beside_the_users_content():
     turns[1]["private"] = "In Cairo."
     with pytest.raises(MalformedRecord, match=r"the assistant's message has 'In Cairo\.' as private"):
         to_messages({"messages": turns})
+
+
+def test_a_private_text_counts_among_the_characters_of_its_prompt():
+    turns = [{"role": "user", "content": "Where?", "private": "In Oslo."}, {"role": "assistant", "content": "Oslo"}]
+    [example] = to_examples(turns, "", "last")
+    assert example.lengths == (14, 4)

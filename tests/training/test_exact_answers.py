@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,6 +59,16 @@ def test_every_sharer_is_asked_once_in_a_run_also_after_a_resume(communicator, b
         again, read_again = ask(communicator, batch, later)
         assert again == first
         assert len(read_again) == 2 < len(read), "the caches of the question and of its partner"
+
+
+def test_the_same_question_about_another_text_is_asked(communicator, batch):
+    answers, aligner = ExactAnswers(2, private=True), communicator.models.aligner
+    for text, asked in (("Ribigo is in Oslo", True), ("Ribigo is in Oslo", False), ("Ribigo is in Rome", True)):
+        prompts = [aligner.prompt([{**messages[0], "private": text}]) for messages in ASKED]
+        told = replace(collate(prompts, [[3, 4], [5]], pad_ids=aligner.pad_ids), references=["yes", "no"])
+        before = answers.known.get(0)
+        answers._alone(communicator.models, communicator.read(told))
+        assert (answers.known[0] is not before) == asked
 
 
 def test_other_questions_in_the_same_place_are_asked(communicator, batch):

@@ -11,6 +11,7 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.benchmarks import grading
 from c2c_lightning.evaluation.report.comparison import compare_runs
 from c2c_lightning.formats.fuser_folder import convert
+from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.mappers import TextTraining
 from tests.training.ranks import FSDP2, launch
 from tests.training.runs import PROJECT, command, newest, same
@@ -56,6 +57,9 @@ def test_a_resumed_run_ends_with_the_same_mapper_to_the_bit(trained, tmp_path):
     ]
     with pytest.raises(SystemExit):
         command(tmp_path, "fit", *PRIVATE, *cut)
+    for key, other in (("kl", "2.0"), ("observed", "4")):
+        with pytest.raises(SystemExit, match=rf"trained with model\.texts\.{key}"):
+            command(tmp_path, "fit", *PRIVATE, "--ckpt_path=last", f"--model.texts.{key}={other}")
     command(tmp_path, "fit", *PRIVATE, "--ckpt_path=last")
     assert same(newest(tmp_path).checkpoint(), trained.checkpoint())
 
@@ -108,6 +112,15 @@ def test_what_cannot_be_handed_over_is_told_of(trained):
     for wrong in ({"kl": -1.0}, {"answer": 0.0, "kl": 0.0}, {"observed": 0}):
         with pytest.raises(UserError, match=r"model\.texts"):
             TextTraining(**wrong)
+
+
+def test_batches_that_a_closed_form_holds_out_keep_their_texts_over_a_resume(trained):
+    model = Communicator.from_pretrained(trained.folder)
+    first, resumed = ClosedForm(model), ClosedForm(model)
+    first.held_out.append(model.models.collate([[{**QUESTION[0], "private": TOLD}], QUESTION]))
+    resumed.load(first.state())
+    [batch], [again] = first.held_out, resumed.held_out
+    assert all(torch.equal(value, getattr(again.private, name)) for name, value in vars(batch.private).items())
 
 
 def test_the_published_format_has_no_mappers(trained, tmp_path):
