@@ -18,7 +18,7 @@ from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
-from c2c_lightning.models.alignment import without_private
+from c2c_lightning.models.private_text import PRIVATE
 
 
 class Said(TypedDict):
@@ -98,7 +98,9 @@ class Communicator(nn.Module):
                 raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
             checked(list(texts), list[str | None], "contexts that generate was given", "Give a text, or one for each.")
             conversations = [[*turns[:-1], {**turns[-1], "private": text}] for turns, text in zip(conversations, texts)]
-        reading = self.read(conversations if fuse else [*map(without_private, conversations)])
+        if not fuse:
+            conversations = [[{**message, PRIVATE: None} for message in turns] for turns in conversations]
+        reading = self.read(conversations)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])

@@ -13,7 +13,7 @@ import numpy as np
 from c2c_lightning.data.records import Example, MalformedTally
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import AlignedPrompt, Aligner, Batch, Message, collate
-from c2c_lightning.models.alignment import with_private
+from c2c_lightning.models.private_text import PRIVATE, reads, reads_all
 from c2c_lightning.models.rendering import TemplateRunsOn
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class BatchMaker:
             # A rank that has nothing to learn from must take part in the step all the same.
             nothing = self.aligner.prompt([{"role": "user", "content": "-"}])
             read, references = [(nothing, [])], [""]
-            others = [] if partners is None else [nothing]
+            others = [] if partners is None else [(nothing, nothing)]
         prompts, responses = zip(*read)
         batch = collate(prompts, responses, self.aligner.pad_ids)
         batch.references = references if self.exact_answers else None
@@ -75,7 +75,9 @@ class BatchMaker:
             skipped["merged"] = with_fewer_turns
         batch.skipped = dict(skipped)
         if others and None not in others:
-            batch.partners = collate(others, pad_ids=self.aligner.pad_ids)
+            batch.partners, fused = (collate(prompts, pad_ids=self.aligner.pad_ids) for prompts in zip(*others))
+            if batch.partners.private is not None:
+                batch.partners.partners = fused
         return batch
 
     def check(self, examples: Iterable[Example]) -> None:
@@ -90,15 +92,19 @@ class BatchMaker:
         if first:
             raise first
 
-    def _first_readable(self, examples: Iterable[Example], asked: Example) -> AlignedPrompt | None:
+    def _first_readable(
+        self, examples: Iterable[Example], asked: Example
+    ) -> tuple[AlignedPrompt, AlignedPrompt] | None:
+        """What is asked with the private text of another question, and that question: the same without such texts."""
         for example in examples:
             told = told_otherwise(asked.prompt, example.prompt)
-            if told == asked.prompt or (told is None and with_private(asked.prompt) != asked.prompt):
+            if told == asked.prompt or (told is None and reads(asked.prompt, PRIVATE) != reads(asked.prompt)):
                 continue  # it has no other text to tell
             with suppress(UserError):
-                prompt = self.aligner.prompt(told or example.prompt)
+                other = self.aligner.prompt(reads(example.prompt))
+                prompt = self.aligner.prompt(told) if told else other
                 self._check_length(prompt)
-                return prompt
+                return prompt, other
         return None
 
     def _read(self, example: Example) -> tuple[AlignedPrompt, list[int]]:
@@ -112,8 +118,9 @@ class BatchMaker:
         return prompt, response
 
     def _check_length(self, prompt: AlignedPrompt, response: Sequence[int] = ()) -> None:
-        text = [] if prompt.private is None else [len(prompt.private.ids), len(prompt.private.read_ids) + len(response)]
-        tokens = max(len(prompt.receiver_ids) + len(response), *map(len, prompt.sharer_ids), *text)
+        text = [] if prompt.private is None else [prompt.private.ids, prompt.private.asked_ids]
+        own = max(len(prompt.receiver_ids), len(prompt.private.read_ids) if prompt.private else 0)
+        tokens = max(own + len(response), *map(len, [*prompt.sharer_ids, *text]))
         if tokens > self.max_length:
             raise TooLong(
                 f"it has {tokens} tokens, but data.max_length is {self.max_length}: raise it, or shorten the data."
@@ -145,7 +152,7 @@ class Partners:
         self.cycle = np.random.default_rng(seed).permutation(len(examples))
         self.place_in_cycle = np.argsort(self.cycle)
         self.records = [example.source for example in examples]
-        prompts = ["\n".join(message["content"] for message in with_private(e.prompt)) for e in examples]
+        prompts = ["\n".join(message["content"] for message in reads_all(e.prompt)) for e in examples]
         self.prompts = [hash(prompt) for prompt in prompts]
         sentences = [_sentences(prompt) for prompt in prompts]
         count = Counter(sentence for of_one in sentences for sentence in of_one)

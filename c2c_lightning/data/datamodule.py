@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.data.batch_maker import BatchMaker, Partners
 from c2c_lightning.data.loader import BatchStream, Loader, lengths_of
-from c2c_lightning.data.records import Example, MalformedTally, Supervise
+from c2c_lightning.data.records import Context, Example, MalformedTally, Supervise
 from c2c_lightning.data.source import Source
 from c2c_lightning.data.stored import StoredExamples
 from c2c_lightning.errors import UserError, check_at_least
@@ -50,6 +50,8 @@ class InstructionData(L.LightningDataModule):
         prompt_column: with `response_column`, the columns of a prompt/response pair; the usual ones are recognised.
         response_column: see `prompt_column`.
         supervise: the `last` assistant turn, or `every` one.
+        context: who reads the text that a question or an instruction is about (`context`, `input`): `both` models, the
+            `sharer` alone, which hands it over by a mapper, the `receiver` alone, or `nobody`.
         max_length: tokens that prompt and response may have, for any of the models; longer examples are left out,
             counted and reported, never cut.
         batch_size: examples per device and micro-batch.
@@ -75,6 +77,7 @@ class InstructionData(L.LightningDataModule):
         prompt_column: str | None = None,
         response_column: str | None = None,
         supervise: Supervise = "last",
+        context: Context = "both",
         max_length: int = 2048,
         batch_size: int = 8,
         val_batch_size: int | None = None,
@@ -95,14 +98,22 @@ class InstructionData(L.LightningDataModule):
                 f"data.prompt_column is {prompt_column!r} and data.response_column {response_column!r}: "
                 "give both or neither."
             )
+        if context not in get_args(Context):
+            raise UserError(f"data.context is {context!r}: give one of {', '.join(get_args(Context))}.")
+        if context != "both" and prompt_column is not None:
+            raise UserError(
+                f"data.context is {context!r}, and data.prompt_column {prompt_column!r} says that all is in one column: "
+                "give both, or call the columns question, answer and context and name none."
+            )
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}: it must lie in [0, 1).")
         columns = (prompt_column, response_column) if prompt_column and response_column else None
-        self.source = Source(path, split, subset, streaming, columns, supervise)
+        self.source = Source(path, split, subset, streaming, columns, supervise, context=context)
         self.source.check()
         self.val_source = None
         if val_path:
-            self.val_source = Source(val_path, val_split or split, subset, False, columns, supervise, "data.val_")
+            of_val = (val_split or split, subset, False, columns, supervise, "data.val_", context)
+            self.val_source = Source(val_path, *of_val)
             self.val_source.check()
             both = self.source.shared(self.val_source)
             if both:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from c2c_lightning.errors import UserError
 from c2c_lightning.models import Message
 from c2c_lightning.models.alignment import THOUGHTS
+from c2c_lightning.models.private_text import PRIVATE, RECEIVER_ONLY
 
 log = logging.getLogger(__name__)
 SHORT = reprlib.Repr()  # of values that may be long, or nested so deep that repr() cannot
@@ -52,6 +53,7 @@ AROUND = re.compile(
     rf"""({QUOTED})|\bnp\.str_\(({QUOTED})\)|\barray\((\[(?:[^\[\]'"]|{QUOTED})*\])(?:,\s*dtype=[^)]*)?\)"""
 )
 Supervise = Literal["last", "every"]
+Context = Literal["both", "sharer", "receiver", "nobody"]  # who reads the text that a question is about
 NO_ANSWER = "%s: %s questions without an answer are left out"
 
 
@@ -84,7 +86,7 @@ class Example:
         return sum(map(_characters, self.prompt)), _characters(self.messages[-1])
 
 
-def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Message]:
+def to_messages(record: Any, columns: tuple[str, str] | None = None, context: Context = "both") -> list[Message]:
     """A record as chat messages, as chat templates take them.
 
     An assistant's message may have `tool_calls` beside its text, and `weight: 0` if it is not to be learned; thoughts
@@ -94,6 +96,7 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         record: OpenAI `messages`, ShareGPT `conversations`, or one of `PAIRS`, whose parts are texts or messages; with
             it `tools`, `system` and `history`, if there are any.
         columns: names of the two columns of a pair; None to recognise them.
+        context: who reads what a question or an instruction is about: the `context` of a pair, or its `input`.
 
     Raises:
         MalformedRecord: it is none of these, or has no prompt or no response.
@@ -105,7 +108,7 @@ def to_messages(record: Any, columns: tuple[str, str] | None = None) -> list[Mes
         if missing:
             raise MalformedRecord(f"no column {missing[0]!r} among {SHORT.repr(sorted(record))}")
         return _chat(_pair(record[columns[0]], record[columns[1]]), "prompt and response")
-    key, turns = _turns(record)
+    key, turns = _turns(record, context)
     messages = _chat(turns, key)
     if system := record.get("system") or record.get("system_prompt"):
         said = _message("system", system)
@@ -123,7 +126,13 @@ def to_examples(messages: list[Message], source: str, supervise: Supervise) -> I
         yield Example(messages[: i + 1], source)
 
 
-def _turns(record: dict[str, Any]) -> tuple[str, Any]:
+def apart(text: str, context: Context) -> dict[str, str]:
+    """What a user's message has of a text beside its content; nothing where both models read it, or nobody."""
+    key = {"sharer": PRIVATE, "receiver": RECEIVER_ONLY}.get(context)
+    return {key: text} if key and text.strip() else {}
+
+
+def _turns(record: dict[str, Any], context: Context) -> tuple[str, Any]:
     """The record's conversation, and what it is called."""
     for key in CHATS:
         if key in record:
@@ -142,8 +151,11 @@ def _turns(record: dict[str, Any]) -> tuple[str, Any]:
                 said = said[0] if isinstance(said, list) else said  # any of them is right
                 if _is_place(said, unwritten(record.get("choices"))):
                     raise MalformedRecord(f"{said!r} is one of its choices, which would not be read: use QuestionData")
-            asked = "\n\n".join(part for part in parts if part) if isinstance(asked, str) else asked
+            if isinstance(asked, str) and context == "both":
+                asked = "\n\n".join(part for part in parts if part)
             turns = _pair(asked, said)
+            if isinstance(asked, str):
+                turns[0] |= apart(record.get(before or after) or "", context)
             history = unwritten(record.get("history")) or []
             for exchange in reversed(history) if isinstance(history, list) else [history]:
                 if not isinstance(exchange, list) or len(exchange) != 2:
@@ -230,12 +242,11 @@ def _message(speaker: str, content: Any, turn: dict[str, Any] | None = None) -> 
         message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
     if turn.get("weight") == 0:
         message["weight"] = 0
-    if (private := turn.get("private")) is not None:
-        if role != "user" or not isinstance(private, str):
-            raise MalformedRecord(
-                f"the {role}'s message has {SHORT.repr(private)} as private; a user's may have a text"
-            )
-        message["private"] = private
+    for key in (PRIVATE, RECEIVER_ONLY):
+        if (text := turn.get(key)) is not None:
+            if role != "user" or not isinstance(text, str):
+                raise MalformedRecord(f"the {role}'s message has {SHORT.repr(text)} as {key}; a user's may have a text")
+            message[key] = text
     try:
         json.dumps(message, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
@@ -287,7 +298,7 @@ def _is_learned(message: Message) -> bool:
 
 
 def _characters(message: Message) -> int:
-    texts = len(message["content"]) + len(message.get("private") or "")
+    texts = sum(len(message.get(key) or "") for key in ("content", PRIVATE, RECEIVER_ONLY))
     return texts + sum(len(json.dumps(message[key])) for key in BESIDE_TEXT if key in message)
 
 

@@ -17,6 +17,7 @@ from c2c_lightning.data import readers, records
 from c2c_lightning.data.readers import READERS, Row, data_files, file_rows, hub_columns, is_readable
 from c2c_lightning.data.records import (
     NO_ANSWER,
+    Context,
     Example,
     MalformedRecord,
     MalformedTally,
@@ -49,6 +50,7 @@ class Source:
         columns: names of the prompt and response columns; None to recognise them.
         supervise: the last assistant turn, or every one.
         prefix: of the configuration's keys for path and split, for messages.
+        context: see `to_messages`.
     """
 
     path: str | list[str]
@@ -58,6 +60,7 @@ class Source:
     columns: tuple[str, str] | None = None
     supervise: Supervise = "last"
     prefix: str = "data."
+    context: Context = "both"
 
     def examples(self, tally: MalformedTally) -> Iterator[Example]:
         """All examples; what is left out is counted in `tally`, which stops when too much of it is malformed."""
@@ -66,7 +69,7 @@ class Source:
             try:
                 if isinstance(record, MalformedRecord):
                     raise record
-                messages = to_messages(record, self.columns)
+                messages = to_messages(record, self.columns, self.context)
             except Unanswered:
                 tally.unanswered += 1
                 continue

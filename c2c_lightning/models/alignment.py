@@ -24,12 +24,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models.chat import ChatConfig, Message, as_text, has_tools, marked, merged, pinned
-from c2c_lightning.models.private_text import UNREAD, PrivateText
+from c2c_lightning.models.private_text import BETWEEN, PRIVATE, RECEIVER_ONLY, PrivateText, reads, text_apart
+from c2c_lightning.models.read_text import UNALIGNED, ReadText, Span, match, read, reread
 from c2c_lightning.models.rendering import TemplateRunsOn, rendered
 
 Alignment = Literal["spans", "published"]
-UNALIGNED = -1
-CHARACTER = 840  # divisible by 1 to 8, the number of tokens that a character may be spread over
 MARK = "\ue000{}\ue001"
 # Of a reasoning model's message: the thoughts, which its template may leave out of turns that are past.
 THOUGHTS = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
@@ -40,29 +39,6 @@ NOT_FOR_TEMPLATES = {"messages", *inspect.signature(Tokenizer.apply_chat_templat
     "tools",
     "documents",
 }
-
-
-@dataclass
-class Span:
-    """Where in a prompt a message's content stands, without its first `skipped` characters."""
-
-    start: int
-    end: int
-    skipped: int = 0
-
-
-@dataclass
-class ReadText:
-    """A prompt as one model reads it.
-
-    `sections` alternate: template, content, template, content, ..., template. `section` and `ends`
-    say for every token in which of them its last character stands, and how much of it is read by
-    then, in CHARACTER-ths of a character; of a content, counted in the message itself.
-    """
-
-    ids: list[int]
-    section: np.ndarray
-    ends: np.ndarray
 
 
 @dataclass
@@ -135,74 +111,82 @@ class Aligner:
         """Aligns a conversation that ends before the response.
 
         Args:
-            messages: a user's may have a `private` text beside its content, which the first sharer alone reads.
+            messages: a user's may have a text beside its content that one of the models alone reads; see `Message`.
 
         Raises:
             UserError: a chat template refuses it, also with turns merged if they may be; or says it otherwise; or
-                several messages have private texts.
+                there are several texts that one model alone reads.
         """
-        shared = without_private(messages)
+        own, shared, at = reads(messages, RECEIVER_ONLY), reads(messages), text_apart(messages)
+        apart = None if at is None else (at, messages[at])
         try:
-            prompt = self._aligned(shared)
+            return self._aligned(own, shared, apart)
         except UserError:
-            fitting = self._first_fitting(shared)
-            if fitting is None:
-                raise
-            prompt = fitting
-        told = [i for i, message in enumerate(messages) if (message.get("private") or "").strip()]
-        if len(told) > 1 or any(messages[i]["role"] != "user" for i in told):
-            raise UserError("a private text stands beside the content of one user's message; give one text")
-        if not told:
-            return prompt
-        turns, [at] = prompt.merged or shared, told
-        if prompt.merged:
-            said = messages[at]["content"]
-            at = max(i for i, turn in enumerate(turns) if turn["role"] == "user" and said in turn["content"])
-        return self._with_text(prompt, turns, at, messages[told[0]]["private"])
+            for fewer, theirs in zip(merged(own), merged(shared)) if self.chat.turns == "merge" else ():
+                if at is not None:
+                    said = own[at]["content"].strip()
+                    turns = [i for i, turn in enumerate(fewer) if turn["role"] == "user" and said in turn["content"]]
+                    apart = (turns[-1], messages[at])
+                with suppress(UserError):
+                    return replace(self._aligned(fewer, theirs, apart), merged=fewer)
+            raise
 
-    def _first_fitting(self, messages: list[Message]) -> AlignedPrompt | None:
-        for fewer in merged(messages) if self.chat.turns == "merge" else ():
-            with suppress(UserError):
-                return replace(self._aligned(fewer), merged=fewer)
-        return None
+    def _aligned(
+        self, own: list[Message], shared: list[Message], apart: tuple[int, Message] | None = None
+    ) -> AlignedPrompt:
+        """Aligns a conversation as the receiver reads it with the same as the sharers do.
 
-    def _with_text(self, prompt: AlignedPrompt, messages: list[Message], i: int, text: str) -> AlignedPrompt:
-        """A prompt with slots for a private text before the content of message i."""
+        Args:
+            own: the receiver's.
+            shared: the sharers'.
+            apart: the place of the turn that has what one model alone reads, and the message with it; None if nothing is.
+        """
+        text, spans = self._locate_contents(self.receiver, own)
+        receiver = common = read(self.receiver, text, spans)
+        unshared = np.zeros(len(receiver.ids), dtype=bool)
+        section = 0 if apart is None else 2 * len(marked(own[: apart[0] + 1], MARK)[0]) - 1
+        if apart and (alone := apart[1].get(RECEIVER_ONLY)):
+            if self.alignment == "published":
+                raise UserError(
+                    "model.alignment published makes sharers read what the receiver alone should: give spans"
+                )
+            [message] = reads([apart[1]], RECEIVER_ONLY)
+            start = own[apart[0]]["content"].rindex(message["content"].strip())
+            common, unshared = receiver.without(section, start, start + len(alone.lstrip()) + len(BETWEEN))
+        sharer_ids, positions = [], []
+        for tokenizer in self.sharers:
+            sharer_text, sharer_spans = self._locate_contents(tokenizer, shared)
+            sharer = read(tokenizer, sharer_text, sharer_spans)
+            if self.alignment == "published":
+                sharer = reread(self.receiver, receiver, tokenizer, sharer)
+            opposite = match(common, sharer, by_characters=self.alignment == "spans")
+            sharer_ids.append(sharer.ids)
+            positions.append(np.where(unshared, UNALIGNED, opposite)[:-1])
+        prompt = AlignedPrompt(receiver.ids, sharer_ids, positions, text)
+        if apart and (alone := apart[1].get(PRIVATE)):
+            return self._with_slots(prompt, receiver, section, own, apart[0], alone)
+        return prompt
+
+    def _with_slots(
+        self, prompt: AlignedPrompt, own: ReadText, section: int, messages: list[Message], i: int, text: str
+    ) -> AlignedPrompt:
+        """A prompt with slots for a private text before the content of message i, which is this section of it."""
         tokenizer = self.sharers[0]
-        section = 2 * len(marked(messages[: i + 1], MARK)[0]) - 1
-        own = read(self.receiver, *self._locate_contents(self.receiver, messages))
-        itself = with_private([*messages[:i], {**messages[i], "private": text}, *messages[i + 1 :]])
-        reading = read(self.receiver, *self._locate_contents(self.receiver, itself))
-        begin = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
-        sharer = read(tokenizer, text, [Span(0, len(text))])
-        first, stop = np.searchsorted(reading.section, [section, section + 1])
-        num_read = np.searchsorted(reading.ends[first:stop], sharer.ends, side="right")
-        private = PrivateText(
-            ids=begin + sharer.ids,
-            first=len(begin),
-            at=int(np.searchsorted(own.section, section)),
-            read_ids=reading.ids,
-            opposite=np.where(num_read > 0, first + num_read - 1, UNREAD),
+        itself = reads([*messages[:i], {**messages[i], PRIVATE: text}, *messages[i + 1 :]], PRIVATE)
+        asked = self._rendered(tokenizer, itself, add_generation_prompt=True)
+        private = PrivateText.of(
+            begin=[token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id],
+            text=read(tokenizer, text, [Span(0, len(text))]),
+            own=own,
+            itself=read(self.receiver, *self._locate_contents(self.receiver, itself)),
+            section=section,
+            asked_ids=tokenizer(asked, add_special_tokens=False).input_ids,
         )
-        slots = [self.receiver.pad_token_id] * len(sharer.ids)
+        slots = [self.receiver.pad_token_id] * private.num_slots
         receiver_ids = prompt.receiver_ids[: private.at] + slots + prompt.receiver_ids[private.at :]
         unfused = np.full(len(slots), UNALIGNED)
         positions = [np.insert(opposite, private.at, unfused) for opposite in prompt.positions]
         return replace(prompt, receiver_ids=receiver_ids, positions=positions, private=private)
-
-    def _aligned(self, messages: list[Message]) -> AlignedPrompt:
-        text, spans = self._locate_contents(self.receiver, messages)
-        receiver = read(self.receiver, text, spans)
-        sharer_ids, positions = [], []
-        for tokenizer in self.sharers:
-            sharer_text, sharer_spans = self._locate_contents(tokenizer, messages)
-            sharer = read(tokenizer, sharer_text, sharer_spans)
-            if self.alignment == "published":
-                sharer = reread(self.receiver, receiver, tokenizer, sharer)
-            opposite = match(receiver, sharer, by_characters=self.alignment == "spans")
-            sharer_ids.append(sharer.ids)
-            positions.append(opposite[:-1])
-        return AlignedPrompt(receiver.ids, sharer_ids, positions, text)
 
     def response_ids(self, messages: list[Message], prompt: AlignedPrompt) -> list[int]:
         """The receiver's ids of the last message, an assistant's, up to and including its end of turn.
@@ -213,7 +197,7 @@ class Aligner:
             UserError: the receiver's chat template changes the message, or refuses the conversation; the message
                 thinks where the prompt says that there is nothing to think; or an end of turn stands in it.
         """
-        tokenizer, messages = self.receiver, without_private(messages)
+        tokenizer, messages = self.receiver, reads(messages, RECEIVER_ONLY)
         before, said = prompt.merged or messages[:-1], messages[-1]
         if has_tools(messages[:-1]) and not has_tools(before):
             [said] = as_text([said])
@@ -286,7 +270,7 @@ class Aligner:
         Raises:
             UserError: the template refuses the conversation, also with turns merged if they may be.
         """
-        messages = without_private(messages)
+        messages = reads(messages, *([RECEIVER_ONLY] if tokenizer is self.receiver else []))
         try:
             return self._rendered(tokenizer, messages, add_generation_prompt)
         except UserError:
@@ -349,20 +333,6 @@ class Aligner:
         return text, [spans[i] for i in range(len(texts))]
 
 
-def without_private(messages: list[Message]) -> list[Message]:
-    """The messages as the receiver reads them."""
-    return [{key: value for key, value in message.items() if key != "private"} for message in messages]
-
-
-def with_private(messages: list[Message]) -> list[Message]:
-    """The messages as a model reads them that reads private texts itself."""
-    told = [message.get("private") or "" for message in messages]
-    return [
-        {**message, "content": f"{text}\n\n{message['content']}"} if text.strip() else message
-        for text, message in zip(told, without_private(messages))
-    ]
-
-
 def in_json(text: str) -> str:
     """A text as it stands between the quotes of JSON."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
@@ -372,67 +342,3 @@ def stripped(content: str) -> list[str]:
     """A message's content as templates leave it, who may take white space from its ends."""
     ways = [(way, characters) for characters in (None, "\n") for way in (str.strip, str.lstrip, str.rstrip)]
     return [content, *(way(content, characters) for way, characters in ways)]
-
-
-def read(tokenizer: Tokenizer, text: str, spans: list[Span]) -> ReadText:
-    """Tokenizes `text` as the model naturally would and places every token in its section."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts, ends = np.array(encoded.offset_mapping).T
-    # A token may cover no characters (a prefix space that was put in), or end before its
-    # predecessor: what has been read never shrinks.
-    ends = np.maximum.accumulate(ends)
-    bounds = np.array([0, *(edge for span in spans for edge in (span.start, span.end)), len(text)])
-    # A token whose last character is the last of a section belongs to that section; empty sections
-    # own nothing.
-    section = np.searchsorted(bounds[1:], ends, side="left")
-    origin = bounds[:-1].copy()
-    origin[1::2] -= [span.skipped for span in spans]
-    # Tokens that share a character, as bytes of an emoji do, have each read their part of it.
-    shares = (ends[1:] == ends[:-1]) & (starts[1:] < ends[1:])
-    group = np.cumsum(np.r_[True, ~shares]) - 1
-    size = np.bincount(group)[group]
-    still_to_come = np.searchsorted(group, group, side="right") - 1 - np.arange(len(group))
-    return ReadText(
-        encoded.input_ids, section, (ends - origin[section]) * CHARACTER - CHARACTER * still_to_come // size
-    )
-
-
-def match(receiver: ReadText, sharer: ReadText, by_characters: bool = True) -> np.ndarray:
-    """For every receiver token the position of the sharer token opposite, or UNALIGNED.
-
-    In template sections, and everywhere if not `by_characters`, the j-th token of a section stands
-    opposite the j-th or the last; a section that the sharer lacks, opposite the newest token before it.
-    """
-    opposite = np.empty(len(receiver.ids), dtype=np.int64)
-    for s in np.unique(receiver.section):
-        mine = np.flatnonzero(receiver.section == s)
-        first, stop = np.searchsorted(sharer.section, [s, s + 1])
-        if s % 2 and by_characters:
-            num_read = np.searchsorted(sharer.ends[first:stop], receiver.ends[mine], side="right")
-        else:
-            num_read = np.minimum(np.arange(1, len(mine) + 1), stop - first)
-        opposite[mine] = first + num_read - 1
-    return opposite
-
-
-def reread(receiver_tokenizer: Tokenizer, receiver: ReadText, tokenizer: Tokenizer, sharer: ReadText) -> ReadText:
-    """The sharer's template around the receiver's content tokens, each decoded and encoded again."""
-    ids, section = [], []
-    for s in range(int(max(receiver.section.max(), sharer.section.max())) + 1):
-        if s % 2:
-            tokens = [receiver.ids[i] for i in np.flatnonzero(receiver.section == s)]
-            part = [reencode(receiver_tokenizer, token, tokenizer) for token in tokens]
-        else:
-            part = [sharer.ids[i] for i in np.flatnonzero(sharer.section == s)]
-        ids += part
-        section += [s] * len(part)
-    return ReadText(ids, np.array(section), np.arange(len(ids)))
-
-
-def reencode(receiver_tokenizer: Tokenizer, token: int, tokenizer: Tokenizer) -> int:
-    """The sharer's token for a receiver's: of several, the one that covers most characters."""
-    text = receiver_tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    candidates = tokenizer(text, add_special_tokens=False).input_ids
-    if not candidates:
-        return tokenizer.pad_token_id
-    return max(candidates, key=lambda c: len(tokenizer.decode([c], clean_up_tokenization_spaces=False)))

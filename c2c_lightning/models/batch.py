@@ -11,12 +11,12 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from c2c_lightning.models.alignment import UNALIGNED, AlignedPrompt
+from c2c_lightning.models.alignment import AlignedPrompt
 from c2c_lightning.models.private_text import PrivateText, PrivateTexts
+from c2c_lightning.models.read_text import UNALIGNED
 
 ALONE = {"sharers": [], "private": None, "partners": None}
 
@@ -51,7 +51,7 @@ class Batch:
     # For each conversation the prompt of another one, from elsewhere in the validation set, whose caches the control
     # `wrong_question` fuses: of another record and with another prompt, and, where there is such a one, without a
     # sentence in common. Without responses. Set in validation where `references` are; None where the data have no
-    # other question.
+    # other question. With private texts it is the same question with another text, and has the other one as partner.
     partners: Batch | None = None
     private: PrivateTexts | None = None  # what the first sharer alone has read, for which prompts have slots
     supervised: Tensor = field(init=False)  # (2, T) rows and columns of the supervised tokens
@@ -117,11 +117,11 @@ def collate(
         sharers.append(SharerPrompt(ids, mask, positions))
     batch = Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
     if any(p.private for p in prompts):
-        nothing = np.array([], dtype=np.int64)
-        texts = [p.private or PrivateText([], 0, len(p.receiver_ids) - 1, p.receiver_ids, nothing) for p in prompts]
+        texts = [p.private or PrivateText.none(p.receiver_ids, p.sharer_ids[0]) for p in prompts]
         padded = pad([text.ids for text in texts], pad_ids[1], left=True)
         read = pad([text.read_ids for text in texts], pad_ids[0], left=True)
-        batch.private = PrivateTexts.of(texts, padded, read, prompt_mask[:, :-1])
+        asked = pad([text.asked_ids for text in texts], pad_ids[1], left=True)
+        batch.private = PrivateTexts.of(texts, padded, read, asked, prompt_mask[:, :-1])
     return batch
 
 
@@ -129,7 +129,8 @@ def exchange_questions(batch: Batch, other: Batch) -> Batch:
     """Every receiver prompt with the sharers' reading of another question.
 
     The control for what a cache says of its own question. The two prompts are matched from their
-    ends; where the other one is shorter, its first token stands opposite the rest.
+    ends; where the other one is shorter, its first token stands opposite the rest. What had nothing
+    opposite has nothing.
 
     Args:
         batch: the questions to answer.
@@ -140,10 +141,10 @@ def exchange_questions(batch: Batch, other: Batch) -> Batch:
     columns = torch.arange(shorter_by, real.shape[1], device=real.device)
     opposite = torch.maximum(columns, real.argmax(1, keepdim=True))
     sharers = []
-    for their in other.sharers:
+    for own, their in zip(batch.sharers, other.sharers):
         positions = their.positions.gather(1, opposite)
-        if batch.private is not None:  # nothing is fused into slots
-            positions = positions.flatten().index_fill(0, batch.private.slots, UNALIGNED).view_as(positions)
+        # Nothing is fused into slots, nor where the sharers have not read what the receiver has.
+        positions = positions.where(own.positions != UNALIGNED, UNALIGNED)
         sharers.append(SharerPrompt(their.ids, their.mask, positions))
     return replace(batch, sharers=sharers)
 

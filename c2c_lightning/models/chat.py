@@ -17,8 +17,9 @@ from c2c_lightning.errors import UserError
 from c2c_lightning.files import PROJECT, read_bytes
 
 Message = dict[str, Any]
-"""`role` and `content`; an assistant's may have `tool_calls`, the first of a conversation has its `tools`, and a user's
-may have a `private` text that the first sharer alone reads."""
+"""`role` and `content`; an assistant's may have `tool_calls`, and the first of a conversation has its `tools`. One user's
+may have a text beside its content, before which it is read: `private`, which the first sharer alone reads and hands over, or
+`receiver_only`, for which no sharer's token stands opposite the receiver's."""
 TOOLS = (
     "You may call these functions:\n<tools>\n{}\n</tools>\n\nA call is an object with name and arguments:\n"
     '<tool_call>\n{{"name": ..., "arguments": ...}}\n</tool_call>'

@@ -4,7 +4,8 @@ The receiver's prompt is laid out as if it had read the text: what its template 
 each of the sharer's tokens, the message, and what the template says after it. A mapper makes what stands in the slots;
 the receiver reads what follows on top of them.
 
-Dimensions: B conversations, N prompt tokens but the last, S tokens of texts, M tokens of prompts with texts, T slots.
+Dimensions: B conversations, N prompt tokens but the last, S tokens of texts, M tokens of the receiver's prompts with texts,
+Q of the sharer's, T slots.
 """
 
 from __future__ import annotations
@@ -16,7 +17,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from c2c_lightning.errors import UserError
+from c2c_lightning.models.chat import Message
+from c2c_lightning.models.read_text import ReadText
+
 UNREAD = -1
+PRIVATE, RECEIVER_ONLY = "private", "receiver_only"  # keys of a user's message, see `chat.Message`
+BETWEEN = "\n\n"  # between such a text and the message's content
+
+
+def reads(messages: list[Message], *kinds: str) -> list[Message]:
+    """The messages as a model reads them that reads texts of these kinds itself, each before its message's content."""
+    read = []
+    for message in messages:
+        texts = [text for kind in kinds if (text := message.get(kind) or "").strip()]
+        shared = {key: value for key, value in message.items() if key not in (PRIVATE, RECEIVER_ONLY)}
+        read.append({**shared, "content": BETWEEN.join([*texts, message["content"]])} if texts else shared)
+    return read
+
+
+def reads_all(messages: list[Message]) -> list[Message]:
+    """The messages as a model reads them that reads everything itself."""
+    return reads(messages, PRIVATE, RECEIVER_ONLY)
+
+
+def text_apart(messages: list[Message]) -> int | None:
+    """Which message has a text that one of the models alone reads; None if none has.
+
+    Raises:
+        UserError: there are several, or it is no user's.
+    """
+    apart = [i for i, m in enumerate(messages) for kind in (PRIVATE, RECEIVER_ONLY) if (m.get(kind) or "").strip()]
+    if len(apart) > 1 or any(messages[i]["role"] != "user" for i in apart):
+        raise UserError(
+            "a text that one model alone reads (private, receiver_only) stands beside the content of one user's message; "
+            "give one text"
+        )
+    return apart[0] if apart else None
 
 
 @dataclass
@@ -28,6 +65,38 @@ class PrivateText:
     at: int  # how many of the receiver's tokens stand before the slots
     read_ids: list[int]  # the receiver's ids of the prompt in which it reads the text itself
     opposite: np.ndarray  # for each slot the newest of `read_ids` that has read no further in the text, or UNREAD
+    asked_ids: list[int]  # the sharer's ids of the prompt in which it reads the text and is asked itself
+
+    @classmethod
+    def of(
+        cls,
+        begin: list[int],
+        text: ReadText,
+        own: ReadText,
+        itself: ReadText,
+        section: int,
+        asked_ids: list[int],
+    ) -> PrivateText:
+        """A text that stands before a section of the prompt.
+
+        Args:
+            begin: what the sharer's tokenizer puts before a text.
+            text: as the sharer reads it.
+            own: the prompt without it, as the receiver reads it.
+            itself: the prompt with it, as the receiver would.
+            section: of both.
+            asked_ids: see `PrivateText`.
+        """
+        first, stop = np.searchsorted(itself.section, [section, section + 1])
+        num_read = np.searchsorted(itself.ends[first:stop], text.ends, side="right")
+        opposite = np.where(num_read > 0, first + num_read - 1, UNREAD)
+        at = int(np.searchsorted(own.section, section))
+        return cls(begin + text.ids, len(begin), at, itself.ids, opposite, asked_ids)
+
+    @classmethod
+    def none(cls, receiver_ids: list[int], sharer_ids: list[int]) -> PrivateText:
+        """Of a conversation that has none, beside others in a batch that have one."""
+        return cls([], 0, len(receiver_ids) - 1, receiver_ids, np.array([], dtype=np.int64), sharer_ids)
 
     @property
     def num_slots(self) -> int:
@@ -47,11 +116,18 @@ class PrivateTexts:
     numbers: Tensor  # (B,) how many slots there are
     read_ids: Tensor  # (B, M) left-padded, the receiver's prompts in which it reads the texts itself
     read_mask: Tensor  # (B, M) 1 for real tokens
-    opposite: Tensor  # (T,) places among the B * M of the token opposite each slot, or UNREAD
+    opposite: Tensor  # (T,) places among the B * (M - 1) of the token opposite each slot, or UNREAD
+    asked_ids: Tensor  # (B, Q) left-padded, the sharer's prompts in which it reads the texts and is asked itself
+    asked_mask: Tensor  # (B, Q) 1 for real tokens
 
     @classmethod
     def of(
-        cls, texts: Sequence[PrivateText], padded: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor], mask_BN: Tensor
+        cls,
+        texts: Sequence[PrivateText],
+        padded: tuple[Tensor, Tensor],
+        read: tuple[Tensor, Tensor],
+        asked: tuple[Tensor, Tensor],
+        mask_BN: Tensor,
     ) -> PrivateTexts:
         """The texts of a batch.
 
@@ -59,23 +135,35 @@ class PrivateTexts:
             texts: one for each conversation.
             padded: their ids (B, S) and mask.
             read: the prompts (B, M) in which the receiver reads them itself, and their mask.
+            asked: the prompts (B, Q) in which the sharer is asked itself, and their mask.
             mask_BN: of the receiver's prompts with slots, but for the last token.
         """
         (ids, mask), (read_ids, read_mask) = padded, read
+        width = read_ids.shape[1] - 1  # the last token is not in the cache
         tokens, slots, opposite = [], [], []
         for row, text in enumerate(texts):
             number = text.num_slots
             tokens.append(torch.arange((row + 1) * ids.shape[1] - number, (row + 1) * ids.shape[1]))
             begin = row * mask_BN.shape[1] + int(mask_BN.shape[1] - mask_BN[row].sum()) + text.at
             slots.append(torch.arange(begin, begin + number))
-            shift = (row + 1) * read_ids.shape[1] - len(text.read_ids)
+            last = len(text.read_ids) - 1
             places = torch.from_numpy(text.opposite)
-            opposite.append(torch.where(places == UNREAD, UNREAD, places + shift))
+            in_cache = (places != UNREAD) & (places < last)
+            opposite.append(torch.where(in_cache, places + (row + 1) * width - last, UNREAD))
         numbers = torch.tensor([text.num_slots for text in texts])
         rows = torch.arange(len(texts)).repeat_interleave(numbers)
         heads = torch.tensor([text.at for text in texts])
         return cls(
-            ids, mask, *map(torch.cat, (tokens, slots)), rows, heads, numbers, read_ids, read_mask, torch.cat(opposite)
+            ids,
+            mask,
+            *map(torch.cat, (tokens, slots)),
+            rows,
+            heads,
+            numbers,
+            read_ids,
+            read_mask,
+            torch.cat(opposite),
+            *asked,
         )
 
     @property

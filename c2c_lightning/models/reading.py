@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.mapper import Mapper
-from c2c_lightning.models.alignment import UNALIGNED, Aligner, Message
+from c2c_lightning.models.alignment import Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import (
     branch,
@@ -33,6 +33,7 @@ from c2c_lightning.models.decoding import generate
 from c2c_lightning.models.loading import kv_shape
 from c2c_lightning.models.private_text import UNREAD
 from c2c_lightning.models.prompt_store import PromptStore
+from c2c_lightning.models.read_text import UNALIGNED
 from c2c_lightning.models.rotation import Rotation
 
 
@@ -131,8 +132,8 @@ class FrozenModels(nn.Module):
         loss = answer * F.nll_loss(log_probs_TV, batch.response_ids[supervised], reduction="sum")
         if kl:
             with torch.no_grad():
-                itself = batch.with_texts()
-                taught_TV = self.response_logits(self.read(itself).receiver_cache(), itself, supervised)
+                itself = reading.itself
+                taught_TV = self.response_logits(itself.receiver_cache(), itself.batch, supervised)
             taught_TV = taught_TV.float().log_softmax(-1)
             loss = loss + kl * F.kl_div(log_probs_TV, taught_TV, reduction="sum", log_target=True)
         if entries:
@@ -248,7 +249,8 @@ class Reading:
             return self
         if mapper not in self._mapped_by:
             twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
-            twin.text_entries = self.text_entries  # it does not depend on the mapper
+            # They do not depend on the mapper.
+            twin.text_entries, twin.itself = self.text_entries, self.itself
             self._mapped_by[mapper] = twin
         return self._mapped_by[mapper]
 
@@ -259,6 +261,11 @@ class Reading:
         cache = self.models.prefill(sharer, text.ids, text.mask)
         return self._unturned(sharer, cache, text.mask, text.tokens)
 
+    @cached_property
+    def itself(self) -> Reading:
+        """The reading in which the receiver has read private texts itself, and no sharer anything."""
+        return self.models.read(self.batch.with_texts())
+
     def entries_itself(self) -> tuple[Tensor, Tensor]:
         """What a mapper is to come near: what the receiver makes of the texts where it reads them itself.
 
@@ -268,8 +275,8 @@ class Reading:
         """
         text = self.batch.private
         has_one = (text.opposite != UNREAD).nonzero()[:, 0]
-        cache = self.models.prefill(self.models.receiver, text.read_ids, text.read_mask)
-        return self._unturned(self.models.receiver, cache, text.read_mask, text.opposite[has_one]), has_one
+        cache, mask = self.itself.receiver_cache(), text.read_mask[:, :-1]
+        return self._unturned(self.models.receiver, cache, mask, text.opposite[has_one]), has_one
 
     @cached_property
     def mapped(self) -> Tensor:

@@ -1,9 +1,9 @@
 """Accuracy where responses are short enough to be right word for word.
 
 Methods: `c2c`, the receiver on the fused cache; `wrong_question`, the same with the sharers' caches of the question's
-partner (see `Batch.partners`), or with the partner's private text; `receiver` and `sharer` (`sharer_1`, ... of further
-ones), each alone, that is, without any other model's cache; with private texts also `reads_it`, the receiver that reads
-them itself.
+partner (see `Batch.partners`), and with the partner's private text; `receiver` and `sharer` (`sharer_1`, ... of further
+ones), each alone, that is, without any other model's cache; with private texts, which the first sharer reads in its prompt,
+also `reads_it`, the receiver that reads them itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from c2c_lightning.communicator import Communicator
-from c2c_lightning.models import Batch, FrozenModels, Reading
+from c2c_lightning.models import Batch, FrozenModels, Reading, exchange_questions
 from c2c_lightning.models.decoding import GREEDY, generate
 from c2c_lightning.models.loading import is_sharded
 
@@ -50,9 +50,11 @@ class ExactAnswers(nn.Module):
         # Ranks that share a model gather it together, so none may leave out a question.
         if nothing_asked and not is_sharded(models):
             return
-        wrong = None if batch.partners is None else models.read(batch.partners)
-        if wrong is not None and batch.private is None:
-            wrong = reading.with_sharers_of(wrong)
+        wrong, other = None, batch.partners
+        if other is not None and other.partners is not None:
+            wrong = models.read(exchange_questions(other, other.partners))
+        elif other is not None:
+            wrong = reading.with_sharers_of(models.read(other))
         found = [(self.alone, self._alone(models, reading))]
         for communicator, accuracy in runs:
             answers = {"c2c": greedy_answers(communicator, reading)}
@@ -72,13 +74,16 @@ class ExactAnswers(nn.Module):
             if batch.private is None:
                 answers = {"receiver": greedy_answers(None, reading)}
             else:
-                asked = {"receiver": batch.without_texts(), "reads_it": batch.with_texts()}
-                answers = {method: greedy_answers(None, models.read(each)) for method, each in asked.items()}
-            for sharer, prompt, tokenizer, method in zip(
-                models.sharers, batch.sharers, models.aligner.sharers, self.sharers
+                asked = {"receiver": models.read(batch.without_texts()), "reads_it": reading.itself}
+                answers = {method: greedy_answers(None, each) for method, each in asked.items()}
+            prompts = [(prompt.ids, prompt.mask) for prompt in batch.sharers]
+            if batch.private is not None:
+                prompts[0] = batch.private.asked_ids, batch.private.asked_mask
+            for sharer, (ids, mask), tokenizer, method in zip(
+                models.sharers, prompts, models.aligner.sharers, self.sharers
             ):
-                ids = generate(sharer, tokenizer, prompt.ids, prompt.mask, max_new_tokens=SHARER_TOKENS, **GREEDY)
-                texts = tokenizer.batch_decode(ids[:, prompt.ids.shape[1] :], skip_special_tokens=True)
+                said = generate(sharer, tokenizer, ids, mask, max_new_tokens=SHARER_TOKENS, **GREEDY)
+                texts = tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
                 answers[method] = [text.strip() for text in texts]
             self.known[batch.index] = checksum, which_are_exact(answers, batch)
         return self.known[batch.index][1]

@@ -93,4 +93,7 @@ def test_the_partner_of_a_question_about_a_private_text_tells_another(aligner):
         for ids, mask in zip(batch.partners.private.ids, batch.partners.private.mask)
     ]
     assert all("Cairo is old." in text for text in said)
+    assert batch.partners.partners.private is None
+    asked = [aligner.sharers[0].decode(ids) for ids in batch.partners.partners.sharers[0].ids]
+    assert all(some[3].prompt[0]["content"] in text for text in asked)
     assert first_partners([some[0], some[3]]) == [some[3], some[0]]

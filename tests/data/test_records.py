@@ -178,6 +178,28 @@ def test_what_a_question_is_about_is_part_of_it(record):
     assert [m["content"] for m in to_messages(record)] == ["Four and two.\n\nSix?", "6"]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"context": "Four and two.", "question": "Six?", "answer": "6"},
+        {"instruction": "Six?", "input": "Four and two.", "output": "6"},
+        {"instruction": "Six?", "context": "Four and two.", "response": "6"},
+    ],
+)
+def test_one_file_gives_every_condition_of_who_reads_what_a_question_is_about(record):
+    asked = {context: to_messages(record, context=context)[0] for context in ("sharer", "receiver", "nobody")}
+    question = {"role": "user", "content": "Six?"}
+    assert asked["nobody"] == question
+    assert asked["sharer"] == {**question, "private": "Four and two."}
+    assert asked["receiver"] == {**question, "receiver_only": "Four and two."}
+
+
+def test_a_record_without_a_text_has_none_that_one_model_alone_reads():
+    assert to_messages({"question": "Six?", "answer": "6"}, context="sharer") == to_messages(
+        {"question": "Six?", "answer": "6"}
+    )
+
+
 EXAMPLES = {
     "glaive_toolcall_en_demo.json": (300, 957),
     "reason_tool_use_demo_50.jsonl": (50, 112),

@@ -66,7 +66,7 @@ def test_methods_of_texts_say_nothing_of_questions_without(model):
         assert method.why_not(NanoWorld()) == "the sharer reads no texts alone"
         assert method.why_not(NanoWorld(told=True, context="sharer")) is None
     assert ZeroUpdate.needs_fusers
-    with pytest.raises(UserError, match=r"nano\.context is 'me': give one of both, sharer, nobody"):
+    with pytest.raises(UserError, match=r"nano\.context is 'me': give one of both, sharer, receiver, nobody"):
         NanoWorld(told=True, context="me")
 
 
@@ -120,6 +120,28 @@ def test_a_wrong_text_is_never_the_right_one(model, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows[:3])))
     reason = "all questions are about one text"
     assert WrongQuestion().why_not(OwnQuestions(str(path), context="sharer")) == reason
+
+
+def test_what_the_receiver_alone_reads_it_knows_and_no_sharer_does(model):
+    alone, nobody = asked(model, "receiver"), asked(model, "nobody")
+    assert responses(Receiver(), alone) == responses(Receiver(), asked(model, "both"))
+    assert responses(Sharer(), alone) == responses(Sharer(), nobody)
+    question = alone.questions.items[0]
+    assert question.context not in alone.questions.benchmark.question_text(question)
+    positions = [asking.reading.batch.sharers[0].positions for asking in (alone, nobody)]
+    wrong = WrongQuestion().heard(alone).batch.sharers[0].positions
+    assert (positions[0] >= 0).sum() == (positions[1] >= 0).sum() == (wrong >= 0).sum()
+
+
+def test_the_wrong_question_exchanges_what_is_fused_and_the_text(model):
+    told = asked(model, "sharer")
+    wrong, partners = WrongQuestion().heard(told).batch, asked(model, "sharer").questions.messages()[1:]
+    shared = model.models.collate([[{"role": "user", "content": turns[0]["content"]}] for turns in partners])
+    for row, (ids, mask) in enumerate(zip(shared.sharers[0].ids, shared.sharers[0].mask)):
+        their = wrong.sharers[0]
+        assert their.ids[row][their.mask[row].bool()].tolist() == ids[mask.bool()].tolist()
+    assert not torch.equal(wrong.private.ids, told.reading.batch.private.ids)
+    assert (wrong.sharers[0].positions.flatten()[wrong.private.slots] == -1).all()
 
 
 def test_texts_reach_every_method_that_reads_them_and_no_other(model):

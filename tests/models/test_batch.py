@@ -68,10 +68,10 @@ def test_exchanged_questions_are_the_next_rows_and_matched_from_the_end():
     sharer = other.sharers[0]
     assert sharer.ids.tolist() == [[9, 9, 61, 62], [9, 71, 72, 73], [51, 52, 53, 54]]
     assert sharer.mask.tolist() == [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
-    # LONG (3 fused tokens) reads third's 2 from the end, and its first for the rest; third reads SHORT's 1.
-    assert sharer.positions[0].tolist() == [UNALIGNED, 2, 3]
-    assert sharer.positions[1].tolist() == [1, 1, 3]
-    assert sharer.positions[2].tolist() == [2, 2, 2]
+    # LONG reads third's 2 from the end, and third SHORT's 1; nothing where nothing stood opposite before.
+    assert sharer.positions[0].tolist() == [UNALIGNED, UNALIGNED, 3]
+    assert sharer.positions[1].tolist() == [UNALIGNED, 1, 3]
+    assert sharer.positions[2].tolist() == [UNALIGNED, 2, 2]
 
 
 def test_exchanging_does_not_touch_the_batch_and_comes_back_after_a_full_round():
@@ -88,7 +88,7 @@ def test_the_question_to_exchange_for_may_come_from_another_batch():
         together = tiny.next_questions(collate([mine, theirs], pad_ids=[0, 9])).sharers[0]
         apart = exchange_questions(collate([mine], pad_ids=[0, 9]), collate([theirs], pad_ids=[0, 9])).sharers[0]
         fused = len(mine.receiver_ids) - 1
-        read = [s.ids[0].gather(0, s.positions[0, -fused:]).tolist() for s in (together, apart)]
+        read = [[s.ids[0][n] if n != UNALIGNED else None for n in s.positions[0, -fused:]] for s in (together, apart)]
         assert read[0] == read[1]
 
 

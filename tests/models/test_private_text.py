@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from c2c_lightning.communicator import Communicator
+from c2c_lightning.errors import UserError
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.mapper import RidgeMapper
 from c2c_lightning.models import Aligner, FrozenModels
@@ -78,3 +79,56 @@ def test_white_space_is_no_text():
     aligner = to_itself("llama").models.aligner
     for nothing in ("", " \n", None):
         assert aligner.prompt([{"role": "user", "content": ASKED[0], "private": nothing}]).private is None
+
+
+def test_what_the_receiver_alone_reads_stands_before_its_question_and_opposite_nothing():
+    aligner = Aligner(tiny.tokenizer("chatml"), [tiny.tokenizer("inst")])
+    for turns, before in (("refuse", []), ("merge", [{"role": "user", "content": TEXTS[2]}])):
+        aligner.chat = replace(aligner.chat, turns=turns)
+        plain = aligner.prompt([*before, {"role": "user", "content": ASKED[0]}])
+        prompt = aligner.prompt([*before, {"role": "user", "content": ASKED[0], "receiver_only": TEXTS[0]}])
+        assert prompt.sharer_ids == plain.sharer_ids
+        assert f"{TEXTS[0]}\n\n{ASKED[0]}" in prompt.text
+        pairs, alone = (
+            [(each.receiver_ids[i], int(n)) for i, n in enumerate(each.positions[0])] for each in (prompt, plain)
+        )
+        read = aligner.receiver(f"{TEXTS[0]}\n\n", add_special_tokens=False).input_ids
+        shared = [pair for pair in pairs if pair[1] != -1]
+        assert len(pairs) - len(shared) == len(read)
+        assert shared == alone
+        both = [
+            {"role": "user", "content": ASKED[0], "receiver_only": TEXTS[0]},
+            {"role": "assistant", "content": "Oslo"},
+        ]
+        assert aligner.response_ids(both, aligner.prompt(both[:1])) == aligner.response_ids(
+            [{"role": "user", "content": ASKED[0]}, both[1]], aligner.prompt([{"role": "user", "content": ASKED[0]}])
+        )
+
+
+def test_two_texts_that_one_model_alone_reads_are_refused():
+    aligner = to_itself("llama").models.aligner
+    with pytest.raises(UserError, match="one user's message"):
+        aligner.prompt([{"role": "user", "content": "A?", "receiver_only": TEXTS[0], "private": TEXTS[1]}])
+
+
+def test_published_alignment_refuses_what_the_receiver_alone_reads():
+    aligner = Aligner(tiny.tokenizer("chatml"), [tiny.tokenizer("inst")], alignment="published")
+    with pytest.raises(UserError, match=r"model\.alignment published"):
+        aligner.prompt([{"role": "user", "content": ASKED[0], "receiver_only": TEXTS[0]}])
+
+
+def test_the_receiver_reads_a_text_once_for_distributions_and_entries():
+    model = to_itself("llama", template=None)
+    batch = model.models.collate(told())
+    batch.response_ids, batch.response_mask = torch.arange(12).view(3, 4) + 5, torch.ones(3, 4, dtype=torch.long)
+    batch.supervised = batch.response_mask.nonzero().T
+    reading = model.models.read(batch).with_mapper(model.fusers.mapper)
+    length, widths = batch.private.read_ids.shape[1] - 1, []
+    hook = model.models.receiver.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    cache = reading.receiver_cache()
+    widths.clear()
+    model.models.text_loss(cache, reading, 1.0, 1.0, 1.0)
+    hook.remove()
+    assert widths.count(length) == 1

@@ -61,6 +61,19 @@ def test_every_sharer_is_asked_once_in_a_run_also_after_a_resume(communicator, b
         assert len(read_again) == 2 < len(read), "the caches of the question and of its partner"
 
 
+def test_the_sharer_is_asked_with_the_text_that_it_alone_reads(communicator):
+    aligner, sharer = communicator.models.aligner, communicator.models.sharers[0]
+    told = [{**messages[0], "private": "Ribigo is in Oslo"} for messages in ASKED]
+    batch = collate([aligner.prompt([message]) for message in told], [[3, 4], [5]], pad_ids=aligner.pad_ids)
+    batch.references, read = ["yes", "no"], []
+    hook = sharer.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
+    ExactAnswers(2, private=True)._alone(communicator.models, communicator.read(batch))
+    hook.remove()
+    said = [aligner.sharers[0].decode(ids[mask.bool()]) for ids, mask in zip(read[0], batch.private.asked_mask)]
+    asked = [{"role": "user", "content": f"Ribigo is in Oslo\n\n{message['content']}"} for message in told]
+    assert said == [aligner.render(aligner.sharers[0], [message]) for message in asked]
+
+
 def test_the_same_question_about_another_text_is_asked(communicator, batch):
     answers, aligner = ExactAnswers(2, private=True), communicator.models.aligner
     for text, asked in (("Ribigo is in Oslo", True), ("Ribigo is in Oslo", False), ("Ribigo is in Rome", True)):

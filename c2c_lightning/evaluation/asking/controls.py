@@ -25,12 +25,13 @@ from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choice
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.mapper import Mapper
 from c2c_lightning.models import Reading
+from c2c_lightning.models.private_text import reads
 
 END = 256
 
 
 class WrongQuestion(C2C):
-    """The receiver reads its own question, the sharer another one of the same benchmark, or another question's text.
+    """The receiver reads its own question, the sharer another one of the same benchmark, and another question's text.
 
     Which one is drawn once, with the evaluation's seed, so that every question serves just one other.
     """
@@ -48,13 +49,14 @@ class WrongQuestion(C2C):
 
     def heard(self, asking: Asking) -> Reading:
         questions, reading = asking.questions, asking.reading
+        others = map(reads, Questions(questions.benchmark, questions.partners, questions.items).messages())
+        fused = reading.models.read(reading.models.collate([*others]))  # the sharer's prompts have no texts
         if reading.batch.private is not None:
             pairs = zip(questions.items, questions.partners)
             others = [questions.benchmark.messages(of_another_text(*pair, questions.benchmark)) for pair in pairs]
             told = [told_otherwise(own, other) or own for own, other in zip(questions.messages(), others)]
-            return reading.models.read(reading.models.collate(told)).with_mapper(reading.mapper)
-        partners = Questions(questions.benchmark, questions.partners, questions.items)
-        return reading.with_sharers_of(partners.read(reading.models))
+            reading = reading.models.read(reading.models.collate(told)).with_mapper(reading.mapper)
+        return reading.with_sharers_of(fused)
 
 
 def of_another_text(item: Item, partner: Item, benchmark: Benchmark) -> Item:

@@ -24,9 +24,9 @@ from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import FrozenModels, Message, Reading
-from c2c_lightning.models.alignment import with_private
 from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, prefill
+from c2c_lightning.models.private_text import PRIVATE, reads
 
 T = TypeVar("T")
 Answers = Mapping[str, Sequence[Answer]]  # by method
@@ -243,7 +243,7 @@ class Sharer(Answering):
             key = ("own text", self.index)
 
             def chats() -> list[list[Message]]:
-                return [with_private(chat) if tells else chat for chat in questions.messages()]
+                return [reads(chat, PRIVATE) if tells else chat for chat in questions.messages()]
 
             return asking.read_prompts(model, tokenizer, chats, "sharer prefill", key)
         prompt, cache = reading.batch.sharers[self.index], asking.sharer_cache(self.index)

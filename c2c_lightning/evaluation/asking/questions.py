@@ -17,8 +17,8 @@ import torch
 from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading
-from c2c_lightning.models.alignment import with_private
 from c2c_lightning.models.chat import merged
+from c2c_lightning.models.private_text import reads_all
 
 T = TypeVar("T")
 TEMPLATE = 1000  # bytes that no chat template exceeds
@@ -160,7 +160,7 @@ def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
     for item in benchmark.items():
         messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
         # A token stands for a byte at least: most questions need not be tokenized.
-        size = sum(len(message["content"].encode()) for message in with_private(messages))
+        size = sum(len(message["content"].encode()) for message in reads_all(messages))
         if size + TEMPLATE + response <= min(rooms):
             continue
         prompt = models.aligner.prompt(messages)
@@ -236,7 +236,7 @@ class QuestionLoader:
     def __init__(self, benchmark: Benchmark, batch_size: int, rank: int, world_size: int, seed: int):
         items, global_batch = benchmark.items(), batch_size * world_size
         partners = derangement(len(items), seed)
-        lengths = [sum(len(m["content"]) for m in with_private(benchmark.messages(item))) for item in items]
+        lengths = [sum(len(m["content"]) for m in reads_all(benchmark.messages(item))) for item in items]
         places = np.argsort(-np.array(lengths), kind="stable")
         self.batches: list[Questions] = []
         for i in range(0, len(places), global_batch):

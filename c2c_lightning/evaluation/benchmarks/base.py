@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 
 from c2c_lightning.data.readers import stem
-from c2c_lightning.data.records import MalformedRecord
+from c2c_lightning.data.records import Context, MalformedRecord, apart
 from c2c_lightning.data.source import Source
 from c2c_lightning.errors import UserError, check_at_least, first_line, meant
 from c2c_lightning.evaluation.benchmarks import grading
@@ -30,7 +30,6 @@ from c2c_lightning.models import Message
 
 log = logging.getLogger(__name__)
 
-Context = Literal["both", "sharer", "nobody"]
 AnswerMode = Literal["generate", "logits", "likelihood", "likelihood_per_character"]
 # Names become parts of file names, also those that come from a file of results.
 NAME = r"^\w[\w.-]*$"
@@ -63,7 +62,7 @@ class Benchmark(ABC):
             dataset, and none for files.
         subset: of a hub dataset that has several; None for the benchmark's own.
         context: who reads the text that a question is about, if it has one: `both` models, the `sharer` alone, which
-            hands it over by a mapper, or `nobody`.
+            hands it over by a mapper, the `receiver` alone, for which nothing is fused into it, or `nobody`.
 
     Raises:
         UserError: one of them cannot be; the records are read and checked by `items`.
@@ -168,9 +167,9 @@ class Benchmark(ABC):
         return self._exemplar_items
 
     def question_text(self, item: Item) -> str:
-        """The question with its lettered choices, without any instruction, and with its context unless nobody reads it."""
+        """The question with its lettered choices, without any instruction, and with its context if the sharer reads it."""
         choices = "" if self.by_likelihood else self.prompt.of(item.subject).choices(item.letters, item.choices)
-        context = "" if self.context == "nobody" else item.context
+        context = item.context if self.context in ("both", "sharer") else ""
         return "\n\n".join(filter(None, (context, item.question, choices)))
 
     def messages(self, item: Item) -> list[Message]:
@@ -182,8 +181,7 @@ class Benchmark(ABC):
             "choices": prompt.choices(item.letters, item.choices),
             "letters": ", ".join(item.letters),
         }
-        private = {"private": item.context} if self.context == "sharer" and item.context.strip() else {}
-        return [{"role": "user", "content": fill(prompt.message, values), **private}]
+        return [{"role": "user", "content": fill(prompt.message, values), **apart(item.context, self.context)}]
 
     def response(self, item: Item) -> str:
         """The right answer in the form that the prompt asks for; where choices are ranked, the right one's text."""
