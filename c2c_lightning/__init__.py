@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from c2c_lightning.communicator import Communicator
+    from c2c_lightning.formats.cached import Cached
 
-__all__ = ["Communicator"]
+__all__ = ["Cached", "Communicator"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from c2c_lightning.communicator import Communicator
 
         return Communicator
+    if name == "Cached":
+        from c2c_lightning.formats.cached import Cached
+
+        return Cached
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.files import checked
+from c2c_lightning.formats.cached import FORMAT, Cached, Makers, write_cache
 from c2c_lightning.formats.config import located, make_fusers
-from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
+from c2c_lightning.formats.fuser_folder import (
+    mapper_fingerprint,
+    named,
+    read_fuser,
+    without_statistics,
+    write_fuser_folder,
+)
 from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper.handed import pack
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.private_text import PRIVATE
 
@@ -40,6 +50,11 @@ class Communicator(nn.Module):
     def __init__(self, models: FrozenModels, fusers: Fusers):
         super().__init__()
         self.models, self.fusers = models, fusers
+        self._made_with: Makers | None = None
+
+    def train(self, mode: bool = True) -> Communicator:
+        self._made_with = None  # weights may be others now
+        return super().train(mode)
 
     @classmethod
     def fresh(cls, models: FrozenModels, **fusers: Any) -> Communicator:
@@ -74,7 +89,7 @@ class Communicator(nn.Module):
         self,
         messages: list[Message] | list[list[Message]],
         fuse: bool = True,
-        context: str | list[str] | None = None,
+        context: str | Cached | list[str | Cached | None] | None = None,
         **generate_kwargs: Any,
     ) -> str | list[str]:
         """Answers one conversation, or a batch of them.
@@ -82,7 +97,8 @@ class Communicator(nn.Module):
         Args:
             messages: chat messages (`role`, `content`), or a list of such conversations.
             fuse: False for the receiver alone, which knows nothing of `context`.
-            context: a text that the first sharer alone reads, or one for each conversation; it belongs to the last turn.
+            context: a text that the first sharer alone reads, or has read (`Cached`), or one for each conversation; it
+                belongs to the last turn.
             **generate_kwargs: anything that transformers' `generate` takes, if it works on a filled cache.
 
         Returns:
@@ -92,11 +108,14 @@ class Communicator(nn.Module):
         conversations = [messages] if single else messages
         remedy = "Give chat messages, [{'role': 'user', 'content': ...}], or a list of such conversations."
         checked(conversations, Conversations, "what generate was given", remedy)
-        texts = [context] * len(conversations) if isinstance(context, str) else context
+        texts = [context] * len(conversations) if isinstance(context, str | Cached) else context
         if texts is not None:
             if len(texts) != len(conversations):
                 raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
-            checked(list(texts), list[str | None], "contexts that generate was given", "Give a text, or one for each.")
+            remedy = "Give a text or a Cached one, or one for each conversation."
+            checked(list(texts), list[str | InstanceOf[Cached] | None], "contexts that generate was given", remedy)
+            if fuse:
+                texts = [text.handed(self.made_with()) if isinstance(text, Cached) else text for text in texts]
             conversations = [[*turns[:-1], {**turns[-1], "private": text}] for turns, text in zip(conversations, texts)]
         if not fuse:
             conversations = [[{**message, PRIVATE: None} for message in turns] for turns in conversations]
@@ -105,6 +124,58 @@ class Communicator(nn.Module):
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])
         return texts[0] if single and len(texts) == 1 else texts
+
+    @torch.no_grad()
+    def save_text(self, text: str, path: str | Path, bits: int | None = None, keep: int | None = None) -> None:
+        """Has the first sharer read a text, and writes what the mapper makes of it, to be read as `Cached`.
+
+        Args:
+            text: as it would be given to `generate` as context.
+            path: of the file.
+            bits: of a number: 32, 16, 8 or 4; None for those that the receiver works with, which changes no answer.
+            keep: how many of the text's tokens to keep, those that matter most; None for all.
+
+        Raises:
+            UserError: there is no mapper, or the text is empty or too long for the sharer, or the file cannot be written.
+        """
+        made_with, [sharer, *_], receiver = self.made_with(), self.models.sharers, self.models.receiver
+        if not text.strip():
+            raise UserError(f"the text for {path} is empty: give one that has something to hand over.")
+        batch = self.models.collate([[{"role": "user", "content": "?", "private": text}]])
+        most = getattr(sharer.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+        if (number := batch.private.ids.shape[1]) > most:
+            raise UserError(
+                f"the text for {path} has {number} tokens, and the sharer {sharer.name_or_path} reads at most {most}: "
+                "give a shorter one, or the parts of it one by one."
+            )
+        bits = 8 * receiver.dtype.itemsize if bits is None else bits
+        mapped = self.read(batch).with_mapper(self.fusers.mapper).mapped
+        mapped = mapped.to(receiver.dtype)
+        packed = pack(mapped, bits, keep)
+        meta = {
+            "format": FORMAT,
+            "made_with": made_with,
+            "text": hashlib.sha256(text.encode()).hexdigest(),
+            "num_tokens": mapped.shape[2],
+            "bits": bits,
+            "shape": [*mapped.shape[:2], len(packed.get("kept", mapped[0, 0])), *mapped.shape[3:]],
+        }
+        write_cache(Path(path).expanduser(), packed, meta)
+
+    def made_with(self) -> Makers:
+        """The receiver, the first sharer and the mapper as a cache file knows them.
+
+        Raises:
+            UserError: there is no mapper.
+        """
+        if self.fusers.mapper is None:
+            raise UserError("the fuser has no mapper, so no text can be handed over: train one with model.mapper.")
+        if self._made_with is None:  # every byte is looked at
+            models = {"receiver": self.models.receiver, "sharer": self.models.sharers[0]}
+            known = {part: (model.name_or_path, self.models.fingerprint(model)) for part, model in models.items()}
+            known["mapper"] = type(self.fusers.mapper).__name__, mapper_fingerprint(self.fusers.state_dict())
+            self._made_with = {part: {"name": name, "fingerprint": of_it} for part, (name, of_it) in known.items()}
+        return self._made_with
 
     def read(self, batch: Reading | Batch | list[list[Message]]) -> Reading:
         """What the frozen models make of a batch, or of conversations; communicators of the same models share it."""

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "nano": set(),
     "models": {"files", "fuser", "mapper"},
     "formats": {"files", "fuser", "mapper", "models", "runs"},
-    "communicator.py": {"files", "formats", "fuser", "models"},
+    "communicator.py": {"files", "formats", "fuser", "mapper", "models"},
     "data": {"files", "models", "nano"},
     "training": {"communicator", "files", "formats", "fuser", "mapper", "models", "nested", "runs", "tracking"},
     "evaluation": {
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     },
     "sweep": {"drawing", "evaluation", "files", "fuser", "models", "nested", "runs", "tracking", "training"},
     "cli": {
+        "communicator",
         "data",
         "evaluation",
         "files",
@@ -102,6 +103,7 @@ def test_every_part_has_its_place_in_the_order():
         ["fit", "--model.recever=x"],
         ["fit", "--config", "wrong_fit.yaml"],
         ["test", "--trainer.acelerator=cpu"],
+        ["read", "--fuser=last", "--text=nowhere.txt", "--out=a.cache"],
     ],
     ids=" ".join,
 )

@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": ("c2c_lightning.cli.fit:run", "validate a checkpoint"),
     "sweep": ("c2c_lightning.cli.sweep:run", "search over configurations, on this machine or a cluster"),
     "test": ("c2c_lightning.cli.test:run", "say what a fuser's cache communication gave, with controls"),
+    "read": ("c2c_lightning.cli.read:read", "have the sharer read a text once, for the receiver to answer from"),
     "consolidate": ("c2c_lightning.training.checkpoints:consolidate", "make a sharded checkpoint one file"),
     "convert": ("c2c_lightning.formats.fuser_folder:convert", "import a published fuser, or export one of ours"),
     "report": ("c2c_lightning.evaluation.report.comparison:compare_runs", "lay several evaluations side by side"),

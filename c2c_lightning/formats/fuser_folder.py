@@ -159,11 +159,21 @@ def fingerprint(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         counted["mapper"] = config["mapper"]
     if config["chat"] != asdict(ChatConfig()):  # fusers of before had no other
         counted["chat"] = config["chat"]
-    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
+    return weights_digest(counted, state)
+
+
+def weights_digest(said: Any, state: Mapping[str, Tensor]) -> str:
+    """The same for the same tensors, on whatever device, and the same that is said of them, as JSON."""
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for tensor_name in sorted(state):
         digest.update(tensor_name.encode())
-        digest.update(state[tensor_name].reshape(-1).contiguous().view(torch.uint8).numpy())
+        digest.update(state[tensor_name].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def mapper_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """The same for the same weights of a mapper, given those of all that is fitted or trained with it."""
+    return weights_digest({}, {name: state[name] for name in without_statistics(state) if name.startswith("mapper.")})
 
 
 def convert(source: str, out: str, receiver: str | None = None, sharer: str | None = None) -> None:

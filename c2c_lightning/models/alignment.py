@@ -23,6 +23,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.mapper import Handed
 from c2c_lightning.models.chat import ChatConfig, Message, as_text, has_tools, marked, merged, pinned
 from c2c_lightning.models.private_text import BETWEEN, PRIVATE, RECEIVER_ONLY, PrivateText, reads, text_apart
 from c2c_lightning.models.read_text import UNALIGNED, ReadText, Span, match, read, reread
@@ -168,13 +169,25 @@ class Aligner:
         return prompt
 
     def _with_slots(
-        self, prompt: AlignedPrompt, own: ReadText, section: int, messages: list[Message], i: int, text: str
+        self, prompt: AlignedPrompt, own: ReadText, section: int, messages: list[Message], i: int, text: str | Handed
     ) -> AlignedPrompt:
         """A prompt with slots for a private text before the content of message i, which is this section of it."""
+        if isinstance(text, Handed):
+            private = PrivateText.none(prompt.receiver_ids, prompt.sharer_ids[0] if prompt.sharer_ids else [])
+            private = replace(private, at=int(np.searchsorted(own.section, section)), handed=text)
+        else:
+            private = self._private_text(own, section, messages, i, text)
+        slots = [self.receiver.pad_token_id] * private.num_slots
+        receiver_ids = prompt.receiver_ids[: private.at] + slots + prompt.receiver_ids[private.at :]
+        unfused = np.full(len(slots), UNALIGNED)
+        positions = [np.insert(opposite, private.at, unfused) for opposite in prompt.positions]
+        return replace(prompt, receiver_ids=receiver_ids, positions=positions, private=private)
+
+    def _private_text(self, own: ReadText, section: int, messages: list[Message], i: int, text: str) -> PrivateText:
         tokenizer = self.sharers[0]
         itself = reads([*messages[:i], {**messages[i], PRIVATE: text}, *messages[i + 1 :]], PRIVATE)
         asked = self._rendered(tokenizer, itself, add_generation_prompt=True)
-        private = PrivateText.of(
+        return PrivateText.of(
             begin=[token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id],
             text=read(tokenizer, text, [Span(0, len(text))]),
             own=own,
@@ -182,11 +195,6 @@ class Aligner:
             section=section,
             asked_ids=tokenizer(asked, add_special_tokens=False).input_ids,
         )
-        slots = [self.receiver.pad_token_id] * private.num_slots
-        receiver_ids = prompt.receiver_ids[: private.at] + slots + prompt.receiver_ids[private.at :]
-        unfused = np.full(len(slots), UNALIGNED)
-        positions = [np.insert(opposite, private.at, unfused) for opposite in prompt.positions]
-        return replace(prompt, receiver_ids=receiver_ids, positions=positions, private=private)
 
     def response_ids(self, messages: list[Message], prompt: AlignedPrompt) -> list[int]:
         """The receiver's ids of the last message, an assistant's, up to and including its end of turn.

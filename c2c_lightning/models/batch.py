@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from c2c_lightning.models.alignment import AlignedPrompt
+from c2c_lightning.models.cache import position_ids
 from c2c_lightning.models.private_text import PrivateText, PrivateTexts
 from c2c_lightning.models.read_text import UNALIGNED
 
@@ -69,6 +70,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
+
+    def positions(self, mask: Tensor) -> Tensor:
+        """Of tokens behind private texts, given the mask of prompts and responses, or a part of them: (B, any).
+
+        They count real tokens, and those of a text that have no slot.
+        """
+        return position_ids(mask) + (0 if self.private is None else self.private.skipped[:, None])
 
     @property
     def num_supervised(self) -> Tensor:

@@ -188,7 +188,7 @@ def cache_with_slots(
         cache.update(keys, values, i)
     if R:
         rest_ids = torch.full((B, R), pad_id, device=device).masked_scatter(rest_columns, ids_BN[is_rest])
-        positions = before[:, None] + torch.arange(R, device=device)
+        positions = (before + texts.skipped)[:, None] + torch.arange(R, device=device)
         cache = fill(model, rest_ids, torch.cat([prefix_columns, rest_columns], dim=1).long(), positions, cache)
     columns = torch.cat([prefix_columns, rest_columns], dim=1)
     if columns.shape[1] == N and bool((columns == mask_BN.bool()).all()):

@@ -4,6 +4,9 @@ The receiver's prompt is laid out as if it had read the text: what its template 
 each of the sharer's tokens, the message, and what the template says after it. A mapper makes what stands in the slots;
 the receiver reads what follows on top of them.
 
+The sharer may have read a text long ago, and what the mapper made of it be `Handed` over instead: of all its tokens or of
+some. Slots stand where their tokens would, and what follows a text stands behind all of its tokens.
+
 Dimensions: B conversations, N prompt tokens but the last, S tokens of texts, M tokens of the receiver's prompts with texts,
 Q of the sharer's, T slots.
 """
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from c2c_lightning.errors import UserError
+from c2c_lightning.mapper import Handed
 from c2c_lightning.models.chat import Message
 from c2c_lightning.models.read_text import ReadText
 
@@ -47,7 +51,8 @@ def text_apart(messages: list[Message]) -> int | None:
     Raises:
         UserError: there are several, or it is no user's.
     """
-    apart = [i for i, m in enumerate(messages) for kind in (PRIVATE, RECEIVER_ONLY) if (m.get(kind) or "").strip()]
+    texts = [(i, m.get(kind) or "") for i, m in enumerate(messages) for kind in (PRIVATE, RECEIVER_ONLY)]
+    apart = [i for i, text in texts if isinstance(text, Handed) or text.strip()]
     if len(apart) > 1 or any(messages[i]["role"] != "user" for i in apart):
         raise UserError(
             "a text that one model alone reads (private, receiver_only) stands beside the content of one user's message; "
@@ -66,6 +71,7 @@ class PrivateText:
     read_ids: list[int]  # the receiver's ids of the prompt in which it reads the text itself
     opposite: np.ndarray  # for each slot the newest of `read_ids` that has read no further in the text, or UNREAD
     asked_ids: list[int]  # the sharer's ids of the prompt in which it reads the text and is asked itself
+    handed: Handed | None = None  # what stands in the slots, of a text without ids, which nobody can read any more
 
     @classmethod
     def of(
@@ -100,7 +106,7 @@ class PrivateText:
 
     @property
     def num_slots(self) -> int:
-        return len(self.ids) - self.first
+        return len(self.ids) - self.first if self.handed is None else len(self.handed.kept)
 
 
 @dataclass
@@ -109,16 +115,21 @@ class PrivateTexts:
 
     ids: Tensor  # (B, S) left-padded
     mask: Tensor  # (B, S) 1 for real tokens
-    tokens: Tensor  # (T,) places among the B * S of the tokens that have a slot
+    tokens: Tensor  # places among the B * S of the tokens that have a slot, but for those of texts that are handed over
     slots: Tensor  # (T,) places of the slots among the B * N
     rows: Tensor  # (T,) the conversation of each slot
     heads: Tensor  # (B,) how many of the receiver's tokens stand before the slots
     numbers: Tensor  # (B,) how many slots there are
     read_ids: Tensor  # (B, M) left-padded, the receiver's prompts in which it reads the texts itself
     read_mask: Tensor  # (B, M) 1 for real tokens
-    opposite: Tensor  # (T,) places among the B * (M - 1) of the token opposite each slot, or UNREAD
+    opposite: Tensor  # for each of `tokens` the place among the B * (M - 1) of the one opposite, or UNREAD
     asked_ids: Tensor  # (B, Q) left-padded, the sharer's prompts in which it reads the texts and is asked itself
     asked_mask: Tensor  # (B, Q) 1 for real tokens
+    offsets: Tensor  # (T,) places of the slots' tokens in their texts
+    skipped: Tensor  # (B,) how many tokens of a text have no slot
+    is_handed: Tensor  # (T,) the slots of texts that are handed over
+    handed: Tensor | None  # (2, L, T', H, D) what stands in these
+    num_bytes: list[int | None]  # of the texts that are handed over; None for those that are read
 
     @classmethod
     def of(
@@ -142,8 +153,8 @@ class PrivateTexts:
         width = read_ids.shape[1] - 1  # the last token is not in the cache
         tokens, slots, opposite = [], [], []
         for row, text in enumerate(texts):
-            number = text.num_slots
-            tokens.append(torch.arange((row + 1) * ids.shape[1] - number, (row + 1) * ids.shape[1]))
+            number, end = text.num_slots, (row + 1) * ids.shape[1]
+            tokens.append(torch.arange(end - number if text.handed is None else end, end))
             begin = row * mask_BN.shape[1] + int(mask_BN.shape[1] - mask_BN[row].sum()) + text.at
             slots.append(torch.arange(begin, begin + number))
             last = len(text.read_ids) - 1
@@ -153,6 +164,9 @@ class PrivateTexts:
         numbers = torch.tensor([text.num_slots for text in texts])
         rows = torch.arange(len(texts)).repeat_interleave(numbers)
         heads = torch.tensor([text.at for text in texts])
+        handed = [text.handed for text in texts]
+        offsets = [torch.arange(n) if h is None else h.kept for n, h in zip(numbers.tolist(), handed)]
+        entries = [h.entries.float() for h in handed if h is not None]
         return cls(
             ids,
             mask,
@@ -164,10 +178,14 @@ class PrivateTexts:
             read_mask,
             torch.cat(opposite),
             *asked,
+            torch.cat(offsets),
+            torch.tensor([0 if h is None else h.num_tokens - len(h.kept) for h in handed]),
+            torch.tensor([h is not None for h in handed])[rows],
+            torch.cat(entries, dim=2) if entries else None,
+            [None if h is None else h.num_bytes for h in handed],
         )
 
     @property
     def positions(self) -> Tensor:
         """Of the slots in the receiver's prompts, (T,)."""
-        first = self.numbers.cumsum(0) - self.numbers
-        return self.heads[self.rows] + torch.arange(len(self.rows), device=self.rows.device) - first[self.rows]
+        return self.heads[self.rows] + self.offsets

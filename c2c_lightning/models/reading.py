@@ -30,6 +30,7 @@ from c2c_lightning.models.cache import (
 )
 from c2c_lightning.models.checks import check_tokens
 from c2c_lightning.models.decoding import generate
+from c2c_lightning.models.identity import fingerprint_in_memory, fingerprint_of_files
 from c2c_lightning.models.loading import kv_shape
 from c2c_lightning.models.private_text import UNREAD
 from c2c_lightning.models.prompt_store import PromptStore
@@ -64,6 +65,7 @@ class FrozenModels(nn.Module):
         self.requires_grad_(False).eval()
         self.aligner, self.store = aligner, store
         self._rotations: dict[PreTrainedModel, Rotation] = {}
+        self._fingerprints: dict[PreTrainedModel, str] = {}
         self.receiver_shape, *self.sharer_shapes = (kv_shape(model.config) for model in (receiver, *sharers))
 
     def train(self, mode: bool = True) -> FrozenModels:
@@ -79,6 +81,13 @@ class FrozenModels(nn.Module):
         if model not in self._rotations:
             self._rotations[model] = Rotation(model)
         return self._rotations[model]
+
+    def fingerprint(self, model: PreTrainedModel) -> str:
+        """Of all that a model's folder holds; of a model without one, as it was when first asked for."""
+        if model not in self._fingerprints:
+            name = model.name_or_path
+            self._fingerprints[model] = fingerprint_of_files(name) if name else fingerprint_in_memory(model)
+        return self._fingerprints[model]
 
     def prefill(self, model: PreTrainedModel, ids_BN: Tensor, mask_BN: Tensor) -> DynamicCache:
         """A model's cache after reading left-padded prompts, or what the store has of it."""
@@ -108,7 +117,7 @@ class FrozenModels(nn.Module):
             logits_1TV = self.receiver(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=position_ids(mask)[:, -ids.shape[1] :],
+                position_ids=batch.positions(mask)[:, -ids.shape[1] :],
                 past_key_values=cache,
                 use_cache=True,
             ).logits
@@ -165,7 +174,8 @@ class FrozenModels(nn.Module):
         ids, mask = batch.prompt_ids, batch.prompt_mask
         if first_ids is not None:
             ids, mask = torch.cat([ids, first_ids], dim=1), torch.cat([mask, torch.ones_like(first_ids)], dim=1)
-        return generate(self.receiver, self.aligner.receiver, ids, mask, cache, **generate_kwargs)
+        positions = None if batch.private is None else batch.positions(mask)
+        return generate(self.receiver, self.aligner.receiver, ids, mask, cache, positions, **generate_kwargs)
 
     def collate(self, conversations: list[list[Message]]) -> Batch:
         """Conversations as a batch on the receiver's device."""
@@ -249,8 +259,9 @@ class Reading:
             return self
         if mapper not in self._mapped_by:
             twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
-            # They do not depend on the mapper.
-            twin.text_entries, twin.itself = self.text_entries, self.itself
+            twin.itself = self.itself  # as what the sharer has read, it does not depend on the mapper
+            if len(self.batch.private.tokens):
+                twin.text_entries = self.text_entries
             self._mapped_by[mapper] = twin
         return self._mapped_by[mapper]
 
@@ -280,17 +291,25 @@ class Reading:
 
     @cached_property
     def mapped(self) -> Tensor:
-        """What the mapper makes of the texts, (2, L, T, H, D), keys not turned.
+        """What the mapper makes of the texts, or made of those handed over, (2, L, T, H, D), keys not turned.
 
         Raises:
             UserError: there is no mapper.
         """
+        text = self.batch.private
+        if text.handed is not None and not len(text.tokens):
+            return text.handed
         if self.mapper is None:
             raise UserError(
                 "a conversation has a text that the sharer alone reads, and the fuser has no mapper for it: train one "
                 "with model.mapper, or put the text into the message."
             )
-        return self.mapper(self.text_entries)
+        mapped = self.mapper(self.text_entries)
+        if text.handed is None:
+            return mapped
+        slots = mapped.new_empty(*mapped.shape[:2], len(text.slots), *mapped.shape[3:])
+        slots[:, :, text.is_handed], slots[:, :, ~text.is_handed] = text.handed.to(mapped.dtype), mapped
+        return slots
 
     def slots(self) -> Tensor:
         """What the mapper makes of the texts, (2, L, T, H, D), with keys turned to where the slots stand."""

@@ -1,0 +1,119 @@
+"""A text that a sharer has read, as a file: what the mapper made of it, for the receiver and the mapper that it was made for.
+
+A safetensors file with the tensors of `mapper.handed.pack` and, in its metadata, what they are checked against before use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from c2c_lightning.errors import UserError, first_line
+from c2c_lightning.files import check_json, checked, json_text, whole
+from c2c_lightning.formats.fuser_folder import weights_digest
+from c2c_lightning.mapper import Handed
+
+FORMAT, KEY, DIGEST = 1, "c2c_lightning_text", "digest"
+MAKE = "python -m c2c_lightning read --fuser FUSER --text TEXT --out {}"
+
+
+class Maker(TypedDict):
+    """A model or mapper that a cache file depends on."""
+
+    name: str
+    fingerprint: str
+
+
+class Makers(TypedDict):
+    """All that it depends on; of the sharer, the first of them."""
+
+    receiver: Maker
+    sharer: Maker
+    mapper: Maker
+
+
+class Meta(TypedDict):
+    """What a cache file says of itself."""
+
+    format: int
+    made_with: Makers
+    text: str  # its SHA-256
+    num_tokens: int
+    bits: Literal[32, 16, 8, 4]
+    shape: list[int]  # (2, L, K, H, D) of the entries
+
+
+class Cached:
+    """A text that was read once, by `python -m c2c_lightning read`, to be given as `context` any number of times.
+
+    The file is read when it is first used, and kept.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser()
+        self._read: tuple[Meta, Handed] | None = None
+
+    def handed(self, makers: Mapping[str, Maker]) -> Handed:
+        """What was handed over, checked.
+
+        Args:
+            makers: the receiver, and the sharer and mapper as far as they are there.
+
+        Raises:
+            UserError: the file is missing, damaged or none of ours, or was made by another model or mapper.
+        """
+        if self._read is None:
+            self._read = read_cache(self.path)
+        meta, handed = self._read
+        for part, maker in makers.items():
+            there = meta["made_with"][part]
+            if there["fingerprint"] != maker["fingerprint"]:
+                raise UserError(
+                    f"cache file {self.path} was made with {part} {there['name']} ({there['fingerprint'][:8]}), and this "
+                    f"{part} is {maker['name']} ({maker['fingerprint'][:8]}): answer with the fuser that read the text, or "
+                    f"read it again: {MAKE.format(self.path)}"
+                )
+        return handed
+
+
+def write_cache(path: Path, packed: dict[str, Tensor], meta: Meta) -> None:
+    """Writes a cache file, as a whole or not at all; a UserError if it cannot be written."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in packed.items()}
+    said = {KEY: json_text(meta, indent=None), DIGEST: weights_digest(meta, tensors)}
+    with whole(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, said)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+
+def read_cache(path: Path) -> tuple[Meta, Handed]:
+    """A cache file, checked; see `Cached.handed`."""
+    where, again = f"cache file {path}", f"Make it again: {MAKE.format(path)}"
+    if not path.is_file():
+        raise UserError(f"{where}: no such file. Name one that this makes: {MAKE.format(path)}")
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if KEY in said else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{where} is damaged, cut off or no cache file: {first_line(error)}. {again}") from error
+    if KEY not in said:
+        raise UserError(f"{where} has tensors, but not of a text: c2c_lightning read did not write it. {again}")
+    found = check_json(said[KEY], dict[str, Any], where, again)
+    if found.get("format") != FORMAT:
+        raise UserError(f"{where} has format {found.get('format')!r}; this version reads format {FORMAT}. {again}")
+    if said.get(DIGEST) != weights_digest(found, tensors):
+        raise UserError(f"{where} is damaged: its content does not have the digest that was written with it. {again}")
+    meta = checked(found, Meta, where, again)
+    return meta, Handed.of(tensors, meta["bits"], meta["num_tokens"])
