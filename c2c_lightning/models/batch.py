@@ -86,6 +86,21 @@ class Batch:
         """The batch in which the receiver reads private texts itself, and no sharer reads anything."""
         return replace(self, prompt_ids=self.private.read_ids, prompt_mask=self.private.read_mask, **ALONE)
 
+    def behind_texts(self) -> tuple[Tensor, Tensor]:
+        """Where the tokens stand that follow the texts, whether a receiver reads those itself or not.
+
+        Returns:
+            Places among the B * N tokens of the prompts, and among the B * M of those with texts, all but for the last
+            token. The prompts are padded on the left, so they end alike, up to a slot at least.
+        """
+        own, read = self.prompt_ids, self.private.read_ids
+        width = min(own.shape[1], read.shape[1])
+        alike = (own[:, -width:] == read[:, -width:]).flip(1).cumprod(1).flip(1).bool() & (self.private.numbers > 0)[
+            :, None
+        ]
+        rows, columns = alike[:, :-1].nonzero().T
+        return tuple(rows * (ids.shape[1] - 1) + columns + ids.shape[1] - width for ids in (own, read))
+
     def without_texts(self) -> Batch:
         """The batch in which nobody has read the private texts, and no sharer reads anything."""
         own = self.prompt_mask.bool()

@@ -123,7 +123,9 @@ class FrozenModels(nn.Module):
             ).logits
         return logits_1TV[0]
 
-    def text_loss(self, cache: DynamicCache, reading: Reading, answer: float, kl: float, entries: float) -> Tensor:
+    def text_loss(
+        self, cache: DynamicCache, reading: Reading, answer: float, kl: float, entries: float, prompt: float
+    ) -> Tensor:
         """How far responses are from the right ones, and from those of a receiver that has read private texts itself.
 
         Args:
@@ -132,11 +134,19 @@ class FrozenModels(nn.Module):
             answer: weight of the cross-entropy, in nats.
             kl: weight of the divergence of next-token distributions from those of that receiver, in nats.
             entries: weight of the share of the variance of that receiver's entries that the slots do not have.
+            prompt: weight of the share of the variance of its entries of what follows the texts that the cache does not
+                have. All layers learn from it, where the distributions of a few tokens say little to the lower ones.
 
         Returns:
             Their sum over the supervised tokens.
         """
         batch, supervised = reading.batch, tuple(reading.batch.supervised)
+        shares = []
+        if entries:
+            target, has_one = reading.entries_itself()
+            shares.append(entries * unexplained(reading.mapped[:, :, has_one], target))
+        if prompt:  # before the response is added to the cache
+            shares.append(prompt * unexplained(*reading.entries_behind_texts(cache)))
         log_probs_TV = self.response_logits(cache, batch, supervised).float().log_softmax(-1)
         loss = answer * F.nll_loss(log_probs_TV, batch.response_ids[supervised], reduction="sum")
         if kl:
@@ -145,12 +155,8 @@ class FrozenModels(nn.Module):
                 taught_TV = self.response_logits(itself.receiver_cache(), itself.batch, supervised)
             taught_TV = taught_TV.float().log_softmax(-1)
             loss = loss + kl * F.kl_div(log_probs_TV, taught_TV, reduction="sum", log_target=True)
-        if entries:
-            target, has_one = reading.entries_itself()
-            error = reading.mapped[:, :, has_one].float() - target.float()
-            spread = target.float() - target.float().mean(2, keepdim=True)
-            unexplained = error.square().sum((2, 3, 4)) / spread.square().sum((2, 3, 4)).clamp(min=1e-12)
-            loss = loss + entries * unexplained.mean() * batch.num_supervised
+        for share in shares:
+            loss = loss + share * batch.num_supervised
         return loss
 
     @torch.no_grad()
@@ -289,6 +295,21 @@ class Reading:
         cache, mask = self.itself.receiver_cache(), text.read_mask[:, :-1]
         return self._unturned(self.models.receiver, cache, mask, text.opposite[has_one]), has_one
 
+    def entries_behind_texts(self, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+        """What the receiver keeps of the tokens that follow the private texts.
+
+        Args:
+            cache: the receiver's of the prompts with slots, but for the last token.
+
+        Returns:
+            Its entries in the cache (2, L, T', H, D), keys not turned, and those that it has where it reads the texts
+            itself, which are the closer, the more the slots tell.
+        """
+        itself = self.itself
+        places = zip(self.batch.behind_texts(), (self.batch, itself.batch), (cache, itself.receiver_cache()))
+        receiver = self.models.receiver
+        return tuple(self._unturned(receiver, kept, batch.prompt_mask[:, :-1], at) for at, batch, kept in places)
+
     @cached_property
     def mapped(self) -> Tensor:
         """What the mapper makes of the texts, or made of those handed over, (2, L, T, H, D), keys not turned.
@@ -348,3 +369,10 @@ class Reading:
             return self.models.prefill(receiver, ids, mask)
         pad_id = self.models.aligner.receiver.pad_token_id
         return cache_with_slots(receiver, ids, mask, self.batch.private, self.slots(), pad_id)
+
+
+def unexplained(given: Tensor, target: Tensor) -> Tensor:
+    """The share of the variance over tokens of a stack (2, L, T, H, D) that another lacks: a mean over parts and layers."""
+    given, target = given.float(), target.float()
+    spread = (target - target.mean(2, keepdim=True)).square().sum((2, 3, 4)).clamp(min=1e-12)
+    return ((given - target).square().sum((2, 3, 4)) / spread).mean()

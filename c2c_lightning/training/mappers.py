@@ -23,23 +23,30 @@ class TextTraining:
     Attributes:
         answer: weight of the cross-entropy of the response.
         kl: weight of the divergence from the next-token distributions of the receiver that reads the text itself.
-        entries: weight of the share of variance of that receiver's cache that the slots do not have.
+        entries: weight of the share of variance of that receiver's cache of the text that the slots do not have.
+        prompt: the same of its cache of the prompt's tokens that follow the text, and are read on top of the slots.
         observed: training batches that the closed form is solved from; None for all of an epoch.
     """
 
     answer: float = 1.0
     kl: float = 1.0
     entries: float = 0.0
+    prompt: float = 0.0
     observed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("answer", "kl", "entries"):
+        for name in self.losses:
             if not getattr(self, name) >= 0:
                 raise UserError(f"model.texts.{name} is {getattr(self, name)}: it must not be negative.")
-        if not self.answer + self.kl + self.entries > 0:
-            raise UserError("model.texts gives no loss a weight: set answer, kl or entries above 0.")
+        if not sum(self.losses.values()) > 0:
+            raise UserError("model.texts gives no loss a weight: set answer, kl, entries or prompt above 0.")
         if self.observed is not None and self.observed < 1:
             raise UserError(f"model.texts.observed is {self.observed}: give at least 1, or null for an epoch.")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Weights of the losses, by name; see `FrozenModels.text_loss`."""
+        return {"answer": self.answer, "kl": self.kl, "entries": self.entries, "prompt": self.prompt}
 
 
 @torch.no_grad()

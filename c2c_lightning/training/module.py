@@ -198,8 +198,7 @@ class C2CModule(L.LightningModule):
         """What a run is to make small, summed over the supervised tokens, and their number."""
         if reading.batch.private is None:
             return self.models.response_loss(cache, reading.batch)
-        weights = run.texts.answer, run.texts.kl, run.texts.entries
-        loss = self.models.text_loss(cache, reading.with_mapper(run.fusers.mapper), *weights)
+        loss = self.models.text_loss(cache, reading.with_mapper(run.fusers.mapper), **run.texts.losses)
         return loss, reading.batch.num_supervised
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -117,6 +117,34 @@ def test_published_alignment_refuses_what_the_receiver_alone_reads():
         aligner.prompt([{"role": "user", "content": ASKED[0], "receiver_only": TEXTS[0]}])
 
 
+def test_what_follows_a_text_is_found_in_both_prompts_and_nothing_else():
+    model = to_itself("llama", template=None)
+    own = [{"role": "user", "content": "Nobody tells me."}]
+    batch = model.models.collate([*told(), own])
+    ids = [each[:, :-1] for each in (batch.prompt_ids, batch.private.read_ids)]
+    places = batch.behind_texts()
+    assert torch.equal(*(each.flatten()[at] for each, at in zip(ids, places)))
+    for each, at in zip(ids, places):
+        rows = [each.flatten()[at[at // each.shape[1] == row]] for row in range(4)]
+        texts = [model.models.aligner.receiver.decode(row) for row in rows]
+        # The first token of a message may be another one where a text stands before it.
+        assert all(text.startswith((asked, asked[1:], asked[3:])) for text, asked in zip(texts, ASKED)), texts
+        assert not texts[3]
+
+
+def test_a_prompt_is_read_the_more_as_with_the_text_the_more_the_slots_tell():
+    model = to_itself("llama", template=None)
+    batch = model.models.collate(told())
+    batch.response_ids, batch.response_mask = torch.arange(12).view(3, 4) + 5, torch.ones(3, 4, dtype=torch.long)
+    batch.supervised = batch.response_mask.nonzero().T
+    found = []
+    for share in (1.0, 0.5, 0.0):
+        model.fusers.mapper.weight.copy_(share * torch.eye(model.fusers.mapper.weight.shape[1]))
+        reading = model.models.read(batch).with_mapper(model.fusers.mapper)
+        found.append(float(model.models.text_loss(reading.receiver_cache(), reading, 0.0, 0.0, 0.0, 1.0)))
+    assert 0 < found[0] < found[1] < found[2]
+
+
 def test_the_receiver_reads_a_text_once_for_distributions_and_entries():
     model = to_itself("llama", template=None)
     batch = model.models.collate(told())
@@ -129,6 +157,6 @@ def test_the_receiver_reads_a_text_once_for_distributions_and_entries():
     )
     cache = reading.receiver_cache()
     widths.clear()
-    model.models.text_loss(cache, reading, 1.0, 1.0, 1.0)
+    model.models.text_loss(cache, reading, 1.0, 1.0, 1.0, 1.0)
     hook.remove()
     assert widths.count(length) == 1
