@@ -1,5 +1,7 @@
 """Every shipped configuration parses, and what it names can be built."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,19 @@ def test_the_real_pair_is_told_of_other_passages_than_it_is_asked_about(monkeypa
     assert data.benchmark.context == data.val_benchmark.context == asked.context == "sharer"
     assert data.val_benchmark.path == asked.path
     assert data.val_benchmark.split == asked.split != data.benchmark.split
+
+
+def test_one_command_hands_over_passages_between_the_real_pair_or_says_which_it_needs(tmp_path):
+    def make(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["make", "told", *args, f"REAL_TEXTS={tmp_path}"], capture_output=True, text=True)
+
+    refused = make()
+    assert refused.returncode
+    assert refused.stderr.startswith(f"error: '{tmp_path}/nq_oracle.jsonl' is not there")
+    (tmp_path / "nq_oracle.jsonl").touch()
+    configs = re.findall(r"--config (\S+)", make("--dry-run").stdout)
+    assert len(configs) == 3
+    assert all((PROJECT / config).is_file() for config in configs)
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("fsdp2", FSDP2), ("fsdp", FSDP1)])

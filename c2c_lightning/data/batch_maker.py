@@ -38,6 +38,7 @@ class BatchMaker:
     def __init__(self, aligner: Aligner, max_length: int, exact_answers: bool):
         self.aligner, self.max_length, self.exact_answers = aligner, max_length, exact_answers
         self.refused = MalformedTally("the models' chat templates")
+        self.told = False  # whether there was a text that the sharer alone reads
 
     def __call__(self, examples: Sequence[Example], partners: Sequence[Iterable[Example]] | None = None) -> Batch:
         """A batch of examples.
@@ -65,7 +66,7 @@ class BatchMaker:
                 others.append(self._first_readable(partners[i], example))
         if not read:
             # A rank that has nothing to learn from must take part in the step all the same.
-            nothing = self.aligner.prompt([{"role": "user", "content": "-"}])
+            nothing = self.aligner.prompt([{"role": "user", "content": "-", PRIVATE: "-" if self.told else None}])
             read, references = [(nothing, [])], [""]
             others = [] if partners is None else [(nothing, nothing)]
         prompts, responses = zip(*read)
@@ -115,6 +116,7 @@ class BatchMaker:
             message = f"{example.source}: {error}"
             raise TemplateRunsOn(message) from UserError(message)
         self._check_length(prompt, response)
+        self.told |= prompt.private is not None
         return prompt, response
 
     def _check_length(self, prompt: AlignedPrompt, response: Sequence[int] = ()) -> None:

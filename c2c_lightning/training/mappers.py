@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
+from torch import Tensor
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.mapper import Mapper, RidgeMapper
-from c2c_lightning.models import FrozenModels
+from c2c_lightning.models import Batch, FrozenModels
+from c2c_lightning.models.loading import is_sharded
 
 
 @dataclass
@@ -73,14 +75,39 @@ def solve_mappers(
     rank_zero_info(f"solving {len(mappers)} mapper(s) from {total} batches")
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     for batch, _ in zip(track(loader, "solving mappers", total, disable=not shown), range(total)):
-        reading = models.read(batch.to(models.receiver.device))
+        check_told(trainer, models, batch)
         if batch.private is None:
             continue
+        reading = models.read(batch.to(models.receiver.device))
         target, has_one = reading.entries_itself()
+        text = reading.text_entries[:, :, has_one]
+        if not batch.response_mask.any():  # of a rank that had no example, and reads as the others do
+            continue
         for mapper in mappers:
-            mapper.observe(reading.text_entries[:, :, has_one], target)
+            mapper.observe(text, target)
     for mapper in mappers:
         if trainer.world_size > 1:
-            for total in mapper.statistics.buffers():
-                dist.all_reduce(total)
+            for summed in mapper.statistics.buffers():
+                dist.all_reduce(summed)
         mapper.solve()
+
+
+def check_told(trainer: L.Trainer, models: FrozenModels, batch: Batch) -> None:
+    """Raises a UserError on all ranks that share their models, if some have private texts to read and others none."""
+    if not is_sharded(models):
+        return
+    told = torch.tensor(float(batch.private is not None), device=trainer.strategy.root_device)
+    told = trainer.strategy.reduce(told, reduce_op="sum")
+    if 0 < told < trainer.world_size:
+        raise UserError(
+            f"of {trainer.world_size} ranks that share their models (FSDP) {told:.0f} have a batch with texts that the sharer "
+            "alone reads, and the others have none, so they cannot read together: give every conversation a text, or set "
+            "trainer.strategy to ddp where the models fit on one device."
+        )
+
+
+def nothing_of(mapper: Mapper, device: torch.device) -> Tensor:
+    """Zero, with a gradient of zero for all of a mapper: for batches without texts, beside which other ranks have some."""
+    shape = mapper.sharer
+    stack = torch.zeros(2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim, device=device)
+    return 0 * mapper(stack).sum()

@@ -23,10 +23,10 @@ from c2c_lightning.models import Batch, ChatConfig, FrozenModels, PromptStore, R
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.training.acceleration import Compiled, compile_parts
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.mappers import TextTraining, solve_mappers
+from c2c_lightning.training.mappers import TextTraining, check_told, nothing_of, solve_mappers
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
-from c2c_lightning.training.sharding import FSDP1, FSDP2, clip_gradients, shard
+from c2c_lightning.training.sharding import FSDP1, clip_gradients, shard
 
 
 class C2CModule(L.LightningModule):
@@ -97,11 +97,9 @@ class C2CModule(L.LightningModule):
         return self.runs[0].communicator.models
 
     def setup(self, stage: str) -> None:
-        if self.runs[0].fuser_settings.get("mapper") and isinstance(self.trainer.strategy, FSDP1 | FSDP2):
-            raise UserError(
-                f"model.mapper cannot be sharded, and trainer.strategy is {type(self.trainer.strategy).__name__}: "
-                "set it to ddp, or to auto."
-            )
+        if self.runs[0].fuser_settings.get("mapper") and isinstance(self.trainer.strategy, FSDP1):
+            # It gathers what is at the models' roots within a step alone, and the closed form is solved before.
+            raise UserError("model.mapper is not trained by the older FSDP: set trainer.strategy to FSDP2, or to ddp.")
         for run in self.runs:
             if run.folder is None:  # the only one
                 run.folder, run.loggers = Path(self.trainer.default_root_dir), self.trainer.loggers
@@ -117,8 +115,8 @@ class C2CModule(L.LightningModule):
             compile_parts(run.communicator, self.compiled)
             for fuser in run.fusers:
                 fuser.recomputes = self.recompute_fusers
-            if run.closed_form:
-                run.closed_form.check(self.trainer)
+            if run.closed_form or not run.has_steps:
+                run.check_strategy(self.trainer)
             # Where checkpoints have its weights, and where metrics are moved to the device.
             for name in ("communicator", "val_loss", "accuracy"):
                 self.add_module(f"{run.label}{name}", getattr(run, name))
@@ -163,7 +161,8 @@ class C2CModule(L.LightningModule):
                 layers, name = fuser.gate.receiver_layers, fuser.class_path.rpartition(".")[2]
                 rank_zero_info(f"trained: {name} on receiver layers {layers}, {size:,} parameters")
             if run.fusers.mapper:
-                rank_zero_info(f"trained: {type(run.fusers.mapper).__name__}, {run.fuser_sizes[-1]:,} parameters")
+                name = run.fusers.mapper.class_path.rpartition(".")[2]
+                rank_zero_info(f"trained: {name}, {run.fuser_sizes[-1]:,} parameters")
 
     def on_train_start(self) -> None:
         for run in self.runs:
@@ -172,6 +171,9 @@ class C2CModule(L.LightningModule):
         if not self.global_step:  # a run that goes on has them in its checkpoint
             mappers = [run.fusers.mapper for run in self.runs]
             solve_mappers(self.trainer, self.models, mappers, self.runs[0].texts.observed)
+        if not any(run.has_steps for run in self.runs):
+            rank_zero_info("No step is made: the mapper is in closed form, and nothing is left to train.")
+            self.trainer.should_stop = True
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -186,18 +188,22 @@ class C2CModule(L.LightningModule):
                 run.closed_form.see(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        reading = self.models.read(batch)
+        reading = self.read(batch)
         caches = fuse_all([run.fusers for run in self.runs], reading)
         # One response after the other: as one large batch they would be rounded otherwise than alone.
         losses = [run.training_loss(batch, *self.loss_of(run, cache, reading)) for run, cache in zip(self.runs, caches)]
-        loss = torch.stack(losses).sum()
-        # A mapper in closed form alone has nothing that an optimizer trains.
-        return loss if loss.requires_grad else loss.requires_grad_()
+        return torch.stack(losses).sum()
+
+    def read(self, batch: Batch) -> Reading:
+        """What the frozen models make of a batch."""
+        check_told(self.trainer, self.models, batch)
+        return self.models.read(batch)
 
     def loss_of(self, run: Run, cache: DynamicCache, reading: Reading) -> tuple[Tensor, Tensor]:
         """What a run is to make small, summed over the supervised tokens, and their number."""
         if reading.batch.private is None:
-            return self.models.response_loss(cache, reading.batch)
+            loss, supervised = self.models.response_loss(cache, reading.batch)
+            return loss + (nothing_of(run.fusers.mapper, loss.device) if run.fusers.mapper else 0), supervised
         loss = self.models.text_loss(cache, reading.with_mapper(run.fusers.mapper), **run.texts.losses)
         return loss, reading.batch.num_supervised
 
@@ -264,7 +270,7 @@ class C2CModule(L.LightningModule):
         self.check_finite("before the validation")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        reading = self.models.read(batch)
+        reading = self.read(batch)
         for run in self.runs:
             loss, supervised = run.communicator(reading)
             run.val_loss.update(loss / supervised.clamp(min=1), supervised)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -104,6 +105,22 @@ class Run:
         """The class of what is trained."""
         trained = self.fusers.mapper if not len(self.fusers) else self.fusers[0]
         return trained.class_path.rpartition(".")[2]
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether training batches have anything to change: weights that learn, or what fusers collect from."""
+        return bool(self.closed_form) or any(parameter.requires_grad for parameter in self.fusers.parameters())
+
+    def check_strategy(self, trainer: L.Trainer) -> None:
+        """Raises a UserError if its closed form is one that several processes cannot fit."""
+        if self.closed_form:
+            self.closed_form.check(trainer)
+        elif not self.has_steps and not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise UserError(
+                f"model.mapper is {self.name}, of which nothing is trained after its closed form, and trainer.strategy is "
+                f"{type(trainer.strategy).__name__} on {trainer.world_size}: set trainer.strategy to auto, "
+                "trainer.devices to 1 and trainer.num_nodes to 1, or take a mapper that trains."
+            )
 
     @property
     def tracker(self) -> MLflowTracker | None:

@@ -1,7 +1,8 @@
 """How models and fusers that are too large for one device are spread over several.
 
-The blocks of every LM, what is left of it at its root, and every fuser are units, of which each device
-keeps a part and gathers the whole only while it computes with it. Gate logits are a handful of numbers,
+The blocks of every LM, what is left of it at its root, every fuser and the mapper are units, of which each device
+keeps a part and gathers the whole only while it computes with it. Where there is a mapper, every device has its closed
+form and the receiver whole. Gate logits are a handful of numbers,
 and read wherever somebody asks which gates are open: every device has them whole. Checkpoints fit every strategy.
 """
 
@@ -43,6 +44,7 @@ from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.formats.checkpoint import FUSERS
 from c2c_lightning.fuser import Fuser
+from c2c_lightning.mapper import Mapper
 from c2c_lightning.models.loading import is_sharded
 
 WRAPPED = "_fsdp_wrapped_module."  # what FSDP1 puts into the name of a parameter
@@ -198,14 +200,24 @@ def wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 
 def shard(communicator: Communicator, mesh: DeviceMesh) -> None:
-    """Shards a communicator that is whole on every device by FSDP2, in place; the mesh is one-dimensional."""
+    """Shards a communicator that is whole on every device by FSDP2, in place; the mesh is one-dimensional.
+
+    With a mapper the receiver stays whole.
+    """
     # Nobody writes into a fused cache in place, of which FSDP2 warns.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     logits = share_gates(communicator.fusers)
+    whole: set[nn.Module] = set()
+    if communicator.fusers.mapper:
+        # A mapper's gradient passes through what the receiver writes into its cache, beside the modules' outputs, by
+        # which FSDP2 knows when to gather their weights again.
+        whole = set(communicator.models.receiver.modules())
     for module in reversed(list(communicator.modules())):  # a block before the root that it is in
+        if module in whole:
+            continue
         # A root has `generate`. The model inside it is none: input and output embeddings, which are
         # often one parameter, have to be gathered as one.
-        if isinstance(module, (GradientCheckpointingLayer, GenerationMixin, Fuser)):
+        if isinstance(module, (GradientCheckpointingLayer, GenerationMixin, Fuser, Mapper)):
             # By itself FSDP2 would keep a root gathered for good, and every LM here is one.
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=logits)
 

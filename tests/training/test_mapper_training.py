@@ -1,6 +1,7 @@
 """Mappers of texts that the sharer alone reads: solved, trained, resumed, saved, and asked."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -13,7 +14,7 @@ from c2c_lightning.evaluation.report.comparison import compare_runs
 from c2c_lightning.formats.fuser_folder import convert
 from c2c_lightning.training.closed_form import ClosedForm
 from c2c_lightning.training.mappers import TextTraining
-from tests.training.ranks import FSDP2, launch
+from tests.training.ranks import FSDP1, FSDP2, launch
 from tests.training.runs import PROJECT, command, newest, same
 
 PRIVATE = [
@@ -120,7 +121,9 @@ def test_batches_that_a_closed_form_holds_out_keep_their_texts_over_a_resume(tra
     first.held_out.append(model.models.collate([[{**QUESTION[0], "private": TOLD}], QUESTION]))
     resumed.load(first.state())
     [batch], [again] = first.held_out, resumed.held_out
-    assert all(torch.equal(value, getattr(again.private, name)) for name, value in vars(batch.private).items())
+    for name, value in vars(batch.private).items():
+        other = getattr(again.private, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
 def test_the_published_format_has_no_mappers(trained, tmp_path):
@@ -141,7 +144,65 @@ def test_nothing_is_trained_where_nothing_is_communicated(tmp_path):
         command(tmp_path, "fit", *PRIVATE, "--model.mapper=null")
 
 
+def test_a_mapper_in_closed_form_alone_is_solved_validated_and_saved_without_a_step(tmp_path, caplog):
+    command(tmp_path, "fit", *PRIVATE, "--model.mapper=c2c_lightning.mapper.RidgeMapper")
+    run = newest(tmp_path)
+    assert run.summary["steps"] == 0
+    assert {"val/loss", "val/accuracy/c2c"} <= run.summary["metrics"].keys()
+    assert Communicator.from_pretrained(run.folder).fusers.mapper.weight.abs().sum() > 0
+    assert "No step is made: the mapper is in closed form" in caplog.text
+
+
 @pytest.mark.slow
-def test_mappers_are_not_sharded(tmp_path):
-    with pytest.raises(AssertionError, match=r"\nerror: model\.mapper cannot be sharded, .*strategy is FSDP2"):
-        launch(tmp_path, *PRIVATE, "--trainer.devices=1", *FSDP2)
+@pytest.mark.parametrize("strategy", [["--trainer.strategy=ddp"], FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_end_with_the_mapper_of_one(trained, tmp_path, strategy):
+    halves = ["--trainer.devices=2", "--data.init_args.batch_size=8", "--data.init_args.val_batch_size=4"]
+    run = launch(tmp_path, *PRIVATE, *halves, *strategy)
+    ours, others = (each.checkpoint()["state_dict"] for each in (run, trained))
+    assert ours.keys() == others.keys()
+    for name, tensor in others.items():
+        # Adam makes steps of like size of gradients that are nothing but rounding errors.
+        allowed = 2e-2 if re.search(r"\.w[12]\.", name) else 2e-3
+        assert (ours[name] - tensor).double().norm() <= allowed * tensor.double().norm(), name
+    assert run.summary["metrics"]["val/loss"] == pytest.approx(trained.summary["metrics"]["val/loss"], rel=1e-3)
+    exported = Communicator.from_pretrained(run.folder).fusers.state_dict()
+    assert all(torch.equal(tensor, ours[f"communicator.fusers.{name}"]) for name, tensor in exported.items())
+
+
+def some_told(folder, told) -> list[str]:
+    """Seven questions, some of them about a text that the sharer alone reads; by twos one is left over."""
+    lines = [
+        {"role": "user", "content": f"Where does Zoruba {i} live?", **({"private": TOLD} if i in told else {})}
+        for i in range(7)
+    ]
+    answer = {"role": "assistant", "content": "Cairo"}
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"messages": [line, answer]}) for line in lines))
+    data = ["--data=InstructionData", "--data.init_args.path=train.jsonl", "--data.init_args.val_path=train.jsonl"]
+    data += [
+        "--data.init_args.val_split=train[:7]",
+        "--data.init_args.batch_size=1",
+        "--data.init_args.val_batch_size=1",
+    ]
+    return [*PRIVATE, *data, "--trainer.limit_val_batches=1.0", "--trainer.devices=2"]
+
+
+@pytest.mark.slow
+def test_a_rank_without_texts_keeps_step_with_those_that_have_some(tmp_path):
+    run = launch(tmp_path, *some_told(tmp_path, {1, 4}), "--model.texts.observed=null", "--trainer.strategy=ddp")
+    assert run.summary["steps"] == 6
+
+
+@pytest.mark.slow
+def test_ranks_that_share_models_read_texts_together_or_say_that_they_cannot(tmp_path):
+    run = launch(tmp_path, *some_told(tmp_path, range(7)), *FSDP2)
+    assert run.summary["steps"] == 6
+    with pytest.raises(AssertionError, match=r"\nerror: of 2 ranks that share their models \(FSDP\) 1 have"):
+        launch(tmp_path, *some_told(tmp_path, {1}), *FSDP2)
+
+
+@pytest.mark.slow
+def test_a_mapper_in_closed_form_alone_is_refused_on_several_processes(tmp_path):
+    with pytest.raises(AssertionError, match=r"\nerror: model\.mapper is RidgeMapper, of which nothing is trained"):
+        launch(tmp_path, *PRIVATE, "--model.mapper=c2c_lightning.mapper.RidgeMapper", "--trainer.devices=2")
+    with pytest.raises(AssertionError, match=r"\nerror: model\.mapper is not trained by the older FSDP"):
+        launch(tmp_path, *PRIVATE, "--trainer.devices=1", *FSDP1)
