@@ -97,6 +97,9 @@ def read_bytes(file: Path, what: str) -> bytes:
         raise UserError(f"{what} {file} cannot be read: {error.strerror or error}.") from error
 
 
+PATHS = (".", "/", "~", "runs/")  # what no hub id begins with; the last is where our runs lie
+
+
 def find_path(name: str, what: str) -> Path | None:
     """A file or folder, looked up from the working folder and then from the project's; None for what may be a hub id.
 
@@ -106,7 +109,7 @@ def find_path(name: str, what: str) -> Path | None:
     for path in (Path(name).expanduser(), PROJECT / name):
         if path.exists():
             return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith(".gguf"):
+    if name.startswith(PATHS) or name.count("/") != 1 or name.endswith(".gguf"):
         raise UserError(f"{what} {name!r}: no such folder. Give a folder's path or a hub id (owner/name).")
     return None
 

@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from c2c_lightning.errors import UserError, first_line, meant, user_message
-from c2c_lightning.files import find_path
+from c2c_lightning.files import PATHS, find_path
 from c2c_lightning.nested import flatten
 
 UNKNOWN_NAME = re.compile(
@@ -135,9 +135,13 @@ def check_keys(command: str, args: Sequence[str]) -> None:
                     f"{where}{section}.{word} is no option of {command}. {meant(f'{section}.{word}', known)}".strip()
                 )
 
-    if command != "test":
+    last = {key: (where, value) for where, key, value in given}  # which wins over those before it
+    if command == "test":
+        where, fuser = last.get("model.fuser", ("", None))
+        if isinstance(fuser, str) and fuser.startswith(PATHS) and "${" not in fuser:
+            find_path(fuser, f"{where}fuser")
+    else:
         check_data(given)
-        last = {key: (where, value) for where, key, value in given}  # which wins over those before it
         for key in ("model.receiver", "model.sharers"):
             where, value = last.get(key, ("", None))
             for name in value if isinstance(value, list) else [value]:

@@ -32,7 +32,7 @@ def test_what_the_parser_has_to_judge_is_left_to_it(tmp_path):
     check_keys("fit", ["--data=mine.NanoData", "--data.anything=1", "--data=c2c_lightning.data.NanoData"])
     check_keys("fit", ["--model.receiver=/nowhere", "--model.receiver=owner/name"])  # what is given last counts
     check_keys("fit", ["--data=NanoData", "--data=QuestionData", "--data.benchmark.path=q.csv", "--data.seed=1"])
-    check_keys("test", ["--data.benchmarks=[NanoWorld]", "--model.receiver=nowhere"])
+    check_keys("test", ["--data.benchmarks=[NanoWorld]", "--model.receiver=nowhere", "--model.fuser=owner/name/of"])
 
 
 MISSPELT = {
@@ -46,6 +46,7 @@ MISSPELT = {
         r"data\.yaml: data\.init_args\.paht is no option of InstructionData\. Did you mean path",
     ),
     "model": (["--model.receiver", "models/a.gguf"], r"model 'models/a\.gguf': no such folder"),
+    "fuser": (["test", "--model.fuser=runs/2026-01-01_00-00-00"], r"fuser 'runs/2026-01-01_00-00-00': no such folder"),
     "models in a file": (["--config", "models.yaml"], r"models\.yaml: model '/nowhere': no such folder"),
 }
 
@@ -57,9 +58,10 @@ def test_what_is_misspelt_is_told_before_anything_that_takes_seconds_is_imported
     args, message = MISSPELT[fault]
     code = (
         "import sys; from c2c_lightning.cli.commands import main\n"
-        "try: main(['fit', *sys.argv[1:]])\n"
+        "try: main(sys.argv[1:])\n"
         "finally: print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & sys.modules.keys()))"
     )
+    args = args if args[0] == "test" else ["fit", *args]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     run = subprocess.run(
         [sys.executable, "-c", code, *args], cwd=tmp_path, env=environment, capture_output=True, text=True
