@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from c2c_lightning.errors import UserError
+from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.files import checked
-from c2c_lightning.formats.cached import FORMAT, Cached, Makers, write_cache
+from c2c_lightning.formats.cached import FORMAT, Cached, Maker, Makers, mapper_of, write_cache
 from c2c_lightning.formats.config import located, make_fusers
 from c2c_lightning.formats.fuser_folder import (
-    mapper_fingerprint,
     named,
     read_fuser,
     without_statistics,
     write_fuser_folder,
 )
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.mapper.handed import pack
+from c2c_lightning.mapper.handed import BITS, pack
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.private_text import PRIVATE
 
@@ -51,6 +50,7 @@ class Communicator(nn.Module):
         super().__init__()
         self.models, self.fusers = models, fusers
         self._made_with: Makers | None = None
+        self._mapper: Maker | None = None  # what the mapper is known by, where only the receiver was loaded
 
     def train(self, mode: bool = True) -> Communicator:
         self._made_with = None  # weights may be others now
@@ -138,10 +138,14 @@ class Communicator(nn.Module):
         Raises:
             UserError: there is no mapper, or the text is empty or too long for the sharer, or the file cannot be written.
         """
-        made_with, [sharer, *_], receiver = self.made_with(), self.models.sharers, self.models.receiver
+        made_with, receiver = self.made_with(), self.models.receiver
+        if bits not in (None, *BITS):
+            raise UserError(f"bits is {bits!r}: give one of {', '.join(map(str, BITS))}.")
+        check_at_least(1, keep=keep)
         if not text.strip():
             raise UserError(f"the text for {path} is empty: give one that has something to hand over.")
         batch = self.models.collate([[{"role": "user", "content": "?", "private": text}]])
+        sharer = self.models.sharers[0]
         most = getattr(sharer.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
         if (number := batch.private.ids.shape[1]) > most:
             raise UserError(
@@ -150,7 +154,7 @@ class Communicator(nn.Module):
             )
         bits = 8 * receiver.dtype.itemsize if bits is None else bits
         mapped = self.read(batch).with_mapper(self.fusers.mapper).mapped
-        mapped = mapped.to(receiver.dtype)
+        mapped = mapped.to(receiver.dtype).cpu()
         packed = pack(mapped, bits, keep)
         meta = {
             "format": FORMAT,
@@ -163,18 +167,21 @@ class Communicator(nn.Module):
         write_cache(Path(path).expanduser(), packed, meta)
 
     def made_with(self) -> Makers:
-        """The receiver, the first sharer and the mapper as a cache file knows them.
+        """The receiver, the first sharer if there is one, and the mapper as a cache file knows them.
 
         Raises:
             UserError: there is no mapper.
         """
-        if self.fusers.mapper is None:
+        if self.fusers.mapper is None and self._mapper is None:
             raise UserError("the fuser has no mapper, so no text can be handed over: train one with model.mapper.")
         if self._made_with is None:  # every byte is looked at
-            models = {"receiver": self.models.receiver, "sharer": self.models.sharers[0]}
-            known = {part: (model.name_or_path, self.models.fingerprint(model)) for part, model in models.items()}
-            known["mapper"] = type(self.fusers.mapper).__name__, mapper_fingerprint(self.fusers.state_dict())
-            self._made_with = {part: {"name": name, "fingerprint": of_it} for part, (name, of_it) in known.items()}
+            there = zip(("receiver", "sharer"), (self.models.receiver, *self.models.sharers))
+            models = {
+                part: Maker(name=model.name_or_path, fingerprint=self.models.fingerprint(model))
+                for part, model in there
+            }
+            mapper = self._mapper or mapper_of(self.fusers.config(), self.fusers.state_dict())
+            self._made_with = Makers(**models, mapper=mapper)
         return self._made_with
 
     def read(self, batch: Reading | Batch | list[list[Message]]) -> Reading:
@@ -213,16 +220,25 @@ class Communicator(nn.Module):
                 `last` for that of the newest run in runs/.
             dtype: of the frozen models; `auto` for the one they were saved in. Fusers stay in fp32.
             receiver: folder or hub id of the receiver, where it is no longer where the fuser says.
-            sharers: the same of all sharers.
+            sharers: the same of all sharers. An empty list for none: then only the receiver is loaded, which answers
+                about `Cached` texts.
             trust_remote_code: import a fuser class that is not one of this package, and so run its file.
 
         Raises:
             UserError: a part is missing, damaged, or does not fit the models.
         """
-        name = named(name)
-        config, state = read_fuser(name, receiver, sharers)
+        name, alone = named(name), sharers is not None and not len(sharers)
+        config, state = read_fuser(name, receiver, None if alone else sharers)
+        if alone:
+            if config["fuser"] is not None or "mapper" not in config:
+                raise UserError(f"sharers is [], but fuser {name!r} fuses what sharers read: leave sharers out.")
+            config |= {"sharers": [], "chat": {**config["chat"], "sharers": None}}
         config = located(config, name)
-        fusers = make_fusers(config, state, name, trust_remote_code)  # refuses before models are read
+        # What does not fit is refused before models are read.
+        fusers = None if alone else make_fusers(config, state, name, trust_remote_code)
         models = config["receiver"], config["sharers"]
         aligner = load_aligner(*models, config["alignment"], config["template_kwargs"], ChatConfig(**config["chat"]))
-        return cls(FrozenModels(*load_models(*models, dtype), aligner), fusers).eval()
+        frozen = FrozenModels(*load_models(*models, dtype), aligner)
+        loaded = cls(frozen, Fusers(frozen.receiver_shape, [], fuser=None) if alone else fusers).eval()
+        loaded._mapper = mapper_of(config, state) if alone else None
+        return loaded

@@ -63,6 +63,22 @@ def test_a_file_gives_to_the_bit_what_its_text_gives_without_the_sharer(model, f
     assert not torch.equal(logits(model, QUESTIONS[:1], [OTHER]), logits(model, QUESTIONS[:1], [TEXT]))
 
 
+def test_the_receiver_alone_answers_from_a_file(model, folder):
+    shutil.copytree(folder / "fuser", alone := folder / "alone")
+    config = json.loads((alone / "config.json").read_text())
+    (alone / "config.json").write_text(json.dumps({**config, "sharers": ["./nowhere"]}))
+    fresh = Communicator.from_pretrained(alone, sharers=[])
+    assert not len(fresh.models.sharers)
+    answers = fresh.generate(QUESTIONS, context=[Cached(folder / "a"), None, None], max_new_tokens=4)
+    assert answers == model.generate(QUESTIONS, context=[TEXT, None, None], max_new_tokens=4)
+    for refused in (lambda: fresh.generate(QUESTIONS[0], context=TEXT), lambda: fresh.save_text(TEXT, folder / "b")):
+        with pytest.raises(UserError, match="only the receiver is loaded: give a Cached one"):
+            refused()
+    Communicator.fresh(model.models).save_pretrained(folder / "fuses")
+    with pytest.raises(UserError, match="fuses what sharers read: leave sharers out"):
+        Communicator.from_pretrained(folder / "fuses", sharers=[])
+
+
 def test_files_and_texts_and_nothing_stand_side_by_side(model, folder):
     handed = Cached(folder / "a").handed(model.made_with())
     texts = logits(model, QUESTIONS, [TEXT, OTHER, None])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.files import check_json, checked, json_text, whole
-from c2c_lightning.formats.fuser_folder import weights_digest
+from c2c_lightning.formats.fuser_folder import weights_digest, without_statistics
 from c2c_lightning.mapper import Handed
 
 FORMAT, KEY, DIGEST = 1, "c2c_lightning_text", "digest"
@@ -32,10 +32,10 @@ class Maker(TypedDict):
 
 
 class Makers(TypedDict):
-    """All that it depends on; of the sharer, the first of them."""
+    """All that it depends on; of the sharers, the first of them, which a receiver by itself does not know."""
 
     receiver: Maker
-    sharer: Maker
+    sharer: NotRequired[Maker]
     mapper: Maker
 
 
@@ -84,6 +84,12 @@ class Cached:
                     f"read it again: {MAKE.format(self.path)}"
                 )
         return handed
+
+
+def mapper_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Maker:
+    """A mapper, given config and weights of all that was fitted or trained with it."""
+    weights = {name: state[name] for name in without_statistics(state) if name.startswith("mapper.")}
+    return Maker(name=config["mapper"]["class_path"].rpartition(".")[2], fingerprint=weights_digest({}, weights))
 
 
 def write_cache(path: Path, packed: dict[str, Tensor], meta: Meta) -> None:

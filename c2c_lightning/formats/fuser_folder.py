@@ -171,11 +171,6 @@ def weights_digest(said: Any, state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def mapper_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """The same for the same weights of a mapper, given those of all that is fitted or trained with it."""
-    return weights_digest({}, {name: state[name] for name in without_statistics(state) if name.startswith("mapper.")})
-
-
 def convert(source: str, out: str, receiver: str | None = None, sharer: str | None = None) -> None:
     """Converts a fuser, bit for bit, whichever of the two formats it has.
 

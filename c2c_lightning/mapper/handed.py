@@ -55,7 +55,7 @@ def pack(entries: Tensor, bits: int, keep: int | None = None) -> dict[str, Tenso
     """
     packed = {}
     if keep is not None and keep < entries.shape[2]:
-        kept = most_distinct(entries[0], keep)
+        kept = most_distinct(entries, keep)
         entries, packed["kept"] = entries[:, :, kept], kept.int()
     for part, numbers in zip(PARTS, entries):
         if bits >= 16:
@@ -71,15 +71,17 @@ def pack(entries: Tensor, bits: int, keep: int | None = None) -> dict[str, Tenso
     return packed
 
 
-def most_distinct(keys: Tensor, keep: int) -> Tensor:
-    """Places (K,), ascending, of the tokens whose keys (L, S, H, D) are least like the mean key, over all heads.
+def most_distinct(entries: Tensor, keep: int) -> Tensor:
+    """Places (K,), ascending, of the tokens whose keys and values (2, L, S, H, D) are farthest from their means.
 
-    KeyDiff (arXiv 2504.15364), which no question is needed for: a key like all others hardly changes where attention
-    goes. A cache has the same slots in all layers, so all of them vote.
+    No question is needed for it: a token that is like all others neither draws attention nor changes what attention
+    gives. Distances are those of a head by the mean of its tokens', and a cache has the same slots in all layers, so
+    all heads vote. KeyDiff (arXiv 2504.15364) takes the angle of keys alone, and Knorm (arXiv 2406.11430) their norm;
+    docs/transfer.md has what each gave.
     """
-    keys = F.normalize(keys.float(), dim=-1)
-    likeness = F.cosine_similarity(keys, keys.mean(1, keepdim=True), dim=-1)
-    return likeness.mean((0, 2)).topk(keep, largest=False).indices.sort().values
+    distance = (entries.float() - entries.float().mean(2, keepdim=True)).norm(dim=-1)
+    vote = distance / distance.mean(2, keepdim=True).clamp(min=1e-12)
+    return vote.mean((0, 1, 3)).topk(keep).indices.sort().values
 
 
 def _unpacked(packed: dict[str, Tensor], part: str, bits: int) -> Tensor:

@@ -173,7 +173,7 @@ class Aligner:
     ) -> AlignedPrompt:
         """A prompt with slots for a private text before the content of message i, which is this section of it."""
         if isinstance(text, Handed):
-            private = PrivateText.none(prompt.receiver_ids, prompt.sharer_ids[0] if prompt.sharer_ids else [])
+            private = PrivateText.none(prompt.receiver_ids, *prompt.sharer_ids[:1])
             private = replace(private, at=int(np.searchsorted(own.section, section)), handed=text)
         else:
             private = self._private_text(own, section, messages, i, text)
@@ -184,6 +184,8 @@ class Aligner:
         return replace(prompt, receiver_ids=receiver_ids, positions=positions, private=private)
 
     def _private_text(self, own: ReadText, section: int, messages: list[Message], i: int, text: str) -> PrivateText:
+        if not self.sharers:
+            raise UserError("a text was given that a sharer reads, but only the receiver is loaded: give a Cached one.")
         tokenizer = self.sharers[0]
         itself = reads([*messages[:i], {**messages[i], PRIVATE: text}, *messages[i + 1 :]], PRIVATE)
         asked = self._rendered(tokenizer, itself, add_generation_prompt=True)

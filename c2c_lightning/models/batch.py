@@ -140,10 +140,11 @@ def collate(
         sharers.append(SharerPrompt(ids, mask, positions))
     batch = Batch(prompt_ids, prompt_mask, sharers, response_ids, response_mask)
     if any(p.private for p in prompts):
-        texts = [p.private or PrivateText.none(p.receiver_ids, p.sharer_ids[0]) for p in prompts]
-        padded = pad([text.ids for text in texts], pad_ids[1], left=True)
+        texts = [p.private or PrivateText.none(p.receiver_ids, *p.sharer_ids[:1]) for p in prompts]
+        *_, pad_id = pad_ids[:2]  # the first sharer's, if there is one
+        padded = pad([text.ids for text in texts], pad_id, left=True)
         read = pad([text.read_ids for text in texts], pad_ids[0], left=True)
-        asked = pad([text.asked_ids for text in texts], pad_ids[1], left=True)
+        asked = pad([text.asked_ids for text in texts], pad_id, left=True)
         batch.private = PrivateTexts.of(texts, padded, read, asked, prompt_mask[:, :-1])
     return batch
 

@@ -100,9 +100,9 @@ class PrivateText:
         return cls(begin + text.ids, len(begin), at, itself.ids, opposite, asked_ids)
 
     @classmethod
-    def none(cls, receiver_ids: list[int], sharer_ids: list[int]) -> PrivateText:
+    def none(cls, receiver_ids: list[int], sharer_ids: Sequence[int] = ()) -> PrivateText:
         """Of a conversation that has none, beside others in a batch that have one."""
-        return cls([], 0, len(receiver_ids) - 1, receiver_ids, np.array([], dtype=np.int64), sharer_ids)
+        return cls([], 0, len(receiver_ids) - 1, receiver_ids, np.array([], dtype=np.int64), [*sharer_ids])
 
     @property
     def num_slots(self) -> int:

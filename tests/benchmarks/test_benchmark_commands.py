@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, data, fuser, generate, scaling, train_step
+from benchmarks import cached, compare, data, fuser, generate, scaling, train_step
 from benchmarks.floor import attention_flops, floor_flops, fuser_flops, prefill_flops, response_flops
 from benchmarks.pairs import MODELS, random_batch, random_communicator
 from benchmarks.rounds import ratio, taking_turns
@@ -140,6 +140,14 @@ def test_the_generation_benchmark_splits_what_fusion_adds(capsys):
     assert 0.5 < found.decode_ratio < 2
     generate.measure(pair=TINY, hidden=16, batches=[1, 2], prompt=8, message=2, response=3, rounds=1)
     assert [row[0] for row in table(capsys.readouterr().out)] == ["alone", "fused", "T2T"] * 2
+
+
+def test_the_cached_benchmark_compares_files_with_reading(capsys):
+    cached.measure(pair=TINY, tokens=24, bits=[8], rounds=1)
+    rows = table(capsys.readouterr().out)
+    assert [row[0] for row in rows] == [cached.READS, "from a file", "from a file, 8 bits", cached.ALONE]
+    assert int(rows[2][2].replace(",", "")) < int(rows[1][2].replace(",", ""))
+    assert float(rows[0][3]) == 1.0
 
 
 def test_the_data_benchmark_counts_examples_and_padding(tmp_path, capsys):

@@ -4,6 +4,7 @@ from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_enrichment import CacheEnrichment
 from c2c_lightning.evaluation.analyses.effective_rank import EffectiveRank
 from c2c_lightning.evaluation.analyses.fusion_weights import FusionWeights
+from c2c_lightning.evaluation.analyses.handed_over import RetentionByBytes
 from c2c_lightning.evaluation.analyses.latency import Latency
 from c2c_lightning.evaluation.analyses.partial_fusion import FusedFraction, LayerAblation
 from c2c_lightning.evaluation.analyses.solved import SolvedVenn, SubjectAccuracy
@@ -17,6 +18,7 @@ __all__ = [
     "FusionWeights",
     "Latency",
     "LayerAblation",
+    "RetentionByBytes",
     "SolvedVenn",
     "SubjectAccuracy",
     "TransformationOracle",

@@ -381,20 +381,22 @@ def begin(start: Prefill, asking: Asking) -> None:
 def of_receiver(reading: Reading, cache: DynamicCache, handed_over: Sequence[int] = ()) -> Prefill:
     """The receiver's prefill of a reading; `handed_over` are bytes for each question."""
     models, batch = reading.models, reading.batch
-    return Prefill(
-        models.receiver, models.aligner.receiver, batch.prompt_ids, batch.prompt_mask, cache, handed_over=[*handed_over]
-    )
+    positions = None if batch.private is None else batch.positions(batch.prompt_mask)
+    prompts = models.receiver, models.aligner.receiver, batch.prompt_ids, batch.prompt_mask
+    return Prefill(*prompts, cache, positions, [*handed_over])
 
 
 def cache_bytes(reading: Reading, fusers: Fusers, sharers: Iterable[int]) -> list[int]:
     """For each question the bytes that cross over.
 
-    Of these sharers' caches the open layers, with all of a sharer's tokens; of a private text what fills its slots.
+    Of these sharers' caches the open layers, with all of a sharer's tokens; of a private text what fills its slots, or
+    what it was packed into.
     """
-    total = [0] * len(reading.batch)
-    if reading.batch.private is not None:
+    total, text = [0] * len(reading.batch), reading.batch.private
+    if text is not None:
         shape, size = reading.models.receiver_shape, reading.models.receiver.dtype.itemsize
-        total = (reading.batch.private.numbers * 2 * shape.num_layers * shape.features * size).tolist()
+        per_slot = 2 * shape.num_layers * shape.features * size
+        total = [n * per_slot if packed is None else packed for n, packed in zip(text.numbers.tolist(), text.num_bytes)]
     for i in sharers:
         fuser, sharer = fusers[i], reading.models.sharers[i]
         per_token = len(fuser.gate.active()) * fuser.sharer.features * sharer.dtype.itemsize
