@@ -1,7 +1,7 @@
 # make fit        train a fuser on the built-in pair
 # make evaluate   say what the newest fuser's cache communication gave
 # make real       the same with two real language models: fetch, train, evaluate (less than an hour on 2 cores)
-# make told       the same with a text that one of the two alone reads and hands over (less than an hour on 2 cores)
+# make told       the same with a text that one of the two alone reads and hands over (less than two hours on 2 cores)
 # make test       run the quick tests
 # make test-all   run all tests: also kills, clusters, whole sweeps and many processes
 # make ui         look at the runs in MLflow
@@ -39,7 +39,7 @@ real: .venv/ready
 told: texts .venv/ready
 	@echo "== fetching SmolLM2-135M-Instruct and Gemma-3-270M (350 MB)"
 	$(BIN)/python -m benchmarks.real_pair
-	@echo "== training a mapper of passages that Gemma alone reads (about 30 minutes on 2 cores)"
+	@echo "== training a mapper of passages that Gemma alone reads (about an hour on 2 cores)"
 	$(BIN)/python -m c2c_lightning fit --config conf/real/smollm2_from_gemma3.yaml --config conf/real/told.yaml \
 		$(if $(wildcard runs/told),--ckpt_path runs/told)
 	@echo "== evaluating it (about 15 minutes on 2 cores)"

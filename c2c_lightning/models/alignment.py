@@ -146,7 +146,8 @@ class Aligner:
         receiver = common = read(self.receiver, text, spans)
         unshared = np.zeros(len(receiver.ids), dtype=bool)
         section = 0 if apart is None else 2 * len(marked(own[: apart[0] + 1], MARK)[0]) - 1
-        if apart and (alone := apart[1].get(RECEIVER_ONLY)):
+        alone = (apart[1].get(RECEIVER_ONLY) or "") if apart else ""
+        if alone.strip():
             if self.alignment == "published":
                 raise UserError(
                     "model.alignment published makes sharers read what the receiver alone should: give spans"
@@ -164,8 +165,8 @@ class Aligner:
             sharer_ids.append(sharer.ids)
             positions.append(np.where(unshared, UNALIGNED, opposite)[:-1])
         prompt = AlignedPrompt(receiver.ids, sharer_ids, positions, text)
-        if apart and (alone := apart[1].get(PRIVATE)):
-            return self._with_slots(prompt, receiver, section, own, apart[0], alone)
+        if apart and not alone.strip():
+            return self._with_slots(prompt, receiver, section, own, apart[0], apart[1][PRIVATE])
         return prompt
 
     def _with_slots(

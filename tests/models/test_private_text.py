@@ -105,6 +105,16 @@ def test_what_the_receiver_alone_reads_stands_before_its_question_and_opposite_n
         )
 
 
+def test_blank_text_of_one_kind_beside_a_text_of_the_other_is_nothing():
+    aligner = Aligner(tiny.tokenizer("chatml"), [tiny.tokenizer("inst")])
+    asked = {"role": "user", "content": ASKED[0]}
+    alone = aligner.prompt([{**asked, "receiver_only": TEXTS[0], "private": " "}])
+    assert alone.private is None
+    assert alone.text == aligner.prompt([{**asked, "receiver_only": TEXTS[0]}]).text
+    told_so = aligner.prompt([{**asked, "receiver_only": " ", "private": TEXTS[0]}])
+    assert told_so.private.ids == aligner.prompt([{**asked, "private": TEXTS[0]}]).private.ids
+
+
 def test_two_texts_that_one_model_alone_reads_are_refused():
     aligner = to_itself("llama").models.aligner
     with pytest.raises(UserError, match="one user's message"):
