@@ -25,6 +25,7 @@ from c2c_lightning.formats.fuser_folder import (
     write_fuser_folder,
 )
 from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import Prefix
 from c2c_lightning.mapper.handed import BITS, pack
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
 from c2c_lightning.models.private_text import PRIVATE
@@ -71,18 +72,18 @@ class Communicator(nn.Module):
         Returns:
             The summed cross-entropy in nats, and the number of supervised tokens that it is summed over.
         """
-        reading = self.read(reading)
+        reading = self.read(reading, fuse)
         return self.models.response_loss(self.prefill(reading, fuse), reading.batch)
 
     def prefill(self, reading: Reading | Batch, fuse: bool = True) -> DynamicCache:
         """The receiver's cache of all prompt tokens but the last, fused with the sharers' unless `fuse` is False."""
-        reading = self.read(reading)
+        reading = self.read(reading, fuse)
         return self.fusers.fuse(reading) if fuse else reading.receiver_cache()
 
     @torch.no_grad()
     def generate_ids(self, reading: Reading | Batch, fuse: bool = True, **generate_kwargs: Any) -> Any:
         """The receiver's own `generate` on the fused cache; see `FrozenModels.respond`."""
-        reading = self.read(reading)
+        reading = self.read(reading, fuse)
         return self.models.respond(self.prefill(reading, fuse), reading.batch, **generate_kwargs)
 
     def generate(
@@ -119,7 +120,7 @@ class Communicator(nn.Module):
             conversations = [[*turns[:-1], {**turns[-1], "private": text}] for turns, text in zip(conversations, texts)]
         if not fuse:
             conversations = [[{**message, PRIVATE: None} for message in turns] for turns in conversations]
-        reading = self.read(conversations)
+        reading = self.read(conversations, fuse)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])
@@ -172,7 +173,10 @@ class Communicator(nn.Module):
         Raises:
             UserError: there is no mapper.
         """
-        if self.fusers.mapper is None and self._mapper is None:
+        nobody = self.fusers.mapper is None or isinstance(
+            self.fusers.mapper, Prefix
+        )  # with which nothing is handed over
+        if nobody and self._mapper is None:
             raise UserError("the fuser has no mapper, so no text can be handed over: train one with model.mapper.")
         if self._made_with is None:  # every byte is looked at
             there = zip(("receiver", "sharer"), (self.models.receiver, *self.models.sharers))
@@ -184,11 +188,14 @@ class Communicator(nn.Module):
             self._made_with = Makers(**models, mapper=mapper)
         return self._made_with
 
-    def read(self, batch: Reading | Batch | list[list[Message]]) -> Reading:
-        """What the frozen models make of a batch, or of conversations; communicators of the same models share it."""
-        if isinstance(batch, Reading):
-            return batch
-        return self.models.read(batch if isinstance(batch, Batch) else self.models.collate(batch))
+    def read(self, batch: Reading | Batch | list[list[Message]], fuse: bool = True) -> Reading:
+        """What the frozen models make of a batch, or of conversations; communicators of the same models share it.
+
+        With `fuse`, the slots of private texts are filled by this communicator's mapper.
+        """
+        if not isinstance(batch, Reading):
+            batch = self.models.read(batch if isinstance(batch, Batch) else self.models.collate(batch))
+        return batch.with_mapper(self.fusers.mapper) if fuse else batch
 
     def config(self) -> dict[str, Any]:
         """What a saved fuser says of itself: the models it was trained between, and how."""

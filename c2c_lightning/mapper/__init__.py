@@ -3,6 +3,7 @@
 from c2c_lightning.mapper.base import Mapper, MapperFactory
 from c2c_lightning.mapper.handed import Handed
 from c2c_lightning.mapper.network import NetworkMapper
+from c2c_lightning.mapper.prefix import Prefix
 from c2c_lightning.mapper.ridge import RidgeMapper
 
-__all__ = ["Handed", "Mapper", "MapperFactory", "NetworkMapper", "RidgeMapper"]
+__all__ = ["Handed", "Mapper", "MapperFactory", "NetworkMapper", "Prefix", "RidgeMapper"]

@@ -11,12 +11,13 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from c2c_lightning.models.alignment import AlignedPrompt
 from c2c_lightning.models.cache import position_ids
-from c2c_lightning.models.private_text import PrivateText, PrivateTexts
+from c2c_lightning.models.private_text import UNREAD, PrivateText, PrivateTexts
 from c2c_lightning.models.read_text import UNALIGNED
 
 ALONE = {"sharers": [], "private": None, "partners": None}
@@ -100,6 +101,21 @@ class Batch:
         ]
         rows, columns = alike[:, :-1].nonzero().T
         return tuple(rows * (ids.shape[1] - 1) + columns + ids.shape[1] - width for ids in (own, read))
+
+    def behind_slots(self, number: int) -> Batch:
+        """The batch in which the receiver reads each private text itself, behind so many slots; no sharer reads anything."""
+        private, prompts, texts = self.private, [], []
+        rows = zip(private.read_ids, private.read_mask.bool(), private.heads.tolist(), private.numbers.tolist())
+        for ids, mask, at, has_text in rows:
+            own, slots = ids[mask].tolist(), [0] * (number if has_text else 0)
+            prompts.append(own[:at] + slots + own[at:])
+            texts.append(PrivateText(slots, 0, at, own, np.full(len(slots), UNREAD), []))
+        ids, mask = pad(prompts, 0, left=True, least=2)
+        padded = pad([text.ids for text in texts], 0, left=True)
+        read, asked = (private.read_ids, private.read_mask), (private.asked_ids, private.asked_mask)
+        slots = PrivateTexts.of(texts, padded, read, asked, mask[:, :-1])
+        alone = replace(self, prompt_ids=ids, prompt_mask=mask, **ALONE)
+        return replace(alone, private=slots).to(self.prompt_ids.device)
 
     def without_texts(self) -> Batch:
         """The batch in which nobody has read the private texts, and no sharer reads anything."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.mapper import Mapper
+from c2c_lightning.mapper import Mapper, Prefix
 from c2c_lightning.models.alignment import Aligner, Message
 from c2c_lightning.models.batch import Batch, collate, exchange_questions
 from c2c_lightning.models.cache import (
@@ -260,14 +260,24 @@ class Reading:
         return self.batch.sharers[sharer].aligned
 
     def with_mapper(self, mapper: Mapper | None) -> Reading:
-        """The reading in which a mapper fills the slots; itself if it does already, or there are none."""
+        """The reading in which a mapper fills the slots; itself if it does already, or there are none.
+
+        Of a `Prefix` it is the reading of other prompts, in which the receiver reads the texts itself.
+        """
         if self.batch.private is None or mapper is self.mapper:
             return self
         if mapper not in self._mapped_by:
-            twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
+            if isinstance(mapper, Prefix):
+                twin = Reading(self.models, self.batch.behind_slots(mapper.length), mapper=mapper)
+                shape, slots = mapper.sharer, len(twin.batch.private.slots)
+                twin.text_entries = mapper.entries.new_zeros(
+                    2, shape.num_layers, slots, shape.num_kv_heads, shape.head_dim
+                )
+            else:
+                twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
+                if len(self.batch.private.tokens):
+                    twin.text_entries = self.text_entries
             twin.itself = self.itself  # as what the sharer has read, it does not depend on the mapper
-            if len(self.batch.private.tokens):
-                twin.text_entries = self.text_entries
             self._mapped_by[mapper] = twin
         return self._mapped_by[mapper]
 

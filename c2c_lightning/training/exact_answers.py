@@ -97,6 +97,8 @@ def which_are_exact(answers: Mapping[str, Sequence[str]], batch: Batch) -> dict[
 
 def greedy_answers(communicator: Communicator | None, reading: Reading) -> list[str]:
     """The receiver's answer to each question, no longer than what can still be right; without a communicator, alone."""
+    if communicator is not None:
+        reading = communicator.read(reading)
     batch, models = reading.batch, reading.models
     cache = reading.receiver_cache() if communicator is None else communicator.fusers.fuse(reading)
     # An answer that runs past the longest reference is wrong whatever follows.

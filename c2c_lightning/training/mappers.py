@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor
 
 from c2c_lightning.errors import UserError
-from c2c_lightning.mapper import Mapper, RidgeMapper
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import Mapper, Prefix, RidgeMapper
 from c2c_lightning.models import Batch, FrozenModels
 from c2c_lightning.models.loading import is_sharded
 
@@ -49,6 +50,37 @@ class TextTraining:
     def losses(self) -> dict[str, float]:
         """Weights of the losses, by name; see `FrozenModels.text_loss`."""
         return {"answer": self.answer, "kl": self.kl, "entries": self.entries, "prompt": self.prompt}
+
+
+def check_prefix(fusers: Fusers, texts: TextTraining) -> None:
+    """Raises a UserError if a `Prefix` is to do what only mappers do that hand something over."""
+    if not isinstance(fusers.mapper, Prefix):
+        return
+    if len(fusers):
+        raise UserError("model.mapper is a Prefix, with which the receiver reads alone: set model.fuser to null.")
+    if texts.entries:
+        raise UserError(
+            f"model.texts.entries is {texts.entries}, and model.mapper is a Prefix, whose slots stand for no text: set it "
+            "to 0."
+        )
+
+
+@torch.no_grad()
+def begin_prefixes(trainer: L.Trainer, models: FrozenModels, mappers: Sequence[Mapper | None]) -> None:
+    """Has every `Prefix` begin with words of a text from the training data."""
+    prefixes = [mapper for mapper in mappers if isinstance(mapper, Prefix)]
+    if not prefixes:
+        return
+    for batch in trainer.datamodule.train_dataloader():
+        if batch.private is not None:
+            words, _ = models.read(batch.to(models.receiver.device)).entries_itself()
+            break
+    else:
+        raise UserError("model.mapper is a Prefix, and the data have no texts that the sharer alone reads: give some.")
+    for prefix in prefixes:
+        prefix.begin_with(words)
+        if trainer.world_size > 1:
+            dist.broadcast(prefix.entries.data, 0)
 
 
 @torch.no_grad()

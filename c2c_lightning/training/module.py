@@ -23,7 +23,14 @@ from c2c_lightning.models import Batch, ChatConfig, FrozenModels, PromptStore, R
 from c2c_lightning.models.alignment import Alignment
 from c2c_lightning.training.acceleration import Compiled, compile_parts
 from c2c_lightning.training.exact_answers import ExactAnswers
-from c2c_lightning.training.mappers import TextTraining, check_told, nothing_of, solve_mappers
+from c2c_lightning.training.mappers import (
+    TextTraining,
+    begin_prefixes,
+    check_prefix,
+    check_told,
+    nothing_of,
+    solve_mappers,
+)
 from c2c_lightning.training.optimizer import OptimizerConfig, Schedule, adamw
 from c2c_lightning.training.run import Run, own
 from c2c_lightning.training.sharding import FSDP1, clip_gradients, shard
@@ -144,6 +151,7 @@ class C2CModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for run in self.runs:
+            check_prefix(run.fusers, run.texts)
             if len(run.fusers) and not any(gate.learns or gate.active() for gate in run.fusers.gates):
                 raise UserError("model.gate leaves every layer closed, so there is nothing to train: open some.")
             if any(parameter.dtype != torch.float32 for parameter in run.fusers.parameters()):
@@ -171,6 +179,7 @@ class C2CModule(L.LightningModule):
         if not self.global_step:  # a run that goes on has them in its checkpoint
             mappers = [run.fusers.mapper for run in self.runs]
             solve_mappers(self.trainer, self.models, mappers, self.runs[0].texts.observed)
+            begin_prefixes(self.trainer, self.models, mappers)
         if not any(run.has_steps for run in self.runs):
             rank_zero_info("No step is made: the mapper is in closed form, and nothing is left to train.")
             self.trainer.should_stop = True

@@ -119,7 +119,9 @@ def digest(settings: dict[str, Any]) -> str:
     config = located(config, model["fuser"])
     # Receiver and sharers by what their folders hold: one that was trained on under its old name answers anew.
     models = [fingerprint_of_files(name) for name in (config["receiver"], *config["sharers"])]
-    return json_digest([fingerprint(config, state), models, counted, sources(counted)])
+    prefixes = [method.get("init_args", {}).get("prefix") for method in model.get("methods") or []]
+    further = [fingerprint(*read_fuser(prefix)) for prefix in prefixes if prefix]
+    return json_digest([fingerprint(config, state), models, counted, sources(counted), *further])
 
 
 def sources(settings: Any) -> list[str]:

@@ -22,7 +22,10 @@ from c2c_lightning.evaluation.asking.answers import Answer, AnswerFile
 from c2c_lightning.evaluation.asking.decoding import Continuation, Prefill, Response, beginnings, decode, likelihoods
 from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
+from c2c_lightning.formats.config import located, make_fusers
+from c2c_lightning.formats.fuser_folder import read_fuser
 from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import Prefix
 from c2c_lightning.models import FrozenModels, Message, Reading
 from c2c_lightning.models.batch import pad
 from c2c_lightning.models.cache import branch, prefill
@@ -207,16 +210,54 @@ class Receiver(Answering):
 
 
 class ReadsIt(Answering):
-    """The receiver reads itself what otherwise the sharer alone reads: what handing over can at best come to."""
+    """The receiver reads itself what otherwise the sharer alone reads: what handing over can at best come to.
+
+    Training also teaches the form of an answer. Behind a prefix that was trained with the mapper's data, losses and
+    steps, the receiver has been taught that too: `reads_it_trained`, the fair skyline for a trained mapper.
+
+    Args:
+        prefix: a run that trained `mapper.Prefix`, or its fuser's folder; None for the receiver as it is.
+    """
 
     name = "reads_it"
     description = "the receiver, which reads the text itself"
     needs_texts = True
 
+    def __init__(self, prefix: str | None = None):
+        self.prefix, self.mapper = prefix, None
+        if prefix is not None:
+            self.name = "reads_it_trained"
+            self.description = "the receiver, which reads the text itself behind a trained prefix"
+
+    def check(self, models: FrozenModels) -> None:
+        if self.prefix is not None:
+            self.mapper = read_prefix(self.prefix, models)
+
     def prefill(self, asking: Asking) -> Prefill:
+        if self.mapper is not None:
+            with asking.clock("tokenization"):
+                reading = asking.reading.with_mapper(self.mapper)
+            with asking.clock("receiver prefill"):
+                return of_receiver(reading, reading.receiver_cache())
         batch = asking.reading.batch.with_texts()
         asking = replace(asking, reading=asking.once("tokenization", "with texts", partial(asking.models.read, batch)))
         return of_receiver(asking.reading, asking.receiver_cache())
+
+
+def read_prefix(name: str, models: FrozenModels) -> Prefix:
+    """A trained prefix for the receiver of these models.
+
+    Raises:
+        UserError: there is none, or it was trained for another receiver.
+    """
+    config, state = read_fuser(name)
+    prefix = make_fusers(located(config, name), state, name).mapper
+    if not isinstance(prefix, Prefix):
+        raise UserError(f"prefix of ReadsIt is {name!r}, whose model.mapper is no Prefix: train one with that.")
+    own, trained = (Path(receiver).name for receiver in (models.receiver.name_or_path, config["receiver"]))
+    if prefix.receiver != models.receiver_shape or own != trained:
+        raise UserError(f"prefix of ReadsIt is {name!r}, which was trained for {trained}, and the receiver is {own}.")
+    return prefix.requires_grad_(False).to(models.receiver.device)
 
 
 class Sharer(Answering):

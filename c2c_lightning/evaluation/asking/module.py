@@ -37,6 +37,7 @@ from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToTex
 from c2c_lightning.evaluation.benchmarks import Benchmark
 from c2c_lightning.evaluation.report.findings import BenchmarkResults, collect
 from c2c_lightning.files import read_bytes, whole, write_whole
+from c2c_lightning.mapper import Prefix
 from c2c_lightning.runs import make_folder
 
 T = TypeVar("T")
@@ -119,6 +120,11 @@ class Evaluation(L.LightningModule):
     def configure_model(self) -> None:
         if self.communicator is None:
             self.communicator = self.load()
+            if isinstance(self.communicator.fusers.mapper, Prefix):
+                raise UserError(
+                    f"model.fuser {self.fuser} is a trained prefix, with which nothing is handed over: name a mapper's run, "
+                    "and this one as the prefix of a ReadsIt."
+                )
             for benchmark in self.benchmarks:
                 benchmark.leave_out(too_long(benchmark, self.communicator.models), TOO_LONG)
 

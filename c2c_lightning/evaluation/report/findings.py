@@ -32,8 +32,8 @@ from c2c_lightning.files import json_digest
 
 # What the words of a report know by name.
 C2C, RECEIVER, SHARER, TEXT_TO_TEXT, WRONG_QUESTION = "c2c", "receiver", "sharer", "text_to_text", "wrong_question"
-READS_IT = "reads_it"
-MAIN = (RECEIVER, READS_IT, SHARER, TEXT_TO_TEXT, C2C)
+READS_IT, READS_IT_TRAINED = "reads_it", "reads_it_trained"
+MAIN = (RECEIVER, READS_IT, READS_IT_TRAINED, SHARER, TEXT_TO_TEXT, C2C)
 BenchmarkName = Annotated[str, StringConstraints(pattern=NAME)]
 
 
@@ -130,6 +130,7 @@ class Findings:
     raw_gain: Comparison | None
     question_specific_gain: Gain | None
     retention: Estimate | None = None  # of a text that the sharer alone reads; see `statistics.retention`
+    retention_trained: Estimate | None = None  # the same of the receiver that reads it behind a trained prefix
     merged: int = 0  # questions whose turns were merged
 
 
@@ -177,15 +178,16 @@ def findings(results: BenchmarkResults, reported: Collection[str] | None = None)
         comparisons=comparisons,
         raw_gain=comparisons.get(RECEIVER),
         question_specific_gain=gain,
-        retention=_retention(scores, results.seed),
+        retention=_retention(scores, READS_IT, results.seed),
+        retention_trained=_retention(scores, READS_IT_TRAINED, results.seed),
         merged=results.merged,
     )
 
 
-def _retention(scores: dict[str, np.ndarray], seed: int) -> Estimate | None:
-    if not {C2C, RECEIVER, READS_IT} <= scores.keys():
+def _retention(scores: dict[str, np.ndarray], skyline: str, seed: int) -> Estimate | None:
+    if not {C2C, RECEIVER, skyline} <= scores.keys():
         return None
-    return retention(scores[C2C], scores[RECEIVER], scores[READS_IT], seed)
+    return retention(scores[C2C], scores[RECEIVER], scores[skyline], seed)
 
 
 def _method(results: BenchmarkResults, name: str) -> MethodFound:

@@ -14,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from c2c_lightning.drawing import ACCENT, INK, PALE, Row, draw_forest, shown
+from c2c_lightning.drawing import ACCENT, INK, PALE, Estimate, Row, draw_forest, shown
 from c2c_lightning.evaluation.report import page as written
 from c2c_lightning.evaluation.report.findings import C2C, MAIN, RECEIVER, TEXT_TO_TEXT, WRONG_QUESTION, Findings
 from c2c_lightning.evaluation.report.page import NOTHING, Section, plain, points_with_interval, score
@@ -49,16 +49,19 @@ def headline(found: Findings) -> Section:
         numbers.append(_number(gain, "question-specific gain", f"C2C less {over}"))
     if raw:
         numbers.append(_number(raw, "raw gain", "C2C less the receiver alone"))
+    if found.retention_trained:
+        meaning = "the same of what it gains by reading the text itself behind a prefix that was trained likewise"
+        numbers.insert(0, _retention(found.retention_trained, "retention against the trained skyline", meaning))
     if found.retention:
-        numbers.insert(0, _retention(found))
+        meaning = "of what the receiver gains by reading the text itself, it gains by what the sharer hands over"
+        numbers.insert(0, _retention(found.retention, "retention", meaning))
     caution = [words()["caution"].format(few=FEW)] if found.num_items < FEW else []
     return Section(verdict["title"], "\n\n".join([*numbers, text, *caution, _levels(found)]))
 
 
-def _retention(found: Findings) -> str:
-    value, low, high = (f"{100 * number:.0f}%" for number in asdict(found.retention).values())
-    meaning = "of what the receiver gains by reading the text itself, it gains by what the sharer hands over"
-    return f"> **{value}** *retention*: {meaning}\\\n> 95% interval {low} to {high}"
+def _retention(retained: Estimate, name: str, meaning: str) -> str:
+    value, low, high = (f"{100 * number:.0f}%" for number in asdict(retained).values())
+    return f"> **{value}** *{name}*: {meaning}\\\n> 95% interval {low} to {high}"
 
 
 def gain_as_told(found: Findings) -> Gain | None:
