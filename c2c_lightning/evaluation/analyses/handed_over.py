@@ -110,10 +110,11 @@ class RetentionByBytes(Analysis):
             numbers, kept = zip(*(found[name] for name in names))
             drawing.draw_series(axis, numbers, kept, label, colour, marker, line)
         for name, (number, kept) in found.items():
-            label = (
-                "C2C" if name == "c2c" else name.replace("bits_", "") + " bits" if "bits" in name else f"{name[5:]}%"
-            )
-            axis.annotate(label, (number, kept.low), (0, -5), textcoords="offset points", ha="center", va="top")
+            label = {"c2c": "C2C", "bits": f"{name[5:]} bits", "kept": f"{name[5:]}%"}[name[:4]]
+            end, side = (kept.low, -1) if name.startswith("kept") else (kept.high, 1)
+            beside = {"textcoords": "offset points", "ha": "center", "va": "top" if side < 0 else "bottom"}
+            axis.annotate(label, (number, end), (0, 6 * side), **beside)
+        axis.margins(y=0.12)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(lambda number, _: size(number))
