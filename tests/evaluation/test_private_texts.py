@@ -9,10 +9,16 @@ import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.asking.controls import NothingSaid, ShuffledChoices, WrongQuestion, ZeroUpdate
+from c2c_lightning.evaluation.asking.controls import (
+    NothingSaid,
+    RandomSharer,
+    ShuffledChoices,
+    WrongQuestion,
+    ZeroUpdate,
+)
 from c2c_lightning.evaluation.asking.methods import C2C, Asking, ReadsIt, Receiver, Sharer
 from c2c_lightning.evaluation.asking.questions import Questions, too_long
-from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText
+from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import NanoWorld, OwnQuestions
 from c2c_lightning.evaluation.report.statistics import retention
 from c2c_lightning.fuser import Fusers
@@ -183,3 +189,24 @@ def test_lettered_choices_are_shuffled_beside_a_text(model, tmp_path):
 
 def test_people_who_are_told_of_serve_as_exemplars():
     assert len(NanoWorld(limit=4, told=True, context="sharer").exemplar_items()) > 100
+
+
+def test_a_sharer_that_has_learned_nothing_is_the_same_each_time_and_not_the_one_that_has(model):
+    told = asked(model, "sharer")
+    c2c, *drawn = (m.prefill(told).cache.layers[-1].values for m in (C2C(), RandomSharer(), RandomSharer()))
+    assert torch.equal(*drawn)
+    assert not torch.allclose(c2c, drawn[0])
+    assert RandomSharer().why_not(NanoWorld()) == "the sharer reads no texts alone"
+
+
+def test_the_sharer_writes_of_the_text_and_the_receiver_reads_what_it_wrote_alone(model):
+    told, write = asked(model, "sharer"), TextToText(max_message_tokens=8)
+    answers = write.answer(told)
+    assert [a.message for a in answers] == [a.message for a in write.answer(asked(model, "both"))]
+    assert [a.message for a in answers] != [a.message for a in write.answer(asked(model, "nobody"))]
+    for answer in answers:
+        assert answer.handed_over == len(answer.message.encode())
+        assert 0 < answer.sharer_tokens <= 8
+    start = write.prefill(told)
+    for ids, mask, item in zip(start.ids, start.mask, told.questions.items):
+        assert item.context not in start.tokenizer.decode(ids[mask.bool()])

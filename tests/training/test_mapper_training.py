@@ -86,7 +86,7 @@ def test_an_evaluation_says_how_much_of_the_text_is_retained(trained, tmp_path, 
     [file] = trained.folder.glob("evaluation-*/results.json")
     results = json.loads(file.read_text())
     [found] = results["benchmarks"].values()
-    assert found["methods"].keys() == {"receiver", "reads_it", "c2c", "wrong_question", "nothing_said"}
+    assert found["methods"].keys() == {"receiver", "reads_it", "c2c", "wrong_question", "nothing_said", "random_sharer"}
     accuracy = {name: method["accuracy"]["value"] for name, method in found["methods"].items()}
     assert accuracy["reads_it"] == 1.0
     gained = (accuracy["c2c"] - accuracy["receiver"]) / (1.0 - accuracy["receiver"])

@@ -6,6 +6,7 @@ counted from the prompt's end.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from c2c_lightning.evaluation.asking.observing import Caches, Observer
 from c2c_lightning.evaluation.asking.questions import Questions, shuffled_choices
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.mapper import Mapper
-from c2c_lightning.models import Reading
+from c2c_lightning.models import FrozenModels, Reading
 from c2c_lightning.models.private_text import reads
 
 END = 256
@@ -92,6 +93,28 @@ class SaysNothing(nn.Module):
         shape = self.mapper.receiver
         nothing = self.mapper.says_nothing().view(2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim)
         return nothing.expand(-1, -1, stack.shape[2], -1, -1)
+
+
+class RandomSharer(C2C):
+    """The sharer's weights are drawn at random: what tokens and the mapper say without anything that it has learned."""
+
+    name = "random_sharer"
+    description = "C2C with a sharer of the same architecture whose weights are drawn at random"
+    control = generic = True
+    needs_texts = True
+
+    def __init__(self) -> None:
+        self._drawn: tuple[FrozenModels, FrozenModels] | None = None  # the models, and those with the sharer drawn
+
+    def heard(self, asking: Asking) -> Reading:
+        models, reading = asking.models, asking.reading
+        if self._drawn is None or self._drawn[0] is not models:
+            first, *others = models.sharers
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(asking.questions.seed)
+                drawn = type(first)(copy.deepcopy(first.config)).to(first.device, first.dtype)
+            self._drawn = models, FrozenModels(models.receiver, [drawn, *others], models.aligner)
+        return self._drawn[1].read(reading.batch).with_mapper(reading.mapper)
 
 
 class ZeroUpdate(C2C):
@@ -255,4 +278,13 @@ def mean_of_others(measured: dict[str, Tensor], own: Tensor, mask_BN: Tensor) ->
     return update
 
 
-CONTROLS = (WrongQuestion, NothingSaid, ZeroUpdate, ZeroCache, MeanUpdate, CalibratedReceiver, ShuffledChoices)
+CONTROLS = (
+    WrongQuestion,
+    NothingSaid,
+    RandomSharer,
+    ZeroUpdate,
+    ZeroCache,
+    MeanUpdate,
+    CalibratedReceiver,
+    ShuffledChoices,
+)
