@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import torch
-from pydantic import Field, InstanceOf
+from pydantic import AfterValidator, Field, InstanceOf
 from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
@@ -25,15 +24,26 @@ from c2c_lightning.formats.fuser_folder import (
     write_fuser_folder,
 )
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.mapper import Prefix
+from c2c_lightning.mapper import Handed, Prefix
 from c2c_lightning.mapper.handed import BITS, pack
 from c2c_lightning.models import Batch, ChatConfig, FrozenModels, Message, Reading, load_aligner, load_models
+from c2c_lightning.models.loading import longest
 from c2c_lightning.models.private_text import PRIVATE
+
+
+def _unicode(text: str) -> str:
+    text.encode()  # half of a surrogate pair, which no tokenizer takes, raises a ValueError
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
 
 
 class Said(TypedDict):
     role: str
-    content: str
+    content: Text
+    private: NotRequired[Text | InstanceOf[Handed] | None]
+    receiver_only: NotRequired[Text | None]
 
 
 Conversations = Annotated[list[Annotated[list[Said], Field(min_length=1)]], Field(min_length=1)]
@@ -111,16 +121,23 @@ class Communicator(nn.Module):
         checked(conversations, Conversations, "what generate was given", remedy)
         texts = [context] * len(conversations) if isinstance(context, str | Cached) else context
         if texts is not None:
+            remedy = "Give a text or a Cached one, or one for each conversation."
+            texts = checked(texts, list[Text | InstanceOf[Cached] | None], "context that generate was given", remedy)
             if len(texts) != len(conversations):
                 raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
-            remedy = "Give a text or a Cached one, or one for each conversation."
-            checked(list(texts), list[str | InstanceOf[Cached] | None], "contexts that generate was given", remedy)
+            if any(text is not None and turns[-1].get(PRIVATE) for turns, text in zip(conversations, texts)):
+                raise UserError("generate was given a context for a message that has a private text: give one of them.")
             if fuse:
                 texts = [text.handed(self.made_with()) if isinstance(text, Cached) else text for text in texts]
-            conversations = [[*turns[:-1], {**turns[-1], "private": text}] for turns, text in zip(conversations, texts)]
+            conversations = [
+                turns if text is None else [*turns[:-1], {**turns[-1], PRIVATE: text}]
+                for turns, text in zip(conversations, texts)
+            ]
         if not fuse:
             conversations = [[{**message, PRIVATE: None} for message in turns] for turns in conversations]
-        reading = self.read(conversations, fuse)
+        batch = self.models.collate(conversations)
+        self._check_room(batch)
+        reading = self.read(batch, fuse)
         out = self.generate_ids(reading, fuse, **generate_kwargs)
         ids = out if isinstance(out, Tensor) else out.sequences
         texts = self.models.decode(ids[:, reading.batch.prompt_ids.shape[1] :])
@@ -140,19 +157,15 @@ class Communicator(nn.Module):
             UserError: there is no mapper, or the text is empty or too long for the sharer, or the file cannot be written.
         """
         made_with, receiver = self.made_with(), self.models.receiver
+        if not self.models.sharers:
+            raise UserError("a sharer reads the text, and only the receiver is loaded: leave sharers out.")
         if bits not in (None, *BITS):
             raise UserError(f"bits is {bits!r}: give one of {', '.join(map(str, BITS))}.")
         check_at_least(1, keep=keep)
-        if not text.strip():
+        if not checked(text, Text, f"the text for {path}").strip():
             raise UserError(f"the text for {path} is empty: give one that has something to hand over.")
         batch = self.models.collate([[{"role": "user", "content": "?", "private": text}]])
-        sharer = self.models.sharers[0]
-        most = getattr(sharer.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
-        if (number := batch.private.ids.shape[1]) > most:
-            raise UserError(
-                f"the text for {path} has {number} tokens, and the sharer {sharer.name_or_path} reads at most {most}: "
-                "give a shorter one, or the parts of it one by one."
-            )
+        self._check_room(batch)
         bits = 8 * receiver.dtype.itemsize if bits is None else bits
         mapped = self.read(batch).with_mapper(self.fusers.mapper).mapped
         mapped = mapped.to(receiver.dtype).cpu()
@@ -166,6 +179,19 @@ class Communicator(nn.Module):
             "shape": [*mapped.shape[:2], len(packed.get("kept", mapped[0, 0])), *mapped.shape[3:]],
         }
         write_cache(Path(path).expanduser(), packed, meta)
+
+    def _check_room(self, batch: Batch) -> None:
+        """Raises a UserError for private texts that are longer than the sharer, or the receiver behind them, can read."""
+        if batch.private is None:
+            return
+        prompts = int(batch.positions(batch.prompt_mask).max()) + 1
+        lengths = {"text": batch.private.ids.shape[1], "prompt with a slot for each token of the text": prompts}
+        for (what, number), model in zip(lengths.items(), (*self.models.sharers[:1], self.models.receiver)):
+            if number > (most := longest(model)):
+                raise UserError(
+                    f"the {what} has {number} tokens, and {model.name_or_path} reads at most {most}: give a shorter text, "
+                    "or the parts of it one by one."
+                )
 
     def made_with(self) -> Makers:
         """The receiver, the first sharer if there is one, and the mapper as a cache file knows them.

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from numbers import Integral
 
 TRACEBACK = "C2C_TRACEBACK"
 # OSErrors without a file's name that are nevertheless about a place the user chose. Connections are not.
@@ -82,7 +83,11 @@ def user_message(error: BaseException | None) -> str | None:
 def check_at_least(least: int, name: str = "{}", **values: int | None) -> None:
     """Refuses settings that are too small; `name` puts each key into the words of the message. None is not looked at."""
     for key, value in values.items():
-        if value is not None and value < least:
+        if value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UserError(f"{name.format(key)} is {value!r}: it must be a whole number, at least {least}.")
+        if value < least:
             raise UserError(f"{name.format(key)} is {value}: it must be at least {least}.")
 
 

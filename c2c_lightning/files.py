@@ -120,6 +120,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises UserError if the disk is full, or the folder may not be written to.
     """
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder. Name a file.")
     # In the same folder: a rename is atomic only within one file system. Two processes must not share a part file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from c2c_lightning import Cached, Communicator
 from c2c_lightning.cli.commands import main
 from c2c_lightning.errors import UserError
-from c2c_lightning.formats.cached import DIGEST, KEY
+from c2c_lightning.formats.cached import DIGEST, KEY, read_cache
 from c2c_lightning.formats.fuser_folder import weights_digest
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.mapper import Handed, RidgeMapper
@@ -71,9 +72,10 @@ def test_the_receiver_alone_answers_from_a_file(model, folder):
     assert not len(fresh.models.sharers)
     answers = fresh.generate(QUESTIONS, context=[Cached(folder / "a"), None, None], max_new_tokens=4)
     assert answers == model.generate(QUESTIONS, context=[TEXT, None, None], max_new_tokens=4)
-    for refused in (lambda: fresh.generate(QUESTIONS[0], context=TEXT), lambda: fresh.save_text(TEXT, folder / "b")):
-        with pytest.raises(UserError, match="only the receiver is loaded: give a Cached one"):
-            refused()
+    with pytest.raises(UserError, match="only the receiver is loaded: give a Cached one"):
+        fresh.generate(QUESTIONS[0], context=TEXT)
+    with pytest.raises(UserError, match="only the receiver is loaded: leave sharers out"):
+        fresh.save_text(TEXT, folder / "b")
     Communicator.fresh(model.models).save_pretrained(folder / "fuses")
     with pytest.raises(UserError, match="fuses what sharers read: leave sharers out"):
         Communicator.from_pretrained(folder / "fuses", sharers=[])
@@ -197,9 +199,12 @@ def test_a_mapper_that_was_trained_on_is_another(model, folder, tmp_path):
         (["--text={}/empty.txt"], "empty.txt is empty"),
         (["--text={}/latin.txt"], r"latin.txt is no UTF-8 \(.* at byte 3\)"),
         (["--out={}/nowhere/a"], "there is no such folder"),
+        (["--out={}/b/"], "there is no such folder"),
+        (["--out={}"], "that is a folder"),
+        (["--out={}/./report.txt"], "is the text itself, which would be lost"),
         (["--bits=5"], "bits"),
         (["--keep=0"], "--keep is 0: it must be at least 1"),
-        (["--text={}/long.txt"], "tokens, and the sharer .* reads at most 512"),
+        (["--text={}/long.txt"], "the text has .* tokens, and .* reads at most 512"),
         (["--fuser={}/without"], "the fuser has no mapper"),
     ],
 )
@@ -214,3 +219,58 @@ def test_what_is_wrong_with_a_text_is_told_in_one_message(model, folder, typed, 
         main(["read", *(f"{name}={value.format(folder)}" for name, value in usual.items())])
     assert "\n" not in refused.value.code.strip()
     assert not (folder / "b").exists()
+    assert (folder / "report.txt").read_text() == TEXT
+
+
+def test_a_file_is_for_whoever_may_read_its_folder_and_a_byte_order_mark_is_no_text(model, folder, tmp_path):
+    (tmp_path / "marked.txt").write_text(TEXT, encoding="utf-8-sig")
+    paths = [f"--fuser={folder / 'fuser'}", f"--text={tmp_path / 'marked.txt'}", f"--out={tmp_path / 'a'}"]
+    main(["read", *paths])
+    assert read_cache(tmp_path / "a")[0] == read_cache(folder / "a")[0]
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "marked.txt").stat().st_mode
+
+
+def test_a_message_keeps_its_own_text_where_no_context_is_given(model):
+    told = [{**QUESTIONS[0][0], "private": TEXT}]
+    answers = model.generate([told, QUESTIONS[1]], context=[None, OTHER], max_new_tokens=4)
+    assert answers == model.generate(QUESTIONS[:2], context=[TEXT, OTHER], max_new_tokens=4)
+    with pytest.raises(UserError, match="a context for a message that has a private text: give one of them"):
+        model.generate(told, context=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("message", "context", "said"),
+    [
+        ({}, 3, "context that generate was given"),
+        ({}, Path("a"), "context that generate was given.*Give a text or a Cached one"),
+        ({}, {"a": TEXT}, "context that generate was given"),
+        ({}, "a\ud800", "context that generate was given.*surrogates"),
+        ({}, TEXT * 60, "the text has .* tokens, and .*sharer reads at most 512"),
+        ({}, "x " * 250, "a slot for each token of the text has .* tokens, and .*receiver reads at most 512"),
+        ({"private": 3}, None, "what generate was given.*private"),
+        ({"private": Cached("a")}, None, "what generate was given.*private"),
+        ({"receiver_only": [TEXT]}, None, "what generate was given.*receiver_only"),
+        ({"content": "a\ud800"}, None, "what generate was given.*surrogates"),
+    ],
+)
+def test_what_is_no_text_to_answer_about_is_told_in_one_message(model, message, context, said):
+    with pytest.raises(UserError, match=said):
+        model.generate([{**QUESTIONS[0][0], **message}], context=context)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        (None, {}, "the text for"),
+        ("a\ud800", {}, "surrogates"),
+        (TEXT, {"keep": "3"}, "keep is '3': it must be a whole number"),
+        (TEXT, {"keep": 1.5}, "keep is 1.5: it must be a whole number"),
+        (TEXT, {"bits": 5}, "bits is 5: give one of"),
+    ],
+)
+def test_what_cannot_be_written_of_a_text_is_told_in_one_message(model, tmp_path, text, settings, said):
+    with pytest.raises(UserError, match=said):
+        model.save_text(text, tmp_path / "a", **settings)
+    with pytest.raises(UserError, match="it is a folder"):
+        model.save_text(TEXT, tmp_path)
+    assert not [*tmp_path.iterdir()]

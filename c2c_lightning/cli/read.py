@@ -36,15 +36,19 @@ def read(
     # All that needs no model first: torch takes seconds to import.
     check_at_least(1, "--{}", keep=keep)
     try:
-        content = read_bytes(Path(text).expanduser(), "--text").decode("utf-8")
+        content = read_bytes(Path(text).expanduser(), "--text").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--text {text} is no UTF-8 ({error.reason} at byte {error.start}): convert it.") from error
     if not content.strip():
         raise UserError(f"--text {text} is empty: name a file that has something to hand over.")
-    if not Path(out).expanduser().parent.is_dir():
-        raise UserError(f"--out {out}: there is no such folder. Make it, or name a file elsewhere.")
+    file = Path(out).expanduser()
+    if file.is_dir() or out.endswith("/") or not file.parent.is_dir():
+        there = "that is a folder. Name a file in it." if file.is_dir() else "there is no such folder. Make it."
+        raise UserError(f"--out {out}: {there}")
+    if file.exists() and file.samefile(Path(text).expanduser()):
+        raise UserError(f"--out {out} is the text itself, which would be lost: name another file.")
 
     from c2c_lightning.communicator import Communicator
 
     Communicator.from_pretrained(fuser, dtype, receiver, sharers, trust_remote_code).save_text(content, out, bits, keep)
-    print(f"{out}: {Path(out).expanduser().stat().st_size:,} bytes. Answer from it by context=Cached({out!r}).")
+    print(f"{out}: {file.stat().st_size:,} bytes. Answer from it by context=Cached({out!r}).")

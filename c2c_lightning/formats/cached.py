@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
@@ -97,10 +97,7 @@ def write_cache(path: Path, packed: dict[str, Tensor], meta: Meta) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in packed.items()}
     said = {KEY: json_text(meta, indent=None), DIGEST: weights_digest(meta, tensors)}
     with whole(path) as unfinished:
-        try:
-            save_file(tensors, unfinished, said)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(str(error)) from error
+        unfinished.write_bytes(save(tensors, said))  # its own files are for nobody else to read
 
 
 def read_cache(path: Path) -> tuple[Meta, Handed]:

@@ -196,6 +196,11 @@ def check_models(
             _checked[name, dtype] = model
 
 
+def longest(model: PreTrainedModel) -> float:
+    """How many tokens a model can read, response included; infinite where its config.json does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+
+
 def kv_shape(config: PreTrainedConfig) -> KVShape:
     """The shape of a model's KV cache.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.evaluation.benchmarks import Benchmark, Item
 from c2c_lightning.models import Batch, FrozenModels, Message, Reading
 from c2c_lightning.models.chat import merged
+from c2c_lightning.models.loading import longest
 from c2c_lightning.models.private_text import reads_all
 
 T = TypeVar("T")
@@ -154,8 +154,7 @@ def derangement(number: int, seed: int) -> np.ndarray:
 
 def too_long(benchmark: Benchmark, models: FrozenModels) -> set[str]:
     """Ids of the questions that, with the response, are longer than one of the models can read."""
-    configs = [model.config.get_text_config(decoder=True) for model in (models.receiver, *models.sharers)]
-    rooms = [getattr(config, "max_position_embeddings", None) or math.inf for config in configs]
+    rooms = list(map(longest, (models.receiver, *models.sharers)))
     ids = set()
     for item in benchmark.items():
         messages, response = benchmark.messages(item), benchmark.max_new_tokens_of(item)
