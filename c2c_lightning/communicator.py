@@ -122,7 +122,7 @@ class Communicator(nn.Module):
         texts = [context] * len(conversations) if isinstance(context, str | Cached) else context
         if texts is not None:
             remedy = "Give a text or a Cached one, or one for each conversation."
-            texts = checked(texts, list[Text | InstanceOf[Cached] | None], "context that generate was given", remedy)
+            texts = checked(texts, list[Text | InstanceOf[Cached] | None], "contexts that generate was given", remedy)
             if len(texts) != len(conversations):
                 raise UserError(f"generate was given {len(texts)} contexts for {len(conversations)} conversations.")
             if any(text is not None and turns[-1].get(PRIVATE) for turns, text in zip(conversations, texts)):

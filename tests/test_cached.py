@@ -241,10 +241,10 @@ def test_a_message_keeps_its_own_text_where_no_context_is_given(model):
 @pytest.mark.parametrize(
     ("message", "context", "said"),
     [
-        ({}, 3, "context that generate was given"),
-        ({}, Path("a"), "context that generate was given.*Give a text or a Cached one"),
-        ({}, {"a": TEXT}, "context that generate was given"),
-        ({}, "a\ud800", "context that generate was given.*surrogates"),
+        ({}, 3, "contexts that generate was given"),
+        ({}, Path("a"), "contexts that generate was given.*Give a text or a Cached one"),
+        ({}, {"a": TEXT}, "contexts that generate was given"),
+        ({}, "a\ud800", "contexts that generate was given.*surrogates"),
         ({}, TEXT * 60, "the text has .* tokens, and .*sharer reads at most 512"),
         ({}, "x " * 250, "a slot for each token of the text has .* tokens, and .*receiver reads at most 512"),
         ({"private": 3}, None, "what generate was given.*private"),

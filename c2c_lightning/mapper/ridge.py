@@ -107,7 +107,10 @@ class RidgeMapper(Mapper):
         statistics, name, penalty = self.statistics, type(self).__name__, self.init_args["penalty"]
         count = int(statistics.count)
         if count == 0:
-            raise UserError(f"{name} is fitted to text that both models have read, and saw none: give it some.")
+            raise UserError(
+                f"{name} is solved from texts that the sharer alone reads, and saw none: set data.context to sharer, or give "
+                "messages a private text."
+            )
         if not all(buffer.sum().isfinite() for buffer in statistics.buffers()):
             raise UserError(
                 f"{name} cannot be fitted: keys or values of a model overflow. Load both models in fp32 or bf16."

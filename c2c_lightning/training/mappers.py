@@ -76,7 +76,10 @@ def begin_prefixes(trainer: L.Trainer, models: FrozenModels, mappers: Sequence[M
             words, _ = models.read(batch.to(models.receiver.device)).entries_itself()
             break
     else:
-        raise UserError("model.mapper is a Prefix, and the data have no texts that the sharer alone reads: give some.")
+        raise UserError(
+            "model.mapper is a Prefix, and the data have no texts that the sharer alone reads: set data.context to sharer, or "
+            "give messages a private text."
+        )
     for prefix in prefixes:
         prefix.begin_with(words)
         if trainer.world_size > 1:

@@ -258,7 +258,7 @@ def test_stacks_of_other_models_are_refused():
 @pytest.mark.parametrize(
     ("sharer", "penalty", "message"),
     [
-        (None, 1e-3, "saw none"),
+        (None, 1e-3, "solved from texts that the sharer alone reads, and saw none: set data.context"),
         (draw() * float("inf"), 1e-3, "cannot be fitted: keys or values"),
         (draw(tokens=10), 1e-9, "too little for 10 tokens, with 24"),
         (draw()[:, :1].expand(-1, 3, -1, -1, -1), 1e-17, "no solution"),
