@@ -3,6 +3,7 @@
 from c2c_lightning.evaluation.analyses.base import Analysis
 from c2c_lightning.evaluation.analyses.cache_enrichment import CacheEnrichment
 from c2c_lightning.evaluation.analyses.effective_rank import EffectiveRank
+from c2c_lightning.evaluation.analyses.fidelity import Fidelity
 from c2c_lightning.evaluation.analyses.fusion_weights import FusionWeights
 from c2c_lightning.evaluation.analyses.handed_over import RetentionByBytes
 from c2c_lightning.evaluation.analyses.latency import Latency
@@ -14,6 +15,7 @@ __all__ = [
     "Analysis",
     "CacheEnrichment",
     "EffectiveRank",
+    "Fidelity",
     "FusedFraction",
     "FusionWeights",
     "Latency",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import Estimate, shown
+from c2c_lightning.errors import UserError
 from c2c_lightning.evaluation.asking.methods import Method
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.page import NOTHING, Section, doubt, p_value, points_with_interval, with_interval
@@ -36,6 +37,25 @@ class Analysis(L.Callback, ABC):
     @abstractmethod
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         """What it has to say about a benchmark, its figures saved in `folder`; None for nothing."""
+
+
+class TextAnalysis(Analysis):
+    """An analysis of what is handed over of texts that the sharer alone reads.
+
+    Raises:
+        UserError: there are no such texts, or the fuser has no mapper.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not any(benchmark.context == "sharer" for benchmark in trainer.datamodule.benchmarks):
+            raise UserError(
+                f"trainer.callbacks has {type(self).__name__}, but in no benchmark does the sharer alone read a text: give "
+                "one context: sharer, or leave it out."
+            )
+
+    def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
+        if communicator.fusers.mapper is None:
+            raise UserError(f"trainer.callbacks has {type(self).__name__}, but the fuser has no mapper: leave it out.")
 
 
 def estimates(results: BenchmarkResults, methods: Sequence[str]) -> dict[str, Estimate]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,7 +15,7 @@ from c2c_lightning import drawing
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.drawing import Estimate
 from c2c_lightning.errors import UserError
-from c2c_lightning.evaluation.analyses.base import Analysis, score_cells
+from c2c_lightning.evaluation.analyses.base import TextAnalysis, score_cells
 from c2c_lightning.evaluation.asking.methods import C2C, Asking, Method, ReadsIt, Receiver
 from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.page import NOTHING, Section, size
@@ -35,7 +33,7 @@ reading the text, with a 95% bootstrap interval; bytes are of the text of a ques
 WHOLE = 16  # bits of what is handed over of some tokens
 
 
-class RetentionByBytes(Analysis):
+class RetentionByBytes(TextAnalysis):
     """Retention with the slots in fewer bits, and with those of a part of a text's tokens.
 
     Costs a further evaluation for each; it is about questions with texts that the sharer alone reads.
@@ -54,17 +52,6 @@ class RetentionByBytes(Analysis):
         if any(not 0 < p < 100 for p in percentages):
             raise UserError(f"percentages of RetentionByBytes are {list(percentages)}: give some between 1 and 99.")
         self.bits, self.percentages = sorted(set(bits)), sorted(set(percentages))
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not any(benchmark.context == "sharer" for benchmark in trainer.datamodule.benchmarks):
-            raise UserError(
-                "trainer.callbacks has RetentionByBytes, but in no benchmark does the sharer alone read a text: give one "
-                "context: sharer, or leave it out."
-            )
-
-    def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
-        if communicator.fusers.mapper is None:
-            raise UserError("trainer.callbacks has RetentionByBytes, but the fuser has no mapper: leave it out.")
 
     def methods(self, communicator: Communicator) -> list[Method]:
         return [Receiver(), ReadsIt(), C2C(), *self.packed()]

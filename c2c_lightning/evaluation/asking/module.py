@@ -102,8 +102,7 @@ class Evaluation(L.LightningModule):
     def analyses(self) -> list[Analysis]:
         """Those that have something to look at: without a fuser there are no caches before and after fusion."""
         found = [callback for callback in self.trainer.callbacks if isinstance(callback, Analysis)]
-        fuses = len(self.communicator.fusers) > 0
-        return [analysis for analysis in found if fuses or not isinstance(analysis, Observer)]
+        return [analysis for analysis in found if not isinstance(analysis, Observer) or self._has_caches_for(analysis)]
 
     @property
     def observers(self) -> list[Observer]:
@@ -220,9 +219,11 @@ class Evaluation(L.LightningModule):
         return found
 
     def _unmeasured(self, benchmark: Benchmark) -> list[Observer]:
-        if not len(self.communicator.fusers):
-            return []
-        return [observer for observer in self.observers if benchmark.name not in observer.measured]
+        left = [observer for observer in self.observers if benchmark.name not in observer.measured]
+        return [observer for observer in left if self._has_caches_for(observer)]
+
+    def _has_caches_for(self, observer: Observer) -> bool:
+        return len(self.communicator.fusers) > 0 or not observer.needs_fusers
 
     def _measured_path(self, benchmark: Benchmark, observer: Observer) -> Path:
         return self.folder / MEASURED / benchmark.name / f"{observer.name}.pt"
@@ -237,7 +238,8 @@ class Evaluation(L.LightningModule):
             for metric in self.measuring.values():
                 metric.update(caches)
             self.kept_bytes += 2 * (caches.receiver.nbytes + sum(stack.nbytes for stack in caches.sharers.values()))
-            if self.kept_bytes > KEPT_BYTES:
+            # Of a text there are several readings, which are not counted.
+            if self.kept_bytes > KEPT_BYTES or caches.batch.private is not None:
                 questions.forget()
 
     def _answer(self, questions: Questions) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from c2c_lightning.models.alignment import UNALIGNED
 
 @dataclass
 class Caches:
-    """The caches of some questions before and after fusion."""
+    """The caches of some questions before and after fusion, of no layers where there is no fuser."""
 
+    asking: Asking
     questions: Questions
     batch: Batch  # the questions as token ids
     receiver: Tensor  # (2, L, B, H, N, D) the receiver's own stack of the fused layers
@@ -52,6 +53,7 @@ class Observer(ABC):
     """
 
     name: str
+    needs_fusers: ClassVar[bool] = True  # it says nothing where nothing is fused
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Tensor]]:
@@ -68,6 +70,9 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     """The questions' caches before and after fusion, and the weights by which the fusers multiply their updates."""
     asking = Asking.of(communicator, questions)
     reading, fusers, batch = asking.reading, asking.fusers, asking.reading.batch
+    if not len(fusers):
+        none = batch.prompt_ids.new_zeros(2, 0)
+        return Caches(asking, questions, batch, none, {}, none, {})
     asking.receiver_cache()
     stacks = asking.opposite_stacks()
     weights: dict[int, Tensor] = {}
@@ -87,7 +92,8 @@ def read_caches(communicator: Communicator, questions: Questions) -> Caches:
     finally:
         for handle in handles:
             handle.remove()
-    return Caches(questions, batch, reading.receiver_stack(fusers.fused_layers), stacks, fused, weights)
+    receiver = reading.receiver_stack(fusers.fused_layers)
+    return Caches(asking, questions, batch, receiver, stacks, fused, weights)
 
 
 def load_measured(path: Path) -> dict[str, Tensor] | None:
