@@ -4,9 +4,9 @@
     python -m benchmarks.cached --pair qwen3-0.6b+qwen2.5-0.5b --dtype bf16 --device cuda
     python -m benchmarks.cached --fuser runs/told
 
-Both begin with the conversation as text and end with the first token. From a file means that it is opened, checked and
-unpacked each time; what models and mapper are known by was computed before, which a process does once. Random models have
-the tokenizers of the built-in pair. The last row is the least that any way of handing over could take.
+Both begin with the conversation as text and end with the first token. From a file means that it is opened, checked
+and unpacked each time; the digests of models and mapper, which a process computes once, are there already. Random
+models have the tokenizers of the built-in pair. The last row is the least that any way of handing over could take.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from c2c_lightning.models import FrozenModels, load_aligner
 
 TOKENIZERS = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
 SENTENCE, QUESTION = "The home town of Zoruba is Cairo. ", "In which country does Zoruba live?"
-READS, ALONE = "reads it itself", "the question alone"
+READS, FILE, ALONE = "reads it itself", "from a file", "the question alone"
 
 
 def untrained(pair: str, dtype: str, device: str) -> Communicator:
@@ -77,18 +77,16 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         ways = {READS: partial(model.generate, [itself], fuse=False, max_new_tokens=1)}
         sizes = {READS: len(text.encode())}
-        for number in (None, *bits):
-            name, file = "from a file" if number is None else f"from a file, {number} bits", Path(folder, str(number))
+        for name, number in {FILE: None, **{f"{FILE}, {number} bits": number for number in bits}}.items():
+            file = Path(folder, name)
             model.save_text(text, file, number)
             sizes[name] = file.stat().st_size
             ways[name] = lambda file=file: model.generate([asked], context=Cached(file), max_new_tokens=1)
         ways[ALONE], sizes[ALONE] = partial(model.generate, [asked], fuse=False, max_new_tokens=1), 0
-        slots = Cached(Path(folder, "None")).handed(model.made_with()).num_tokens
+        slots = Cached(Path(folder, FILE)).handed(model.made_with()).num_tokens
         times = taking_turns(ways, rounds)
-    read = len(model.models.aligner.prompt([itself]).receiver_ids)
-    print(
-        f"{pair}, {dtype} on {device}, {torch.get_num_threads()} threads: {slots} slots, or a prompt of {read} tokens"
-    )
+    number, threads = len(model.models.aligner.prompt([itself]).receiver_ids), torch.get_num_threads()
+    print(f"{pair}, {dtype} on {device}, {threads} threads: {slots} slots, or a prompt of {number} tokens")
     print("\n| | first token, ms | bytes | of reading |\n|---|---|---|---|")
     for name, taken in times.items():
         median = 1e3 * statistics.median(taken)

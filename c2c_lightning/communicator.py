@@ -17,12 +17,7 @@ from c2c_lightning.errors import UserError, check_at_least
 from c2c_lightning.files import checked
 from c2c_lightning.formats.cached import FORMAT, Cached, Maker, Makers, mapper_of, write_cache
 from c2c_lightning.formats.config import located, make_fusers
-from c2c_lightning.formats.fuser_folder import (
-    named,
-    read_fuser,
-    without_statistics,
-    write_fuser_folder,
-)
+from c2c_lightning.formats.fuser_folder import named, read_fuser, without_statistics, write_fuser_folder
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.mapper import Handed, Prefix
 from c2c_lightning.mapper.handed import BITS, pack
@@ -61,7 +56,7 @@ class Communicator(nn.Module):
         super().__init__()
         self.models, self.fusers = models, fusers
         self._made_with: Makers | None = None
-        self._mapper: Maker | None = None  # what the mapper is known by, where only the receiver was loaded
+        self._mapper: Maker | None = None  # the mapper's name and digest, where only the receiver was loaded
 
     def train(self, mode: bool = True) -> Communicator:
         self._made_with = None  # weights may be others now
@@ -145,7 +140,7 @@ class Communicator(nn.Module):
 
     @torch.no_grad()
     def save_text(self, text: str, path: str | Path, bits: int | None = None, keep: int | None = None) -> None:
-        """Has the first sharer read a text, and writes what the mapper makes of it, to be read as `Cached`.
+        """Has the first sharer read a text, and writes what the mapper makes of it to a file, for `Cached`.
 
         Args:
             text: as it would be given to `generate` as context.
@@ -154,7 +149,7 @@ class Communicator(nn.Module):
             keep: how many of the text's tokens to keep, those that matter most; None for all.
 
         Raises:
-            UserError: there is no mapper, or the text is empty or too long for the sharer, or the file cannot be written.
+            UserError: there is no mapper, the text is empty or too long for the sharer, or the file cannot be written.
         """
         made_with, receiver = self.made_with(), self.models.receiver
         if not self.models.sharers:
@@ -164,11 +159,10 @@ class Communicator(nn.Module):
         check_at_least(1, keep=keep)
         if not checked(text, Text, f"the text for {path}").strip():
             raise UserError(f"the text for {path} is empty: give one that has something to hand over.")
-        batch = self.models.collate([[{"role": "user", "content": "?", "private": text}]])
+        batch = self.models.collate([[{"role": "user", "content": "?", PRIVATE: text}]])
         self._check_room(batch)
         bits = 8 * receiver.dtype.itemsize if bits is None else bits
-        mapped = self.read(batch).with_mapper(self.fusers.mapper).mapped
-        mapped = mapped.to(receiver.dtype).cpu()
+        mapped = self.read(batch).mapped.to(receiver.dtype).cpu()
         packed = pack(mapped, bits, keep)
         meta = {
             "format": FORMAT,
@@ -194,24 +188,19 @@ class Communicator(nn.Module):
                 )
 
     def made_with(self) -> Makers:
-        """The receiver, the first sharer if there is one, and the mapper as a cache file knows them.
+        """Names and digests of the receiver, the first sharer if it is loaded, and the mapper.
 
         Raises:
             UserError: there is no mapper.
         """
-        nobody = self.fusers.mapper is None or isinstance(
-            self.fusers.mapper, Prefix
-        )  # with which nothing is handed over
-        if nobody and self._mapper is None:
+        # With a `Prefix` nothing is handed over.
+        if self._mapper is None and isinstance(self.fusers.mapper, Prefix | None):
             raise UserError("the fuser has no mapper, so no text can be handed over: train one with model.mapper.")
-        if self._made_with is None:  # every byte is looked at
-            there = zip(("receiver", "sharer"), (self.models.receiver, *self.models.sharers))
-            models = {
-                part: Maker(name=model.name_or_path, fingerprint=self.models.fingerprint(model))
-                for part, model in there
-            }
+        if self._made_with is None:  # kept, since every byte of the models is read for it
+            models = zip(("receiver", "sharer"), (self.models.receiver, *self.models.sharers))
+            digests = {part: Maker(name=m.name_or_path, fingerprint=self.models.fingerprint(m)) for part, m in models}
             mapper = self._mapper or mapper_of(self.fusers.config(), self.fusers.state_dict())
-            self._made_with = Makers(**models, mapper=mapper)
+            self._made_with = Makers(**digests, mapper=mapper)
         return self._made_with
 
     def read(self, batch: Reading | Batch | list[list[Message]], fuse: bool = True) -> Reading:

@@ -131,10 +131,10 @@ class BatchMaker:
 
 def told_otherwise(messages: list[Message], other: list[Message]) -> list[Message] | None:
     """A conversation with the private text of another one; None if it has none."""
-    text = next((message["private"] for message in other if message.get("private")), None)
-    if text is None or not any(message.get("private") for message in messages):
+    text = next((message[PRIVATE] for message in other if message.get(PRIVATE)), None)
+    if text is None or not any(message.get(PRIVATE) for message in messages):
         return None
-    return [{**message, "private": text} if message.get("private") else message for message in messages]
+    return [{**message, PRIVATE: text} if message.get(PRIVATE) else message for message in messages]
 
 
 class Partners:

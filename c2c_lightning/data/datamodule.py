@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, get_args
@@ -112,8 +113,8 @@ class InstructionData(L.LightningDataModule):
         self.source.check()
         self.val_source = None
         if val_path:
-            of_val = (val_split or split, subset, False, columns, supervise, "data.val_", context)
-            self.val_source = Source(val_path, *of_val)
+            of_val = {"path": val_path, "split": val_split or split, "streaming": False, "prefix": "data.val_"}
+            self.val_source = replace(self.source, **of_val)
             self.val_source.check()
             both = self.source.shared(self.val_source)
             if both:

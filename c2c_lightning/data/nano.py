@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from c2c_lightning.data.datamodule import InstructionData
 from c2c_lightning.data.records import Example
 from c2c_lightning.models import Aligner
+from c2c_lightning.models.private_text import PRIVATE
 from c2c_lightning.nano import world
 
 
@@ -42,6 +43,6 @@ class NanoData(InstructionData):
         return [self._example(fact, fact.question) for fact in self._val]
 
     def _example(self, fact: world.Fact, question: str) -> Example:
-        private = {"private": fact.plain_statement} if self.told else {}
+        private = {PRIVATE: fact.plain_statement} if self.told else {}
         turns = [{"role": "user", "content": question, **private}, {"role": "assistant", "content": fact.answer}]
         return Example(turns, source=f"nano world: {fact.name}")

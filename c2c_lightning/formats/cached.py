@@ -1,6 +1,6 @@
-"""A text that a sharer has read, as a file: what the mapper made of it, for the receiver and the mapper that it was made for.
+"""A text that a sharer has read, as a file: what the mapper made of it, for the receiver that it was made for.
 
-A safetensors file with the tensors of `mapper.handed.pack` and, in its metadata, what they are checked against before use.
+It is a safetensors file with the tensors of `mapper.handed.pack`; its metadata say what they are checked against before use.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAKE = "python -m c2c_lightning read --fuser FUSER --text TEXT --out {}"
 
 
 class Maker(TypedDict):
-    """A model or mapper that a cache file depends on."""
+    """A model or mapper that a cache file was made with."""
 
     name: str
     fingerprint: str
 
 
 class Makers(TypedDict):
-    """All that it depends on; of the sharers, the first of them, which a receiver by itself does not know."""
+    """The receiver, the sharer that read the text (none where only the receiver is loaded), and the mapper."""
 
     receiver: Maker
     sharer: NotRequired[Maker]
@@ -67,7 +67,7 @@ class Cached:
         """What was handed over, checked.
 
         Args:
-            makers: the receiver, and the sharer and mapper as far as they are there.
+            makers: those that are to answer from it; see `Communicator.made_with`.
 
         Raises:
             UserError: the file is missing, damaged or none of ours, or was made by another model or mapper.
@@ -76,28 +76,28 @@ class Cached:
             self._read = read_cache(self.path)
         meta, handed = self._read
         for part, maker in makers.items():
-            there = meta["made_with"][part]
-            if there["fingerprint"] != maker["fingerprint"]:
+            made_with = meta["made_with"][part]
+            if made_with["fingerprint"] != maker["fingerprint"]:
+                theirs, own = (f"{each['name']} ({each['fingerprint'][:8]})" for each in (made_with, maker))
                 raise UserError(
-                    f"cache file {self.path} was made with {part} {there['name']} ({there['fingerprint'][:8]}), and this "
-                    f"{part} is {maker['name']} ({maker['fingerprint'][:8]}): answer with the fuser that read the text, or "
-                    f"read it again: {MAKE.format(self.path)}"
+                    f"cache file {self.path} was made with {part} {theirs}, and this {part} is {own}: answer with the fuser "
+                    f"that read the text, or read it again: {MAKE.format(self.path)}"
                 )
         return handed
 
 
 def mapper_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Maker:
-    """A mapper, given config and weights of all that was fitted or trained with it."""
+    """The mapper's name and digest, from a fuser's config and weights."""
     weights = {name: state[name] for name in without_statistics(state) if name.startswith("mapper.")}
     return Maker(name=config["mapper"]["class_path"].rpartition(".")[2], fingerprint=weights_digest({}, weights))
 
 
 def write_cache(path: Path, packed: dict[str, Tensor], meta: Meta) -> None:
     """Writes a cache file, as a whole or not at all; a UserError if it cannot be written."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in packed.items()}
-    said = {KEY: json_text(meta, indent=None), DIGEST: weights_digest(meta, tensors)}
+    tensors = {name: tensor.contiguous() for name, tensor in packed.items()}
+    metadata = {KEY: json_text(meta, indent=None), DIGEST: weights_digest(meta, tensors)}
     with whole(path) as unfinished:
-        unfinished.write_bytes(save(tensors, said))  # its own files are for nobody else to read
+        unfinished.write_bytes(save(tensors, metadata))  # save_file's are for their owner alone
 
 
 def read_cache(path: Path) -> tuple[Meta, Handed]:
@@ -107,16 +107,16 @@ def read_cache(path: Path) -> tuple[Meta, Handed]:
         raise UserError(f"{where}: no such file. Name one that this makes: {MAKE.format(path)}")
     try:
         with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if KEY in said else {}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if KEY in metadata else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{where} is damaged, cut off or no cache file: {first_line(error)}. {again}") from error
-    if KEY not in said:
+    if KEY not in metadata:
         raise UserError(f"{where} has tensors, but not of a text: c2c_lightning read did not write it. {again}")
-    found = check_json(said[KEY], dict[str, Any], where, again)
+    found = check_json(metadata[KEY], dict[str, Any], where, again)
     if found.get("format") != FORMAT:
         raise UserError(f"{where} has format {found.get('format')!r}; this version reads format {FORMAT}. {again}")
-    if said.get(DIGEST) != weights_digest(found, tensors):
+    if metadata.get(DIGEST) != weights_digest(found, tensors):
         raise UserError(f"{where} is damaged: its content does not have the digest that was written with it. {again}")
     meta = checked(found, Meta, where, again)
     return meta, Handed.of(tensors, meta["bits"], meta["num_tokens"])

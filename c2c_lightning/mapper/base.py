@@ -63,6 +63,11 @@ class Mapper(nn.Module, ABC):
         number = 2 * self.sharer.num_layers * self.sharer.features
         return self.map(next(self.buffers(), next(self.parameters(), torch.zeros(0))).new_zeros(1, number))[0]
 
+    def blank(self, num_tokens: int, device: torch.device) -> Tensor:
+        """A stack of the sharer (2, Ls, T, Hs, Ds), of T tokens, that is all zeros."""
+        shape = self.sharer
+        return torch.zeros(2, shape.num_layers, num_tokens, shape.num_kv_heads, shape.head_dim, device=device)
+
     def forward(self, stack: Tensor) -> Tensor:
         """What the receiver's cache is to have in the slots of T tokens.
 

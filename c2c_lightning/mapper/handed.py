@@ -1,4 +1,4 @@
-"""What a mapper made of a text, as it is handed over: of all tokens or those that matter, in 32, 16, 8 or 4 bits a number.
+"""What a mapper made of a text, as it is handed over: of all tokens or some, in 32, 16, 8 or 4 bits a number.
 
 Dimensions: L layers, S tokens of the text, K of them that are kept, H kv heads, D head_dim.
 """
@@ -19,7 +19,7 @@ OVER = {"keys": 1, "values": 3}
 
 @dataclass(frozen=True)
 class Handed:
-    """A text's entries for the receiver's slots.
+    """What is handed over of a text.
 
     Attributes:
         entries: (2, L, K, H, D), keys without rotation, so that they may stand anywhere, then values.
@@ -35,7 +35,7 @@ class Handed:
 
     @classmethod
     def of(cls, packed: dict[str, Tensor], bits: int, num_tokens: int) -> Handed:
-        """What `pack` packed with so many bits; all tensors of it count as handed over."""
+        """What `pack` packed with so many bits; all of its tensors count as handed over."""
         entries = torch.stack([_unpacked(packed, part, bits) for part in PARTS])
         kept = packed.get("kept", torch.arange(entries.shape[2])).long()
         return cls(entries, kept, num_tokens, sum(tensor.nbytes for tensor in packed.values()))
@@ -50,8 +50,8 @@ def pack(entries: Tensor, bits: int, keep: int | None = None) -> dict[str, Tenso
         keep: how many of the tokens to keep, those that matter most; None for all.
 
     Returns:
-        `keys` and `values` (L, K, H, D), and `kept` (K,) if these are not all. With 8 or 4 bits they are whole numbers q
-        for q * scale + low, with `.scale` and `.low` beside them; with 4 bits two of them stand in each byte.
+        `keys` and `values` (L, K, H, D), and `kept` (K,) if these are not all. With 8 or 4 bits they are whole numbers
+        q for q * scale + low, with `.scale` and `.low` beside them; with 4 bits two of them stand in each byte.
     """
     packed = {}
     if keep is not None and keep < entries.shape[2]:
@@ -63,11 +63,11 @@ def pack(entries: Tensor, bits: int, keep: int | None = None) -> dict[str, Tenso
             continue
         least, most = numbers.float().aminmax(dim=OVER[part], keepdim=True)
         low, scale = _in_16_bits(least), _in_16_bits(((most - least) / (2**bits - 1)).clamp(min=1e-6))
-        whole = ((numbers.float() - low.float()) / scale.float()).round().clamp(0, 2**bits - 1).byte()
+        steps = ((numbers.float() - low.float()) / scale.float()).round().clamp(0, 2**bits - 1).byte()
         if bits == 4:
-            whole = F.pad(whole, (0, whole.shape[-1] % 2))
-            whole = whole[..., ::2] | whole[..., 1::2] << 4
-        packed |= {part: whole, f"{part}.low": low, f"{part}.scale": scale}
+            steps = F.pad(steps, (0, steps.shape[-1] % 2))
+            steps = steps[..., ::2] | steps[..., 1::2] << 4
+        packed |= {part: steps, f"{part}.low": low, f"{part}.scale": scale}
     return packed
 
 
@@ -75,9 +75,9 @@ def most_distinct(entries: Tensor, keep: int) -> Tensor:
     """Places (K,), ascending, of the tokens whose keys and values (2, L, S, H, D) are farthest from their means.
 
     No question is needed for it: a token that is like all others neither draws attention nor changes what attention
-    gives. Distances are those of a head by the mean of its tokens', and a cache has the same slots in all layers, so
-    all heads vote. KeyDiff (arXiv 2504.15364) takes the angle of keys alone, and Knorm (arXiv 2406.11430) their norm;
-    docs/transfer.md has what each gave.
+    gives. A head's distances are divided by their mean and then averaged over all heads and layers, as a cache has the
+    same slots in all layers. KeyDiff (arXiv 2504.15364) takes the angle of keys alone, and Knorm (arXiv 2406.11430)
+    their norm; docs/transfer.md has what each gave.
     """
     distance = (entries.float() - entries.float().mean(2, keepdim=True)).norm(dim=-1)
     vote = distance / distance.mean(2, keepdim=True).clamp(min=1e-12)
@@ -90,7 +90,7 @@ def _unpacked(packed: dict[str, Tensor], part: str, bits: int) -> Tensor:
         return numbers
     if bits == 4:
         halves = torch.stack([numbers & 15, numbers >> 4], dim=-1).flatten(-2)
-        numbers = halves[..., : packed["keys.low"].shape[-1]]
+        numbers = halves[..., : packed["keys.low"].shape[-1]]  # head_dim may be odd
     return numbers.float() * packed[f"{part}.scale"].float() + packed[f"{part}.low"].float()
 
 

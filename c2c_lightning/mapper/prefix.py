@@ -1,7 +1,7 @@
 """A skyline for mappers: what the same training gives a receiver that reads the text itself.
 
-Training also teaches the form of an answer. So that is not taken for what a mapper hands over, or for what is lost on
-the way, the receiver reads the text behind learned entries, trained with the same data, losses and steps.
+Training also teaches the form of an answer, which is neither handed over nor lost on the way. So the receiver reads the
+text behind learned entries, which are trained with the same data, losses and steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Prefix(Mapper):
     arXiv 2101.00190). Keys have no rotation, so that the entries are the same wherever the text stands.
 
     Args:
-        sharer: of no matter.
+        sharer: see `Mapper`; it is not read.
         receiver: see `Mapper`.
         length: N, the number of entries.
 
@@ -34,13 +34,12 @@ class Prefix(Mapper):
     def __init__(self, sharer: KVShape, receiver: KVShape, length: int = 16):
         super().__init__(sharer, receiver, length=length)
         check_at_least(1, "mapper {}", length=length)
-        self.init_args = {"length": length}
-        self.length = length
+        self.init_args, self.length = {"length": length}, length
         self.entries = nn.Parameter(torch.randn(length, 2 * receiver.num_layers * receiver.features))
 
     @torch.no_grad()
     def begin_with(self, receiver_stack: Tensor) -> None:
-        """Begins near the mean of what the receiver has of words: (2, Lr, T, Hr, Dr), keys not turned.
+        """Begins near the mean of the receiver's entries of words, (2, Lr, T, Hr, Dr), keys without rotation.
 
         Entries unlike any that the receiver has seen, or those of single words, would take many steps to do no harm.
         """
@@ -50,5 +49,5 @@ class Prefix(Mapper):
         self.entries.copy_(mean_O + APART * (words_TO[chosen] - mean_O))
 
     def map(self, x_TI: Tensor) -> Tensor:
-        """The entries, once for each of T / N texts."""
+        """The entries, repeated for each of T / N texts."""
         return self.entries.repeat(len(x_TI) // self.length, 1)

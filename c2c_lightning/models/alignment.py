@@ -140,7 +140,7 @@ class Aligner:
         Args:
             own: the receiver's.
             shared: the sharers'.
-            apart: the place of the turn that has what one model alone reads, and the message with it; None if nothing is.
+            apart: the place of the turn with a text that one model alone reads, and its message; None if there is none.
         """
         text, spans = self._locate_contents(self.receiver, own)
         receiver = common = read(self.receiver, text, spans)

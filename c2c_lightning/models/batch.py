@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from c2c_lightning.models.alignment import AlignedPrompt
-from c2c_lightning.models.cache import position_ids
+from c2c_lightning.models.cache import left_padded, position_ids
 from c2c_lightning.models.private_text import UNREAD, PrivateText, PrivateTexts
 from c2c_lightning.models.read_text import UNALIGNED
 
@@ -73,7 +73,7 @@ class Batch:
         return len(self.prompt_ids)
 
     def positions(self, mask: Tensor) -> Tensor:
-        """Of tokens behind private texts, given the mask of prompts and responses, or a part of them: (B, any).
+        """Positions (B, any) of tokens behind private texts, given the mask of prompts, or of prompts and responses.
 
         They count real tokens, and those of a text that have no slot.
         """
@@ -88,41 +88,39 @@ class Batch:
         return replace(self, prompt_ids=self.private.read_ids, prompt_mask=self.private.read_mask, **ALONE)
 
     def behind_texts(self) -> tuple[Tensor, Tensor]:
-        """Where the tokens stand that follow the texts, whether a receiver reads those itself or not.
+        """Where the tokens that follow the texts stand, in the prompts with slots and in those with texts.
 
         Returns:
-            Places among the B * N tokens of the prompts, and among the B * M of those with texts, all but for the last
-            token. The prompts are padded on the left, so they end alike, up to a slot at least.
+            Places among the B * N tokens of the ones and among the B * M of the others, but for their last tokens. Both
+            are padded on the left, so they end alike, up to a slot at least.
         """
         own, read = self.prompt_ids, self.private.read_ids
         width = min(own.shape[1], read.shape[1])
-        alike = (own[:, -width:] == read[:, -width:]).flip(1).cumprod(1).flip(1).bool() & (self.private.numbers > 0)[
-            :, None
-        ]
-        rows, columns = alike[:, :-1].nonzero().T
+        alike = (own[:, -width:] == read[:, -width:]).flip(1).cumprod(1).flip(1).bool()
+        rows, columns = (alike & (self.private.numbers > 0)[:, None])[:, :-1].nonzero().T
         return tuple(rows * (ids.shape[1] - 1) + columns + ids.shape[1] - width for ids in (own, read))
 
     def behind_slots(self, number: int) -> Batch:
-        """The batch in which the receiver reads each private text itself, behind so many slots; no sharer reads anything."""
+        """The batch in which the receiver reads private texts itself, each behind so many slots; no sharer reads."""
         private, prompts, texts = self.private, [], []
         rows = zip(private.read_ids, private.read_mask.bool(), private.heads.tolist(), private.numbers.tolist())
         for ids, mask, at, has_text in rows:
-            own, slots = ids[mask].tolist(), [0] * (number if has_text else 0)
-            prompts.append(own[:at] + slots + own[at:])
-            texts.append(PrivateText(slots, 0, at, own, np.full(len(slots), UNREAD), []))
+            itself, slots = ids[mask].tolist(), [0] * (number if has_text else 0)
+            prompts.append(itself[:at] + slots + itself[at:])
+            texts.append(PrivateText(slots, 0, at, itself, np.full(len(slots), UNREAD), []))
         ids, mask = pad(prompts, 0, left=True, least=2)
         padded = pad([text.ids for text in texts], 0, left=True)
         read, asked = (private.read_ids, private.read_mask), (private.asked_ids, private.asked_mask)
         slots = PrivateTexts.of(texts, padded, read, asked, mask[:, :-1])
-        alone = replace(self, prompt_ids=ids, prompt_mask=mask, **ALONE)
-        return replace(alone, private=slots).to(self.prompt_ids.device)
+        alone = ALONE | {"private": slots}
+        return replace(self, prompt_ids=ids, prompt_mask=mask, **alone).to(self.prompt_ids.device)
 
     def without_texts(self) -> Batch:
         """The batch in which nobody has read the private texts, and no sharer reads anything."""
         own = self.prompt_mask.bool()
         own[:, :-1] = own[:, :-1].flatten().index_fill(0, self.private.slots, False).view_as(own[:, :-1])
         lengths = own.sum(1)
-        columns = torch.arange(int(lengths.max()), device=own.device) >= lengths.max() - lengths[:, None]
+        columns = left_padded(lengths, int(lengths.max()))
         ids = torch.zeros_like(columns, dtype=self.prompt_ids.dtype).masked_scatter(columns, self.prompt_ids[own])
         return replace(self, prompt_ids=ids, prompt_mask=columns.long(), **ALONE)
 

@@ -18,8 +18,8 @@ from c2c_lightning.files import PROJECT, read_bytes
 
 Message = dict[str, Any]
 """`role` and `content`; an assistant's may have `tool_calls`, and the first of a conversation has its `tools`. One user's
-may have a text beside its content, before which it is read: `private`, which the first sharer alone reads and hands over, or
-`receiver_only`, for which no sharer's token stands opposite the receiver's."""
+may have a text that is read before its content: `private`, which the first sharer alone reads and hands over, or
+`receiver_only`, which the receiver alone reads, with no sharer's token opposite."""
 TOOLS = (
     "You may call these functions:\n<tools>\n{}\n</tools>\n\nA call is an object with name and arguments:\n"
     '<tool_call>\n{{"name": ..., "arguments": ...}}\n</tool_call>'

@@ -4,11 +4,11 @@ The receiver's prompt is laid out as if it had read the text: what its template 
 each of the sharer's tokens, the message, and what the template says after it. A mapper makes what stands in the slots;
 the receiver reads what follows on top of them.
 
-The sharer may have read a text long ago, and what the mapper made of it be `Handed` over instead: of all its tokens or of
-some. Slots stand where their tokens would, and what follows a text stands behind all of its tokens.
+If the sharer has read a text before, what the mapper made of all of its tokens or of some is `Handed` over instead.
+Slots stand where their tokens would, and what follows a text stands behind all of its tokens.
 
-Dimensions: B conversations, N prompt tokens but the last, S tokens of texts, M tokens of the receiver's prompts with texts,
-Q of the sharer's, T slots.
+Dimensions: B conversations, N prompt tokens but the last, S tokens of texts, M tokens of the receiver's prompts with
+texts, Q of the sharer's, T slots.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BETWEEN = "\n\n"  # between such a text and the message's content
 
 
 def reads(messages: list[Message], *kinds: str) -> list[Message]:
-    """The messages as a model reads them that reads texts of these kinds itself, each before its message's content."""
+    """The messages for a model that itself reads texts of these kinds, each before its message's content."""
     read = []
     for message in messages:
         texts = [text for kind in kinds if (text := message.get(kind) or "").strip()]
@@ -41,7 +41,7 @@ def reads(messages: list[Message], *kinds: str) -> list[Message]:
 
 
 def reads_all(messages: list[Message]) -> list[Message]:
-    """The messages as a model reads them that reads everything itself."""
+    """The messages for a model that reads everything itself."""
     return reads(messages, PRIVATE, RECEIVER_ONLY)
 
 
@@ -55,7 +55,7 @@ def text_apart(messages: list[Message]) -> int | None:
     apart = [i for i, text in texts if isinstance(text, Handed) or text.strip()]
     if len(apart) > 1 or any(messages[i]["role"] != "user" for i in apart):
         raise UserError(
-            "a text that one model alone reads (private, receiver_only) stands beside the content of one user's message; "
+            "a text that one model alone reads (private, receiver_only) stands beside the content of one user's message: "
             "give one text"
         )
     return apart[0] if apart else None
@@ -115,7 +115,7 @@ class PrivateTexts:
 
     ids: Tensor  # (B, S) left-padded
     mask: Tensor  # (B, S) 1 for real tokens
-    tokens: Tensor  # places among the B * S of the tokens that have a slot, but for those of texts that are handed over
+    tokens: Tensor  # places among the B * S of the tokens that have a slot; those of texts handed over are not there
     slots: Tensor  # (T,) places of the slots among the B * N
     rows: Tensor  # (T,) the conversation of each slot
     heads: Tensor  # (B,) how many of the receiver's tokens stand before the slots
@@ -127,8 +127,8 @@ class PrivateTexts:
     asked_mask: Tensor  # (B, Q) 1 for real tokens
     offsets: Tensor  # (T,) places of the slots' tokens in their texts
     skipped: Tensor  # (B,) how many tokens of a text have no slot
-    is_handed: Tensor  # (T,) the slots of texts that are handed over
-    handed: Tensor | None  # (2, L, T', H, D) what stands in these
+    is_handed: Tensor  # (T,) true for the slots of texts that are handed over
+    handed: Tensor | None  # (2, L, T', H, D) what stands in these slots, keys without rotation
     num_bytes: list[int | None]  # of the texts that are handed over; None for those that are read
 
     @classmethod
@@ -149,7 +149,7 @@ class PrivateTexts:
             asked: the prompts (B, Q) in which the sharer is asked itself, and their mask.
             mask_BN: of the receiver's prompts with slots, but for the last token.
         """
-        (ids, mask), (read_ids, read_mask) = padded, read
+        (ids, mask), (read_ids, read_mask), (asked_ids, asked_mask) = padded, read, asked
         width = read_ids.shape[1] - 1  # the last token is not in the cache
         tokens, slots, opposite = [], [], []
         for row, text in enumerate(texts):
@@ -163,26 +163,27 @@ class PrivateTexts:
             opposite.append(torch.where(in_cache, places + (row + 1) * width - last, UNREAD))
         numbers = torch.tensor([text.num_slots for text in texts])
         rows = torch.arange(len(texts)).repeat_interleave(numbers)
-        heads = torch.tensor([text.at for text in texts])
         handed = [text.handed for text in texts]
         offsets = [torch.arange(n) if h is None else h.kept for n, h in zip(numbers.tolist(), handed)]
         entries = [h.entries.float() for h in handed if h is not None]
         return cls(
-            ids,
-            mask,
-            *map(torch.cat, (tokens, slots)),
-            rows,
-            heads,
-            numbers,
-            read_ids,
-            read_mask,
-            torch.cat(opposite),
-            *asked,
-            torch.cat(offsets),
-            torch.tensor([0 if h is None else h.num_tokens - len(h.kept) for h in handed]),
-            torch.tensor([h is not None for h in handed])[rows],
-            torch.cat(entries, dim=2) if entries else None,
-            [None if h is None else h.num_bytes for h in handed],
+            ids=ids,
+            mask=mask,
+            tokens=torch.cat(tokens),
+            slots=torch.cat(slots),
+            rows=rows,
+            heads=torch.tensor([text.at for text in texts]),
+            numbers=numbers,
+            read_ids=read_ids,
+            read_mask=read_mask,
+            opposite=torch.cat(opposite),
+            asked_ids=asked_ids,
+            asked_mask=asked_mask,
+            offsets=torch.cat(offsets),
+            skipped=torch.tensor([0 if h is None else h.num_tokens - len(h.kept) for h in handed]),
+            is_handed=torch.tensor([h is not None for h in handed])[rows],
+            handed=torch.cat(entries, dim=2) if entries else None,
+            num_bytes=[None if h is None else h.num_bytes for h in handed],
         )
 
     @property

@@ -262,28 +262,26 @@ class Reading:
     def with_mapper(self, mapper: Mapper | None) -> Reading:
         """The reading in which a mapper fills the slots; itself if it does already, or there are none.
 
-        Of a `Prefix` it is the reading of other prompts, in which the receiver reads the texts itself.
+        With a `Prefix` it is the reading of other prompts, in which the receiver reads the texts itself.
         """
         if self.batch.private is None or mapper is self.mapper:
             return self
         if mapper not in self._mapped_by:
             if isinstance(mapper, Prefix):
                 twin = Reading(self.models, self.batch.behind_slots(mapper.length), mapper=mapper)
-                shape, slots = mapper.sharer, len(twin.batch.private.slots)
-                twin.text_entries = mapper.entries.new_zeros(
-                    2, shape.num_layers, slots, shape.num_kv_heads, shape.head_dim
-                )
+                slots = twin.batch.private.slots
+                twin.text_entries = mapper.blank(len(slots), slots.device)
             else:
                 twin = Reading(self.models, self.batch, None, self._sharer_caches, mapper)
                 if len(self.batch.private.tokens):
                     twin.text_entries = self.text_entries
-            twin.itself = self.itself  # as what the sharer has read, it does not depend on the mapper
+            twin.itself = self.itself  # which does not depend on the mapper either
             self._mapped_by[mapper] = twin
         return self._mapped_by[mapper]
 
     @cached_property
     def text_entries(self) -> Tensor:
-        """What the first sharer made of private texts: (2, L, T, H, D) of its tokens that have a slot, keys not turned."""
+        """The first sharer's entries (2, L, T, H, D) of private texts' tokens with a slot, keys without rotation."""
         text, sharer = self.batch.private, self.models.sharers[0]
         cache = self.models.prefill(sharer, text.ids, text.mask)
         return self._unturned(sharer, cache, text.mask, text.tokens)
@@ -297,8 +295,8 @@ class Reading:
         """What a mapper is to come near: what the receiver makes of the texts where it reads them itself.
 
         Returns:
-            Its entries (2, L, T', H, D) opposite the sharer's tokens, keys not turned, and which (T',) of the slots have
-            one.
+            Its entries (2, L, T', H, D) opposite the sharer's tokens, keys without rotation, and which (T',) of the
+            slots have one.
         """
         text = self.batch.private
         has_one = (text.opposite != UNREAD).nonzero()[:, 0]
@@ -312,8 +310,8 @@ class Reading:
             cache: the receiver's of the prompts with slots, but for the last token.
 
         Returns:
-            Its entries in the cache (2, L, T', H, D), keys not turned, and those that it has where it reads the texts
-            itself, which are the closer, the more the slots tell.
+            Its entries in the cache (2, L, T', H, D), keys without rotation, and those where it reads the texts itself:
+            the more the slots tell, the closer the two are.
         """
         itself = self.itself
         places = zip(self.batch.behind_texts(), (self.batch, itself.batch), (cache, itself.receiver_cache()))
@@ -322,7 +320,7 @@ class Reading:
 
     @cached_property
     def mapped(self) -> Tensor:
-        """What the mapper makes of the texts, or made of those handed over, (2, L, T, H, D), keys not turned.
+        """What the mapper makes of the texts, or made of those handed over, (2, L, T, H, D), keys without rotation.
 
         Raises:
             UserError: there is no mapper.
@@ -382,7 +380,7 @@ class Reading:
 
 
 def unexplained(given: Tensor, target: Tensor) -> Tensor:
-    """The share of the variance over tokens of a stack (2, L, T, H, D) that another lacks: a mean over parts and layers."""
+    """The share of a stack's variance over tokens (2, L, T, H, D) that another lacks, a mean over parts and layers."""
     given, target = given.float(), target.float()
     spread = (target - target.mean(2, keepdim=True)).square().sum((2, 3, 4)).clamp(min=1e-12)
     return ((given - target).square().sum((2, 3, 4)) / spread).mean()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from c2c_lightning.errors import UserError
 from c2c_lightning.models.cache import prefill, read_stack
-from c2c_lightning.models.loading import kv_shape
+from c2c_lightning.models.loading import kv_shape, longest
 
 PROBED = (7, 300, 4_000)
 """Positions at which a model's keys are compared with those at position 0, as far as the model goes."""
@@ -93,8 +93,8 @@ class Rotation:
         if not rules:
             return
         known: list[Rule | None] = [None, *rules]
-        limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or max(PROBED) + 1
-        positions = sorted({min(position, limit - 1) for position in PROBED})
+        last = longest(model) - 1
+        positions = sorted({min(position, last) for position in PROBED})
         start, *keys = _keys_of_single_tokens(model, [0, *positions])
         misfits = torch.zeros(len(known), len(start))
         for position, turned in zip(positions, keys):

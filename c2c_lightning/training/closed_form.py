@@ -25,6 +25,15 @@ HELD_OUT_EVERY, HELD_OUT_FIRST, HELD_OUT_MOST = 5, 1, 8
 SCALES = (-10.0, 4.0)  # log2 of an update's length by that of the receiver's cache
 
 
+def check_one_process(trainer: L.Trainer, reason: str) -> None:
+    """Raises a UserError if several processes are to train."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise UserError(
+            f"{reason}, and trainer.strategy is {type(trainer.strategy).__name__} on {trainer.world_size}: set "
+            "trainer.strategy to auto, trainer.devices to 1 and trainer.num_nodes to 1."
+        )
+
+
 class ClosedForm:
     """A communicator's fusers that have a closed form, which begin to collect; false if there are none."""
 
@@ -44,13 +53,7 @@ class ClosedForm:
 
     def check(self, trainer: L.Trainer) -> None:
         """Raises a UserError if the run could not fit them; called before a strategy takes the fusers over."""
-        strategy = trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy):
-            raise UserError(
-                f"model.fuser is {self.name}, which one process on one device fits, and trainer.strategy is "
-                f"{type(strategy).__name__} on {trainer.world_size}: set trainer.strategy to auto, "
-                "trainer.devices to 1 and trainer.num_nodes to 1."
-            )
+        check_one_process(trainer, f"model.fuser is {self.name}, which one process on one device fits")
         if not any(gate.active() for gate in self.communicator.fusers.gates):
             raise UserError(
                 f"model.fuser is {self.name}, under which gates do not learn, and all of them are closed: "

@@ -2,8 +2,8 @@
 
 Methods: `c2c`, the receiver on the fused cache; `wrong_question`, the same with the sharers' caches of the question's
 partner (see `Batch.partners`), and with the partner's private text; `receiver` and `sharer` (`sharer_1`, ... of further
-ones), each alone, that is, without any other model's cache; with private texts, which the first sharer reads in its prompt,
-also `reads_it`, the receiver that reads them itself.
+ones), each alone, that is, without any other model's cache. With private texts, `sharer` has them in its prompt, and
+there is also `reads_it`, the receiver that reads them itself.
 """
 
 from __future__ import annotations
@@ -71,14 +71,11 @@ class ExactAnswers(nn.Module):
         read = [batch.prompt_ids] if batch.private is None else [batch.prompt_ids, batch.private.ids]
         checksum = zlib.crc32(repr([ids.tolist() for ids in read] + [batch.references]).encode())
         if self.known.get(batch.index, (None,))[0] != checksum:
-            if batch.private is None:
-                answers = {"receiver": greedy_answers(None, reading)}
-            else:
-                asked = {"receiver": models.read(batch.without_texts()), "reads_it": reading.itself}
-                answers = {method: greedy_answers(None, each) for method, each in asked.items()}
-            prompts = [(prompt.ids, prompt.mask) for prompt in batch.sharers]
+            asked, prompts = {"receiver": reading}, [(prompt.ids, prompt.mask) for prompt in batch.sharers]
             if batch.private is not None:
+                asked = {"receiver": models.read(batch.without_texts()), "reads_it": reading.itself}
                 prompts[0] = batch.private.asked_ids, batch.private.asked_mask
+            answers = {method: greedy_answers(None, each) for method, each in asked.items()}
             for sharer, (ids, mask), tokenizer, method in zip(
                 models.sharers, prompts, models.aligner.sharers, self.sharers
             ):

@@ -1,4 +1,4 @@
-"""How a run trains mappers: solved in closed form before the first step, then by the receiver's reading of their slots."""
+"""How a run trains mappers: in closed form before the first step, then by the receiver's reading of their slots."""
 
 from __future__ import annotations
 
@@ -53,21 +53,20 @@ class TextTraining:
 
 
 def check_prefix(fusers: Fusers, texts: TextTraining) -> None:
-    """Raises a UserError if a `Prefix` is to do what only mappers do that hand something over."""
+    """Raises a UserError if a `Prefix` is configured with what needs a mapper that hands a text over."""
     if not isinstance(fusers.mapper, Prefix):
         return
     if len(fusers):
         raise UserError("model.mapper is a Prefix, with which the receiver reads alone: set model.fuser to null.")
     if texts.entries:
         raise UserError(
-            f"model.texts.entries is {texts.entries}, and model.mapper is a Prefix, whose slots stand for no text: set it "
-            "to 0."
+            f"model.texts.entries is {texts.entries}, and model.mapper is a Prefix, whose slots have no text: set it to 0."
         )
 
 
 @torch.no_grad()
 def begin_prefixes(trainer: L.Trainer, models: FrozenModels, mappers: Sequence[Mapper | None]) -> None:
-    """Has every `Prefix` begin with words of a text from the training data."""
+    """Has every `Prefix` begin near what the receiver makes of a text from the training data."""
     prefixes = [mapper for mapper in mappers if isinstance(mapper, Prefix)]
     if not prefixes:
         return
@@ -128,21 +127,19 @@ def solve_mappers(
 
 
 def check_told(trainer: L.Trainer, models: FrozenModels, batch: Batch) -> None:
-    """Raises a UserError on all ranks that share their models, if some have private texts to read and others none."""
+    """Raises a UserError on every rank if of those that share their models some have texts to read and others none."""
     if not is_sharded(models):
         return
     told = torch.tensor(float(batch.private is not None), device=trainer.strategy.root_device)
     told = trainer.strategy.reduce(told, reduce_op="sum")
     if 0 < told < trainer.world_size:
         raise UserError(
-            f"of {trainer.world_size} ranks that share their models (FSDP) {told:.0f} have a batch with texts that the sharer "
-            "alone reads, and the others have none, so they cannot read together: give every conversation a text, or set "
-            "trainer.strategy to ddp where the models fit on one device."
+            f"of {trainer.world_size} ranks that share their models (FSDP) {told:.0f} have texts that the sharer alone reads, "
+            "and the others have none, so they cannot read together: give every conversation a text, or set "
+            "trainer.strategy to ddp if the models fit on one device."
         )
 
 
 def nothing_of(mapper: Mapper, device: torch.device) -> Tensor:
-    """Zero, with a gradient of zero for all of a mapper: for batches without texts, beside which other ranks have some."""
-    shape = mapper.sharer
-    stack = torch.zeros(2, shape.num_layers, 1, shape.num_kv_heads, shape.head_dim, device=device)
-    return 0 * mapper(stack).sum()
+    """Zero, with a gradient of zero for all of a mapper: for batches without texts, while other ranks have some."""
+    return 0 * mapper(mapper.blank(1, device)).sum()

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -28,7 +27,7 @@ from c2c_lightning.nested import flatten
 from c2c_lightning.runs import CHECKPOINTS, LAST, Interrupted
 from c2c_lightning.tracking import MLflowTracker, find_tracker
 from c2c_lightning.training.checkpoints import run_folder
-from c2c_lightning.training.closed_form import ClosedForm
+from c2c_lightning.training.closed_form import ClosedForm, check_one_process
 from c2c_lightning.training.exact_answers import accuracies
 from c2c_lightning.training.mappers import TextTraining
 from c2c_lightning.training.optimizer import OptimizerConfig
@@ -112,15 +111,14 @@ class Run:
         return bool(self.closed_form) or any(parameter.requires_grad for parameter in self.fusers.parameters())
 
     def check_strategy(self, trainer: L.Trainer) -> None:
-        """Raises a UserError if its closed form is one that several processes cannot fit."""
+        """Raises a UserError if several processes are to train what one process has to."""
         if self.closed_form:
             self.closed_form.check(trainer)
-        elif not self.has_steps and not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise UserError(
-                f"model.mapper is {self.name}, of which nothing is trained after its closed form, and trainer.strategy is "
-                f"{type(trainer.strategy).__name__} on {trainer.world_size}: set trainer.strategy to auto, "
-                "trainer.devices to 1 and trainer.num_nodes to 1, or take a mapper that trains."
+        elif not self.has_steps:
+            reason = (
+                f"model.mapper is {self.name}, of which nothing is trained after its closed form (NetworkMapper trains)"
             )
+            check_one_process(trainer, reason)
 
     @property
     def tracker(self) -> MLflowTracker | None:

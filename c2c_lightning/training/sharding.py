@@ -2,8 +2,8 @@
 
 The blocks of every LM, what is left of it at its root, every fuser and the mapper are units, of which each device
 keeps a part and gathers the whole only while it computes with it. Where there is a mapper, every device has its closed
-form and the receiver whole. Gate logits are a handful of numbers,
-and read wherever somebody asks which gates are open: every device has them whole. Checkpoints fit every strategy.
+form and the receiver whole. Gate logits are a handful of numbers, and read wherever somebody asks which gates are open:
+every device has them whole. Checkpoints fit every strategy.
 """
 
 from __future__ import annotations
@@ -207,11 +207,9 @@ def shard(communicator: Communicator, mesh: DeviceMesh) -> None:
     # Nobody writes into a fused cache in place, of which FSDP2 warns.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     logits = share_gates(communicator.fusers)
-    whole: set[nn.Module] = set()
-    if communicator.fusers.mapper:
-        # A mapper's gradient passes through what the receiver writes into its cache, beside the modules' outputs, by
-        # which FSDP2 knows when to gather their weights again.
-        whole = set(communicator.models.receiver.modules())
+    # A mapper's gradient passes through what the receiver writes into its cache. FSDP2 gathers weights again when
+    # gradients of modules' outputs come, so it would miss those.
+    whole = set(communicator.models.receiver.modules()) if communicator.fusers.mapper else set()
     for module in reversed(list(communicator.modules())):  # a block before the root that it is in
         if module in whole:
             continue

@@ -28,9 +28,9 @@ from c2c_lightning.models.private_text import PRIVATE
 TEXT = """\
 What C2C is handed of a text, packed as `read` packs it into a file: each number in fewer bits (`bits_8`: 8, with a range \
 for every feature of the keys and every token of the values), or in 16 bits of some tokens only (`kept_25`: the 25% whose \
-keys and values are farthest from their means). What is kept stands where it would stand. Retention is what is left of the gain by \
-reading the text, with a 95% bootstrap interval; bytes are of the text of a question on average."""
-WHOLE = 16  # bits of what is handed over of some tokens
+keys and values are farthest from their means). What is kept stands where it would stand. Retention is what is left of the \
+gain by reading the text, with a 95% bootstrap interval; bytes are of the text of a question on average."""
+KEPT_BITS = 16  # of a number where only some tokens are kept
 
 
 class RetentionByBytes(TextAnalysis):
@@ -57,7 +57,7 @@ class RetentionByBytes(TextAnalysis):
         return [Receiver(), ReadsIt(), C2C(), *self.packed()]
 
     def packed(self) -> list[Packed]:
-        return [*(Packed(bits) for bits in self.bits), *(Packed(WHOLE, p) for p in self.percentages)]
+        return [*(Packed(bits) for bits in self.bits), *(Packed(KEPT_BITS, p) for p in self.percentages)]
 
     def section(self, communicator: Communicator, results: BenchmarkResults, folder: Path) -> Section | None:
         if not {"receiver", "reads_it", "c2c"} <= results.answers.keys():
@@ -83,22 +83,20 @@ class RetentionByBytes(TextAnalysis):
         axis = figure.subplots()
         axis.axhline(1, color=drawing.colour("receiver"), linestyle="--", label="the receiver reads it itself")
         axis.axhline(0, color=drawing.colour("receiver"), linestyle=":", label="the receiver alone")
-        whole = [f"bits_{WHOLE}"] if WHOLE in self.bits else []
-        lines = {
-            "all tokens": (["c2c", *(f"bits_{b}" for b in self.bits[::-1])], drawing.ACCENT, "o", "-"),
-            f"some tokens, {WHOLE} bits": (
-                [f"kept_{p}" for p in self.percentages] + whole,
-                drawing.CONTRAST,
-                "s",
-                "--",
-            ),
-        }
-        for label, (names, colour, marker, line) in lines.items():
-            numbers, kept = zip(*(found[name] for name in names))
-            drawing.draw_series(axis, numbers, kept, label, colour, marker, line)
+        fewer_bits = ["c2c", *(f"bits_{bits}" for bits in self.bits[::-1])]
+        fewer_tokens = [f"kept_{percentage}" for percentage in self.percentages]
+        fewer_tokens += [f"bits_{KEPT_BITS}"] if KEPT_BITS in self.bits else []
+        for label, names, *style in (
+            ("all tokens", fewer_bits, drawing.ACCENT, "o", "-"),
+            (f"some tokens, {KEPT_BITS} bits", fewer_tokens, drawing.CONTRAST, "s", "--"),
+        ):
+            if names:
+                numbers, kept = zip(*(found[name] for name in names))
+                drawing.draw_series(axis, numbers, kept, label, *style)
         for name, (number, kept) in found.items():
-            label = {"c2c": "C2C", "bits": f"{name[5:]} bits", "kept": f"{name[5:]}%"}[name[:4]]
-            end, side = (kept.low, -1) if name.startswith("kept") else (kept.high, 1)
+            kind, _, amount = name.partition("_")
+            label = {"c2c": "C2C", "bits": f"{amount} bits", "kept": f"{amount}%"}[kind]
+            end, side = (kept.low, -1) if kind == "kept" else (kept.high, 1)
             beside = {"textcoords": "offset points", "ha": "center", "va": "top" if side < 0 else "bottom"}
             axis.annotate(label, (number, end), (0, 6 * side), **beside)
         axis.margins(y=0.12)

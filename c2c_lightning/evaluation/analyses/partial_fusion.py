@@ -24,8 +24,8 @@ from c2c_lightning.evaluation.report.findings import BenchmarkResults
 from c2c_lightning.evaluation.report.page import Section, with_interval
 from c2c_lightning.fuser import Fusers
 from c2c_lightning.models import Batch
-from c2c_lightning.models.alignment import UNALIGNED
 from c2c_lightning.models.batch import SharerPrompt
+from c2c_lightning.models.read_text import UNALIGNED
 
 End = Literal["front", "back"]
 ENDS: tuple[End, ...] = ("front", "back")

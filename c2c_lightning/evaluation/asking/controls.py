@@ -50,8 +50,9 @@ class WrongQuestion(C2C):
 
     def heard(self, asking: Asking) -> Reading:
         questions, reading = asking.questions, asking.reading
-        others = map(reads, Questions(questions.benchmark, questions.partners, questions.items).messages())
-        fused = reading.models.read(reading.models.collate([*others]))  # the sharer's prompts have no texts
+        # Prompts have no private texts, which the slots below are for.
+        prompts = map(reads, Questions(questions.benchmark, questions.partners, questions.items).messages())
+        fused = reading.models.read(reading.models.collate([*prompts]))
         if reading.batch.private is not None:
             pairs = zip(questions.items, questions.partners)
             others = [questions.benchmark.messages(of_another_text(*pair, questions.benchmark)) for pair in pairs]
@@ -71,7 +72,7 @@ def of_another_text(item: Item, partner: Item, benchmark: Benchmark) -> Item:
 
 
 class NothingSaid(C2C):
-    """Every slot of a private text has what a mean token of any text gets: as many slots as C2C has, which say nothing."""
+    """As many slots as C2C has, all of which say nothing: each has what a mean token of any text gets."""
 
     name = "nothing_said"
     description = "C2C with slots that say nothing, all alike, in place of the text's"
@@ -83,7 +84,7 @@ class NothingSaid(C2C):
 
 
 class SaysNothing(nn.Module):
-    """A mapper that tells every slot the same, whatever the text: the mean of a text's own slots would say what it is."""
+    """A mapper that gives every slot the same of any text; the mean of a text's own slots would say what it is."""
 
     def __init__(self, mapper: Mapper):
         super().__init__()

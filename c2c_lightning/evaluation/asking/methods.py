@@ -253,10 +253,12 @@ def read_prefix(name: str, models: FrozenModels) -> Prefix:
     config, state = read_fuser(name)
     prefix = make_fusers(located(config, name), state, name).mapper
     if not isinstance(prefix, Prefix):
-        raise UserError(f"prefix of ReadsIt is {name!r}, whose model.mapper is no Prefix: train one with that.")
+        raise UserError(f"prefix of ReadsIt is {name!r}, whose model.mapper is no Prefix: name a run where it is one.")
     own, trained = (Path(receiver).name for receiver in (models.receiver.name_or_path, config["receiver"]))
     if prefix.receiver != models.receiver_shape or own != trained:
-        raise UserError(f"prefix of ReadsIt is {name!r}, which was trained for {trained}, and the receiver is {own}.")
+        raise UserError(
+            f"prefix of ReadsIt is {name!r}, which was trained for {trained}, and the receiver is {own}: train one for it."
+        )
     return prefix.requires_grad_(False).to(models.receiver.device)
 
 

@@ -121,8 +121,8 @@ class Evaluation(L.LightningModule):
             self.communicator = self.load()
             if isinstance(self.communicator.fusers.mapper, Prefix):
                 raise UserError(
-                    f"model.fuser {self.fuser} is a trained prefix, with which nothing is handed over: name a mapper's run, "
-                    "and this one as the prefix of a ReadsIt."
+                    f"model.fuser {self.fuser} is a trained prefix, with which nothing is handed over: name a mapper's "
+                    "run, and this one as the prefix of a ReadsIt."
                 )
             for benchmark in self.benchmarks:
                 benchmark.leave_out(too_long(benchmark, self.communicator.models), TOO_LONG)

@@ -20,7 +20,7 @@ from c2c_lightning.errors import UserError, first_line
 from c2c_lightning.evaluation.asking.methods import Asking
 from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.models import Batch
-from c2c_lightning.models.alignment import UNALIGNED
+from c2c_lightning.models.read_text import UNALIGNED
 
 
 @dataclass

@@ -167,7 +167,7 @@ class Benchmark(ABC):
         return self._exemplar_items
 
     def question_text(self, item: Item) -> str:
-        """The question with its lettered choices, without any instruction, and with its context if the sharer reads it."""
+        """The question with its lettered choices, and its context if the sharer reads it; without any instruction."""
         choices = "" if self.by_likelihood else self.prompt.of(item.subject).choices(item.letters, item.choices)
         context = item.context if self.context in ("both", "sharer") else ""
         return "\n\n".join(filter(None, (context, item.question, choices)))

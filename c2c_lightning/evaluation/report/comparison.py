@@ -223,8 +223,8 @@ def up_to_date(folder: Path, results: Results) -> Results:
     try:
         with held(folder, "evaluation"):
             graded = _grade(folder, results.benchmarks)
-            for name in graded.keys() & results.benchmarks.keys():  # which only the models can tell
-                graded[name].merged = results.benchmarks[name].merged
+            for name, found in graded.items():
+                found.merged = results.benchmarks[name].merged  # which only the models can tell
             now = replace(results, benchmarks=graded, grader=grading.version())
             write_whole(folder / RESULTS_FILE, json_text(now))
     except UserError as error:
