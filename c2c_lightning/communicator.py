@@ -187,15 +187,20 @@ class Communicator(nn.Module):
                     "or the parts of it one by one."
                 )
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether there is a mapper that makes something of what a sharer has read."""
+        return self.fusers.mapper is not None and not isinstance(self.fusers.mapper, Prefix)
+
     def made_with(self) -> Makers:
         """Names and digests of the receiver, the first sharer if it is loaded, and the mapper.
 
         Raises:
             UserError: there is no mapper.
         """
-        # With a `Prefix` nothing is handed over.
-        if self._mapper is None and isinstance(self.fusers.mapper, Prefix | None):
-            raise UserError("the fuser has no mapper, so no text can be handed over: train one with model.mapper.")
+        if self._mapper is None and not self.hands_over:
+            which = " that hands a text over, but a Prefix" if self.fusers.mapper else ", so no text can be handed over"
+            raise UserError(f"the fuser has no mapper{which}: train one with model.mapper.")
         if self._made_with is None:  # kept, since every byte of the models is read for it
             models = zip(("receiver", "sharer"), (self.models.receiver, *self.models.sharers))
             digests = {part: Maker(name=m.name_or_path, fingerprint=self.models.fingerprint(m)) for part, m in models}

@@ -85,6 +85,8 @@ class Batch:
 
     def with_texts(self) -> Batch:
         """The batch in which the receiver reads private texts itself, and no sharer reads anything."""
+        if self.private is None:
+            return replace(self, **ALONE)
         return replace(self, prompt_ids=self.private.read_ids, prompt_mask=self.private.read_mask, **ALONE)
 
     def behind_texts(self) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from c2c_lightning.communicator import Communicator
 from c2c_lightning.errors import UserError
+from c2c_lightning.evaluation.analyses.handed_over import Packed
 from c2c_lightning.evaluation.asking.controls import (
     NothingSaid,
     RandomSharer,
@@ -65,6 +66,19 @@ def test_controls_hand_over_another_text_or_one_that_says_nothing(model):
     in_slots = nothing.transpose(1, 2).flatten(0, 1)[slots]
     assert in_slots.std(0).max() < c2c.transpose(1, 2).flatten(0, 1)[slots].std(0).max()
     assert C2C().prefill(told).handed_over[0] > 0
+
+
+def test_questions_without_texts_are_the_receivers_own_also_where_a_whole_batch_has_none(model, tmp_path):
+    lines = [{"question": f"Where does {name} live?", "reference": "Oslo", "context": ""} for name in ("Al", "Ribigo")]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = OwnQuestions(path=str(tmp_path / "q.jsonl"), context="sharer", max_new_tokens=4)
+    items = benchmark.items()
+    told = Asking.of(model, Questions(benchmark, items, items[::-1]))
+    alone = responses(Receiver(), told)
+    for method in (C2C(), ReadsIt(), NothingSaid(), RandomSharer(), WrongQuestion(), Packed(8), Packed(16, 50)):
+        answers = method.answer(told)
+        assert [answer.response for answer in answers] == alone
+        assert not any(answer.handed_over for answer in answers)
 
 
 def test_methods_of_texts_say_nothing_of_questions_without(model):

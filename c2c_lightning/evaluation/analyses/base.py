@@ -54,7 +54,7 @@ class TextAnalysis(Analysis):
             )
 
     def check(self, communicator: Communicator, asked: Sequence[str]) -> None:
-        if communicator.fusers.mapper is None:
+        if not communicator.hands_over:
             raise UserError(f"trainer.callbacks has {type(self).__name__}, but the fuser has no mapper: leave it out.")
 
 

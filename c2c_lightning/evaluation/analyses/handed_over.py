@@ -130,6 +130,8 @@ class Packed(C2C):
 
     def heard(self, asking: Asking) -> Reading:
         models, text = asking.models, asking.reading.batch.private
+        if text is None:
+            return asking.reading
         rows = asking.reading.mapped.to(models.receiver.dtype).cpu().split(text.numbers.tolist(), dim=2)
         told = [
             [{**turn, PRIVATE: self.handed(entries)} if turn.get(PRIVATE) else turn for turn in turns]

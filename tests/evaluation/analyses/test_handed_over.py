@@ -16,7 +16,7 @@ from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.report.findings import collect
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.mapper import RidgeMapper
+from c2c_lightning.mapper import Prefix, RidgeMapper
 from c2c_lightning.models import FrozenModels, load_aligner, load_models
 
 PAIR = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
@@ -70,6 +70,9 @@ def test_the_section_has_retention_beside_bytes_with_a_picture(asking, tmp_path)
     assert all("%" in cell for cell in table["retention"])
     [figure] = section.figures.values()
     assert figure.read_bytes()[:4] == b"\x89PNG"
+    for sizes in ({"bits": (8,), "percentages": ()}, {"bits": (), "percentages": ()}):
+        section = RetentionByBytes(**sizes).section(None, collect(benchmark, methods, kept, seed=0), tmp_path)
+        assert section.figures
     few = {name: kept[name] for name in ("receiver", "c2c", "bits_8", "kept_50")}
     assert analysis.section(None, collect(benchmark, methods, few, seed=0), tmp_path) is None
 
@@ -80,8 +83,10 @@ def test_it_is_refused_where_nothing_is_handed_over(asking):
         RetentionByBytes().setup(trainer, None, "test")
     trainer.datamodule.benchmarks.append(asking.questions.benchmark)
     RetentionByBytes().setup(trainer, None, "test")
-    with pytest.raises(UserError, match="the fuser has no mapper"):
-        RetentionByBytes().check(Communicator.fresh(asking.models), [])
+    shapes = asking.models.receiver_shape, asking.models.sharer_shapes
+    for fusers in (Fusers(*shapes), Fusers(*shapes, fuser=None, mapper=Prefix)):
+        with pytest.raises(UserError, match="the fuser has no mapper"):
+            RetentionByBytes().check(Communicator(asking.models, fusers), [])
     assert Packed(8).why_not(NanoWorld(limit=2)) == "the sharer reads no texts alone"
 
 
