@@ -120,15 +120,15 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises UserError if the disk is full, or the folder may not be written to.
     """
-    if path.is_dir():
-        raise UserError(f"{path} cannot be written: it is a folder. Name a file.")
     # In the same folder: a rename is atomic only within one file system. Two processes must not share a part file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield unfinished
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        unfinished.replace(path)  # a folder may still make room until here
+    except IsADirectoryError as error:
+        raise UserError(f"{path} cannot be written: it is a folder. Name a file.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:

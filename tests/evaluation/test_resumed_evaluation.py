@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from c2c_lightning.cli.commands import main
 from c2c_lightning.evaluation.asking.answers import digest
+from c2c_lightning.evaluation.asking.methods import C2C
 from c2c_lightning.evaluation.benchmarks import Grade, NanoWorld, grading
 from c2c_lightning.evaluation.report.comparison import compare_runs
 from c2c_lightning.files import PROJECT
@@ -263,5 +264,5 @@ def test_only_what_can_change_an_answer_changes_the_settings(fit, tmp_path):
     assert not changed("model", fuser=str(run.folder / "checkpoints" / "last.ckpt"))
     assert changed("data", seed=1)
     assert changed("data", benchmarks=["b"])
-    assert changed("model", methods=["C2C"])
+    assert changed("model", methods=[{"class_path": f"{C2C.__module__}.C2C"}])
     assert changed("trainer", precision="bf16-mixed")
