@@ -26,6 +26,7 @@ from c2c_lightning.models.cache import (
     position_ids,
     prefill,
     read_stack,
+    tokens_of,
     write_stack,
 )
 from c2c_lightning.models.checks import check_tokens
@@ -349,9 +350,10 @@ class Reading:
         return torch.stack([turned.transpose(2, 3)[:, 0], values])
 
     def _unturned(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, places: Tensor) -> Tensor:
-        keys, values = read_stack(cache, range(len(cache.layers))).unbind()
-        keys = self.models.rotation(model).off(keys, position_ids(mask))
-        return torch.stack([each.transpose(2, 3).flatten(1, 2).index_select(1, places) for each in (keys, values)])
+        keys, values = tokens_of(cache, range(len(cache.layers)), places).unbind()
+        positions = position_ids(mask).flatten()[None, places]
+        keys = self.models.rotation(model).off(keys[:, None].transpose(2, 3), positions)
+        return torch.stack([keys.transpose(2, 3)[:, 0], values])
 
     def with_sharers_of(self, other: Reading) -> Reading:
         """The reading in which the sharers have read other questions: what the receiver has read stays as it is."""

@@ -100,9 +100,8 @@ class Nearness(Metric):
     def __init__(self, num_layers: int):
         super().__init__()
         self.width = num_layers + 2
-        self.add_state(
-            "rows", [], dist_reduce_fx="cat"
-        )  # flat, as torchmetrics gathers those of a rank without questions
+        # Flat, as torchmetrics gathers those of a rank without questions.
+        self.add_state("rows", [], dist_reduce_fx="cat")
 
     @torch.no_grad()
     def update(self, caches: Caches) -> None:
