@@ -14,6 +14,9 @@ from c2c_lightning.evaluation.asking.methods import Answering, Asking
 from c2c_lightning.evaluation.asking.observing import Observer, read_caches
 from c2c_lightning.evaluation.asking.questions import Questions, StageClock
 from c2c_lightning.evaluation.asking.text_to_text import TextToText
+from c2c_lightning.fuser import Fusers
+from c2c_lightning.mapper import RidgeMapper
+from c2c_lightning.models import FrozenModels, load_aligner, load_models
 from c2c_lightning.models.cache import read_stack
 
 TEXTS = [
@@ -88,3 +91,12 @@ def observe(observer: Observer, communicator: Communicator, batches: Sequence[Qu
     for batch in batches:
         metric.update(read_caches(communicator, batch))
     return metric.compute()
+
+
+def told_pair() -> Communicator:
+    """The built-in pair with a mapper that makes something else of every text."""
+    receiver, sharers = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
+    models = FrozenModels(*load_models(receiver, sharers), load_aligner(receiver, sharers))
+    fusers = Fusers(models.receiver_shape, models.sharer_shapes, fuser=None, mapper=RidgeMapper)
+    torch.nn.init.normal_(fusers.mapper.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    return Communicator(models, fusers)

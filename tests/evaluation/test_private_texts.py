@@ -22,21 +22,13 @@ from c2c_lightning.evaluation.asking.questions import Questions, too_long
 from c2c_lightning.evaluation.asking.text_to_text import C2CAfterText, TextToText
 from c2c_lightning.evaluation.benchmarks import NanoWorld, OwnQuestions
 from c2c_lightning.evaluation.report.statistics import retention
-from c2c_lightning.fuser import Fusers
-from c2c_lightning.mapper import RidgeMapper
-from c2c_lightning.models import FrozenModels, load_aligner, load_models
 from c2c_lightning.nano import world
-
-PAIR = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
+from tests.evaluation.asking import told_pair
 
 
 @pytest.fixture(scope="module")
 def model() -> Communicator:
-    """The built-in pair with a mapper that makes something else of every text."""
-    models = FrozenModels(*load_models(*PAIR), load_aligner(*PAIR))
-    fusers = Fusers(models.receiver_shape, models.sharer_shapes, fuser=None, mapper=RidgeMapper)
-    torch.nn.init.normal_(fusers.mapper.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    return Communicator(models, fusers)
+    return told_pair()
 
 
 def asked(model: Communicator, context: str, shift: int = 0) -> Asking:

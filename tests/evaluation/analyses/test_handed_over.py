@@ -16,21 +16,16 @@ from c2c_lightning.evaluation.asking.questions import Questions
 from c2c_lightning.evaluation.benchmarks import NanoWorld
 from c2c_lightning.evaluation.report.findings import collect
 from c2c_lightning.fuser import Fusers
-from c2c_lightning.mapper import Prefix, RidgeMapper
-from c2c_lightning.models import FrozenModels, load_aligner, load_models
-
-PAIR = "c2c_lightning/nano/receiver", ["c2c_lightning/nano/sharer"]
+from c2c_lightning.mapper import Prefix
+from tests.evaluation.asking import told_pair
 
 
 @pytest.fixture(scope="module")
 def asking() -> Asking:
     """Of the built-in pair, with a mapper that makes something else of every text."""
-    models = FrozenModels(*load_models(*PAIR), load_aligner(*PAIR))
-    fusers = Fusers(models.receiver_shape, models.sharer_shapes, fuser=None, mapper=RidgeMapper)
-    torch.nn.init.normal_(fusers.mapper.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     benchmark = NanoWorld(limit=6, told=True, context="sharer")
     items = benchmark.items()
-    return Asking.of(Communicator(models, fusers), Questions(benchmark, items, [*items[1:], items[0]]))
+    return Asking.of(told_pair(), Questions(benchmark, items, [*items[1:], items[0]]))
 
 
 def keys(method: C2C, asking: Asking) -> torch.Tensor:
